@@ -1,0 +1,43 @@
+# make demo, test, lint, build, clean. Needed: make, PyPI, and python3, 3.11 or newer, with venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/ready
+
+# A setting for a person's own packages has no place in a virtual environment.
+export PIP_USER := 0
+unexport PYTHONPATH PYTHONHOME
+
+.PHONY: demo test lint build clean
+
+demo: $(READY) ## the whole thing on an embedded AWS, step by step
+	@$(BIN)/python -m examples.demo
+
+test: $(READY) ## ARGS="-k name" hands arguments to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/cfn-lint template.yaml examples/*.yaml
+
+build: $(READY) ## what AWS gets, without sam: build/
+	rm -rf build
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) -C handler build-UsagePlanKeyFunction ARTIFACTS_DIR="$(CURDIR)/build"
+
+clean:
+	rm -rf .venv build .aws-sam .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find handler tests examples -name __pycache__ -prune -exec rm -rf {} +
+
+$(READY): tests/requirements.txt handler/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "Python 3.11 or newer is needed, here as python3 or as make PYTHON=/path/to/it. Found: $$($(PYTHON) --version 2>&1)" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "$(PYTHON) lacks venv or ensurepip; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	@echo "Setting up .venv (once, about a minute)"
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
+	@# The tests build the artifact, and without a network.
+	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest .venv/wheels --requirement handler/requirements.txt
+	@touch $@

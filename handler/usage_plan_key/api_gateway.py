@@ -1,0 +1,242 @@
+"""The API Gateway calls and what their errors mean; nothing else talks to it.
+
+https://docs.aws.amazon.com/apigateway/latest/api/API_CreateUsagePlanKey.html and its neighbours.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import ConnectionError as NoConnectionError
+
+from .association import Association
+from .lifecycle import FailedError
+from .retry import Again, Attempts, Deadline, persist
+
+if TYPE_CHECKING:
+    from mypy_boto3_apigateway import APIGatewayClient
+
+logger = logging.getLogger(__name__)
+
+#: Looks at a conflict that nothing explains. One that is passing is over by then: what it was has changed meanwhile.
+MOST_UNEXPLAINED: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key as a plan has it. Its value is secret, and may be absent."""
+
+    name: str = ""
+    value: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The key is in the plan now, by this attempt or by an earlier one of ours whose reply was lost."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The key was in the plan already, and not by this attempt."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class Rival:
+    """A plan that has the key and covers the same stages (`api:stage`) as the wanted one: a key takes one for each."""
+
+    association: Association
+    plan_name: str
+    stages: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"usage plan {self.association.plan_id} ({self.plan_name}) for the API stage {', '.join(self.stages)}"
+
+
+def transient(error: Exception) -> Again | None:
+    """Tell whether API Gateway or DynamoDB may be asked again.
+
+    429 carries `Retry-After`. "try again later" is the one text that is matched: API Gateway serves one CreateUsagePlanKey
+    at a time in a region and answers the others 409 with it, 400 in old reports
+    (https://github.com/serverless/serverless/issues/12065).
+    """
+    if isinstance(error, HTTPClientError | NoConnectionError):
+        return Again(unclear=True)
+    if not isinstance(error, ClientError):
+        return None
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if status >= 500:
+        return Again(unclear=True)
+    if status == 429:
+        return Again(after=_retry_after(error))
+    return Again() if "try again later" in _message(error).lower() else None
+
+
+class ApiGateway:
+    """API Gateway's usage plan keys, each call retried until its deadline.
+
+    Every method raises OutOfTimeError when no time is left, and FailedError with the reason when it is refused for good.
+    """
+
+    def __init__(self, client: APIGatewayClient) -> None:
+        """Take a client whose own retries are off: there is one policy."""
+        self._client = client
+
+    @property
+    def _region(self) -> str:
+        return self._client.meta.region_name
+
+    def attach(self, association: Association, deadline: Deadline) -> Attached | Found | list[Rival]:
+        """Put the key into the plan (CreateUsagePlanKey). Rivals are answered where they are why it was refused."""
+        what = f"Could not attach API key {association.key_id} to usage plan {association.plan_id} in {self._region}"
+        attempts = Attempts()
+        arguments = {"usagePlanId": association.plan_id, "keyId": association.key_id, "keyType": "API_KEY"}
+        call = partial(self._client.create_usage_plan_key, **arguments)
+        for unexplained in range(1, MOST_UNEXPLAINED + 1):
+            try:
+                return Attached(_key(persist(call, what, deadline, _logged(transient, what), attempts)))
+            except (ClientError, BotoCoreError) as error:
+                if _code(error) != "ConflictException":
+                    failed = self._refused(what, association, error, "POST", "keys", deadline)
+                    failed.clear = not attempts.unclear
+                    raise failed from error
+                # Which conflict it was its text does not say (it is not documented), so we look.
+                if (key := self.look(association, deadline)) is not None:
+                    return Attached(key) if attempts.unclear else Found(key)
+                if rivals := self._rivals(association, deadline):
+                    return rivals
+                if unexplained == MOST_UNEXPLAINED:
+                    raise FailedError(f"{what}: {_message(error)}", clear=not attempts.unclear) from error
+                deadline.pause(unexplained, 0, what, error)
+        raise AssertionError("the last turn of the loop returns or raises")
+
+    def look(self, association: Association, deadline: Deadline) -> Key | None:
+        """Look whether the key is in the plan (GetUsagePlanKey); None when it is not, or when there is no such plan."""
+        what = f"Could not look for API key {association.key_id} in usage plan {association.plan_id} in {self._region}"
+        call = partial(self._client.get_usage_plan_key, usagePlanId=association.plan_id, keyId=association.key_id)
+        try:
+            return _key(persist(call, what, deadline, _logged(transient, what)))
+        except (ClientError, BotoCoreError) as error:
+            if _code(error) == "NotFoundException":
+                return None
+            raise self._refused(what, association, error, "GET", f"keys/{association.key_id}", deadline) from error
+
+    def detach(self, association: Association, deadline: Deadline) -> None:
+        """Take the key out of the plan (DeleteUsagePlanKey). What is not there is forgiven, whichever part is missing."""
+        what = f"Could not detach API key {association.key_id} from usage plan {association.plan_id} in {self._region}"
+        attempts = Attempts()
+        call = partial(self._client.delete_usage_plan_key, usagePlanId=association.plan_id, keyId=association.key_id)
+        try:
+            persist(call, what, deadline, _logged(transient, what), attempts)
+        except (ClientError, BotoCoreError) as error:
+            if _code(error) == "NotFoundException":
+                return
+            failed = self._refused(what, association, error, "DELETE", f"keys/{association.key_id}", deadline)
+            failed.clear = not attempts.unclear
+            raise failed from error
+
+    def _rivals(self, association: Association, deadline: Deadline) -> list[Rival]:
+        """Find the plans of the key that share a stage with the wanted one (GetUsagePlan, GetUsagePlans)."""
+        what = f"Could not find out which usage plan keeps API key {association.key_id} from {association.plan_id}"
+        wanted = self._plan(what, association, deadline)
+        rivals = []
+        position: dict[str, str] = {}
+        while True:
+            call = partial(self._client.get_usage_plans, keyId=association.key_id, limit=500, **position)
+            try:
+                page = persist(call, what, deadline, _logged(transient, what))
+            except (ClientError, BotoCoreError) as error:
+                raise self._refused(what, association, error, "GET", None, deadline) from error
+            for plan in page.get("items", []):
+                shared = _stages(plan) & _stages(wanted)
+                if plan["id"] != association.plan_id and shared:
+                    rival = Association(association.key_id, plan["id"])
+                    rivals.append(Rival(rival, plan.get("name", ""), tuple(sorted(shared))))
+            if not page.get("position"):
+                return rivals
+            position = {"position": page["position"]}
+
+    def _plan(self, what: str, association: Association, deadline: Deadline) -> Any:
+        call = partial(self._client.get_usage_plan, usagePlanId=association.plan_id)
+        try:
+            return persist(call, what, deadline, _logged(transient, what))
+        except (ClientError, BotoCoreError) as error:
+            if _code(error) == "NotFoundException":
+                raise FailedError(self._missing(what, f"usage plan {association.plan_id}")) from error
+            raise self._refused(what, association, error, "GET", "", deadline) from error
+
+    def _refused(
+        self, what: str, association: Association, error: Exception, verb: str, path: str | None, deadline: Deadline
+    ) -> FailedError:
+        """Say why a call was refused for good. `path` is below the plan; None means all plans."""
+        resource = "/usageplans" + ("" if path is None else f"/{association.plan_id}/{path}".rstrip("/"))
+        match _code(error):
+            case "NotFoundException":
+                return FailedError(self._which_is_missing(what, association, deadline))
+            case "BadRequestException":
+                return FailedError(f"{what}: API Gateway calls it a bad request: {_message(error)}. Check KeyId and UsagePlanId")
+            case "UnauthorizedException" | "AccessDeniedException" | "AccessDenied":
+                return FailedError(
+                    f"{what}: permission is missing. Allow the function's role apigateway:{verb} on "
+                    f"arn:PARTITION:apigateway:{self._region}::{resource}, then deploy again"
+                )
+        return FailedError(f"{what}: {_code(error)}: {_message(error)}")
+
+    def _which_is_missing(self, what: str, association: Association, deadline: Deadline) -> str:
+        """Tell by looking at the plan: the text of a 404 has been seen to be wrong, and keys would show their values."""
+        try:
+            self._plan(what, association, deadline)
+        except FailedError as failed:
+            if isinstance(failed.__cause__, ClientError) and _code(failed.__cause__) == "NotFoundException":
+                return str(failed)
+            either = f"usage plan {association.plan_id} or API key {association.key_id}"
+            return self._missing(what, either) + ". Which of them could not be seen"
+        return self._missing(what, f"API key {association.key_id}")
+
+    def _missing(self, what: str, thing: str) -> str:
+        return f"{what}: there is no {thing} in {self._region}. Check the id (a name or a value is none) and the region"
+
+
+def _logged(again: Callable[[Exception], Again | None], what: str) -> Callable[[Exception], Again | None]:
+    """Log what will be tried again. An error of a call has no secret in it: values come in replies alone."""
+
+    def logged(error: Exception) -> Again | None:
+        verdict = again(error)
+        if verdict is not None:
+            logger.info("%s: %s, trying again", what, _code(error))
+        return verdict
+
+    return logged
+
+
+def _key(reply: Any) -> Key:
+    return Key(reply.get("name", ""), reply.get("value"))
+
+
+def _stages(plan: Any) -> set[str]:
+    return {f"{stage.get('apiId')}:{stage.get('stage')}" for stage in plan.get("apiStages", [])}
+
+
+def _code(error: BaseException) -> str:
+    return error.response.get("Error", {}).get("Code", "") if isinstance(error, ClientError) else type(error).__name__
+
+
+def _message(error: Exception) -> str:
+    return error.response.get("Error", {}).get("Message", "") if isinstance(error, ClientError) else str(error)
+
+
+def _retry_after(error: ClientError) -> float:
+    """Read `Retry-After`, in seconds; botocore hands it over as a header and as `retryAfterSeconds`."""
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    try:
+        return max(0.0, float(str(headers.get("retry-after") or error.response.get("retryAfterSeconds") or 0)))
+    except (TypeError, ValueError):
+        return 0.0

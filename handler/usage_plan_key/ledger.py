@@ -1,0 +1,211 @@
+"""Who holds what, in one DynamoDB table; nothing else talks to it.
+
+Every change is one transaction over the pages that it writes, on condition that none of them has changed since it was read.
+So the rules stay pure functions from pages to pages. A rule that rests on a page has to write it (a new holder, a mark).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
+from botocore.exceptions import BotoCoreError, ClientError
+
+from .api_gateway import transient
+from .association import Association, Holder
+from .lifecycle import REMEMBERED, Answer, Entry, FailedError, Hold, Record, State
+from .retry import Again, Deadline, persist
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+Rule = Callable[[State], State]
+
+
+class Ledger(Protocol):
+    """Where the pages are."""
+
+    def change(self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline) -> State:
+        """Read the pages of a holder and of associations, apply a rule to them, and write what it changed.
+
+        The rule may run more than once, on what stands there by then. What it raises goes through, and nothing is written.
+
+        Raises:
+            FailedError: The pages cannot be read or written.
+        """
+
+
+class EventsWord:
+    """No table (sam local, a sample event): the event is taken at its word, its resource holds what its id names."""
+
+    def __init__(self, holder: Holder, physical_id: str | None, request_id: str) -> None:
+        named = Association.parse(physical_id) if physical_id else None
+        self._state = State(Record(), {} if named is None else {named: Entry()})
+        if named is not None:
+            self._state = self._state.held(holder, named, Hold(request_id))
+
+    def change(self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline) -> State:
+        """See `Ledger`."""
+        unheard_of = dict.fromkeys(associations, Entry())
+        self._state = rule(State(self._state.record, unheard_of | dict(self._state.entries)))
+        return self._state
+
+
+class Table:
+    """The table that template.yaml declares: partition key `pk`, TTL attribute `expires`.
+
+    Pages are `holder#STACK#RESOURCE` and `association#KEY:PLAN`; `version` changes with every write.
+    """
+
+    def __init__(self, client: DynamoDBClient, name: str) -> None:
+        """Take a client whose own retries are off: there is one policy."""
+        self._client = client
+        self._name = name
+
+    def change(self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline) -> State:
+        """See `Ledger`."""
+        keys: list[Holder | Association] = [holder, *dict.fromkeys(associations)]
+        attempt = 0
+        while True:
+            pages = self._read([_pk(key) for key in keys], deadline)
+            before = State(
+                _record(pages[_pk(holder)]),
+                {key: _entry(pages[_pk(key)]) for key in keys if isinstance(key, Association)},
+            )
+            after = rule(before)
+            now = int(deadline.clock.time())
+            fresh = [_record_page(holder, after.record, now)] if after.record != before.record else []
+            fresh += [_entry_page(key, after.entry(key)) for key in after.entries if after.entry(key) != before.entry(key)]
+            if not fresh or self._write(fresh, {pk: page.get("version") for pk, page in pages.items()}, deadline):
+                return after
+            attempt += 1
+            deadline.pause(attempt, 0, f"Could not write to the ledger {self._name}", "others keep changing the same pages")
+
+    def _read(self, pks: list[str], deadline: Deadline) -> dict[str, dict[str, Any]]:
+        gets = [{"Get": {"TableName": self._name, "Key": {"pk": {"S": pk}}}} for pk in pks]
+        call = partial(self._client.transact_get_items, TransactItems=gets)  # type: ignore[arg-type]  # a plain dict
+        reply = self._persist(call, "read", deadline)
+        read = TypeDeserializer().deserialize
+        items = [{name: read(value) for name, value in found.get("Item", {}).items()} for found in reply["Responses"]]
+        return dict(zip(pks, items, strict=True))
+
+    def _write(self, pages: list[dict[str, Any]], versions: Mapping[str, str | None], deadline: Deadline) -> bool:
+        """Write pages in one transaction; False when one of them has changed meanwhile. A page without content goes."""
+        puts = [self._put(page, versions[page["pk"]]) for page in pages]
+        # The token makes an attempt whose reply was lost and the next one into one transaction.
+        call = partial(
+            self._client.transact_write_items,
+            TransactItems=puts,  # type: ignore[arg-type]  # a plain dict
+            ClientRequestToken=str(uuid.uuid4()),
+        )
+        try:
+            self._persist(call, "write", deadline)
+        except _ChangedError:
+            return False
+        return True
+
+    def _put(self, page: dict[str, Any], version: str | None) -> dict[str, Any]:
+        condition: dict[str, Any] = {"TableName": self._name, "ConditionExpression": "attribute_not_exists(pk)"}
+        if version is not None:
+            condition["ConditionExpression"] = "version = :version"
+            condition["ExpressionAttributeValues"] = {":version": {"S": version}}
+        if len(page) == 1:
+            return {"Delete": {**condition, "Key": {"pk": {"S": page["pk"]}}}}
+        write = TypeSerializer().serialize
+        item = {name: write(value) for name, value in {**page, "version": uuid.uuid4().hex}.items()}
+        return {"Put": {**condition, "Item": item}}
+
+    def _persist(self, call: Callable[[], Any], verb: str, deadline: Deadline) -> Any:
+        what = f"Could not {verb} the ledger {self._name} in {self._client.meta.region_name}"
+        try:
+            return persist(call, what, deadline, partial(_again, reading=verb == "read"))
+        except (ClientError, BotoCoreError) as error:
+            raise FailedError(f"{what}: {error}. Check that the table is there and that the role may use it") from error
+
+
+class _ChangedError(Exception):
+    """Raised when a page has changed since it was read."""
+
+
+def _again(error: Exception, *, reading: bool) -> Again | None:
+    """Read DynamoDB's errors, which come with 400 and say in their code what they are.
+
+    https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Programming.Errors.html
+    """
+    if not isinstance(error, ClientError):
+        return transient(error)
+    code = error.response["Error"]["Code"]
+    if code == "TransactionCanceledException":
+        reasons = {reason.get("Code") for reason in error.response.get("CancellationReasons", [])}
+        if not reading and "ConditionalCheckFailed" in reasons:
+            raise _ChangedError from error
+        return Again()
+    passing = ("Throttling", "RequestLimitExceeded", "ProvisionedThroughputExceeded", "TransactionInProgress")
+    return Again() if code.startswith(passing) else transient(error)
+
+
+def _pk(key: Holder | Association) -> str:
+    return f"association#{key.id}" if isinstance(key, Association) else f"holder#{key.stack_id}#{key.logical_id}"
+
+
+def _some(page: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what is empty: absent and empty mean the same, and what is absent is easier to read."""
+    return {name: value for name, value in page.items() if value not in (None, "", 0, False, {}, [])}
+
+
+def _record_page(holder: Holder, record: Record, now: int) -> dict[str, Any]:
+    return {"pk": _pk(holder)} | _some(
+        {
+            "holds": {a.id: {"request": hold.request, "named": hold.named} for a, hold in record.holds.items()},
+            "order": record.order,
+            "newest": record.newest,
+            "wants": record.wants and record.wants.id,
+            "foreign": sorted(record.foreign),
+            "spared": record.spared and record.spared.id,
+            "answers": {id_: _some(asdict(answer)) for id_, answer in record.answers.items()},
+            # Its fence outlives what it held by a day; a holder that holds something stays.
+            "expires": None if record.holds else now + REMEMBERED,
+        }
+    )
+
+
+def _record(page: Mapping[str, Any]) -> Record:
+    holds = {Association.parse(id_): Hold(**hold) for id_, hold in page.get("holds", {}).items()}
+    answers = {id_: {"success": False, **answer} for id_, answer in page.get("answers", {}).items()}
+    return Record(
+        holds={association: hold for association, hold in holds.items() if association is not None},
+        order=int(page.get("order", 0)),
+        newest=page.get("newest", ""),
+        wants=Association.parse(page.get("wants", "")),
+        foreign=frozenset(page.get("foreign", [])),
+        spared=Association.parse(page.get("spared", "")),
+        answers={id_: Answer(**{**answer, "at": int(answer.get("at", 0))}) for id_, answer in answers.items()},
+    )
+
+
+def _entry_page(association: Association, entry: Entry) -> dict[str, Any]:
+    if not entry.holders:
+        return {"pk": _pk(association)}
+    return {"pk": _pk(association)} | _some(
+        {
+            "holders": [{"stack": holder.stack_id, "resource": holder.logical_id} for holder in sorted(entry.holders)],
+            "before": entry.before,
+            "taken": entry.taken,
+            "detaching": entry.detaching,
+            "moved": entry.moved,
+        }
+    )
+
+
+def _entry(page: Mapping[str, Any]) -> Entry:
+    return Entry(
+        holders=frozenset(Holder(holder["stack"], holder["resource"]) for holder in page.get("holders", [])),
+        before=page.get("before", False),
+        taken=page.get("taken", False),
+        detaching=int(page["detaching"]) if "detaching" in page else None,
+        moved=page.get("moved"),
+    )

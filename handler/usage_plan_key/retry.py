@@ -1,0 +1,161 @@
+"""One home for every wait: the deadline, the back-off, and when to try again."""
+
+from __future__ import annotations
+
+import copy
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeVar
+
+from .lifecycle import FailedError
+
+#: Seconds that one call to AWS may take: to connect, and then to be answered.
+CONNECT_TIMEOUT: Final = 2.0
+READ_TIMEOUT: Final = 8.0
+#: Seconds that one attempt to write to the ledger or to deliver the answer may take: both answer in milliseconds.
+SHORT_CONNECT_TIMEOUT: Final = 1.0
+SHORT_READ_TIMEOUT: Final = 2.0
+#: Seconds that have to be left when a call to API Gateway begins: its own time-outs', and then to write down and deliver.
+BEFORE_CALL: Final = CONNECT_TIMEOUT + READ_TIMEOUT + 12.0
+#: Seconds that have to be left when an attempt to write down or to deliver begins: its own time-outs', twice.
+BEFORE_SHORT_CALL: Final = 2 * (SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT)
+#: The back-off: full jitter below a cap that doubles from the first to the second figure, in seconds.
+#: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+FIRST_CAP: Final = 0.5
+LAST_CAP: Final = 20.0
+
+T = TypeVar("T")
+
+
+class Clock(Protocol):
+    """Time, as the `time` module has it; a simulation brings its own."""
+
+    def time(self) -> float:
+        """Tell the seconds since the epoch."""
+
+    def sleep(self, seconds: float, /) -> None:
+        """Let so many seconds pass."""
+
+
+class OutOfTimeError(FailedError):
+    """Raised when there is no time left for another attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """That a call may be tried again: it was not served, or (`unclear`) nobody knows whether it was.
+
+    Attributes:
+        after: Seconds that the server asked to wait, its `Retry-After`.
+    """
+
+    after: float = 0.0
+    unclear: bool = False
+
+
+@dataclass(slots=True)
+class Attempts:
+    """The count of one call's attempts, and whether one that failed may have been served all the same."""
+
+    count: int = 0
+    unclear: bool = False
+
+
+class Deadline:
+    """Until when a request is worked on: the function's time or CloudFormation's, whichever ends first."""
+
+    def __init__(self, seconds: float, clock: Clock = time, dice: random.Random | None = None) -> None:
+        """Begin.
+
+        Args:
+            seconds: How long from now the answer has to be there.
+            clock: What tells the time and sleeps.
+            dice: What rolls the jitter.
+        """
+        self.clock = clock
+        self._began = clock.time()
+        self._end = self._began + seconds
+        self._dice = dice or random.Random()
+        self.reserve = BEFORE_CALL
+        self.given_up: Callable[[], None] = lambda: None
+
+    def short(self) -> Deadline:
+        """The same deadline, for calls to all others than API Gateway: some fit in when its time is over."""
+        short = copy.copy(self)
+        short.reserve = BEFORE_SHORT_CALL
+        return short
+
+    def watched(self, given_up: Callable[[], None]) -> Deadline:
+        """The same deadline, which after each pause calls what raises when CloudFormation has given the request up."""
+        watched = copy.copy(self)
+        watched.given_up = given_up
+        return watched
+
+    def pause(self, attempt: int, at_least: float, what: str, last: object) -> None:
+        """Sleep before another attempt (they count from 1).
+
+        Raises:
+            OutOfTimeError: Another call would not be over in time.
+        """
+        cap = min(LAST_CAP, FIRST_CAP * 2 ** min(attempt - 1, 10))
+        seconds = max(at_least, self._dice.uniform(0, cap))
+        self.allow(what, attempt, last, seconds)
+        self.clock.sleep(seconds)
+        self.given_up()
+
+    def allow(self, what: str, attempts: int = 0, last: object = None, ahead: float = 0.0) -> None:
+        """Check that a call that begins `ahead` seconds from now would be over in time.
+
+        Raises:
+            OutOfTimeError: It would not.
+        """
+        now = self.clock.time()
+        if now + ahead + self.reserve <= self._end:
+            return
+        if not attempts:
+            raise OutOfTimeError(f"{what}: no time was left to begin. Raise ServiceTimeout, or the function's Timeout")
+        raise OutOfTimeError(
+            f"{what}: gave up after {attempts} attempts in {now - self._began:.0f} s, for the time of CloudFormation "
+            f"(ServiceTimeout) or of the function is nearly up. The last error: {str(last).rstrip('. ')}. "
+            "Deploy again when that is over"
+        )
+
+
+def persist(
+    call: Callable[[], T],
+    what: str,
+    deadline: Deadline,
+    again: Callable[[Exception], Again | None],
+    attempts: Attempts | None = None,
+) -> T:
+    """Call until it is served, or refused for good, or no time is left.
+
+    Args:
+        call: The call; it makes one attempt.
+        what: What is being done, to begin a Reason with.
+        deadline: Until when.
+        again: Reads an error: whether to try again.
+        attempts: Counted here for the caller, also when this raises.
+
+    Raises:
+        OutOfTimeError: No time is left.
+        Exception: What `call` raised and `again` declined.
+    """
+    attempts = attempts or Attempts()
+    deadline.allow(what)
+    while True:
+        attempts.count += 1
+        try:
+            return call()
+        except Exception as error:
+            verdict = again(error)
+            if verdict is None:
+                raise
+            attempts.unclear |= verdict.unclear
+            try:
+                deadline.pause(attempts.count, verdict.after, what, error)
+            except FailedError as failed:
+                failed.clear = failed.clear and not attempts.unclear
+                raise failed from error

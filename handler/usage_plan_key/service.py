@@ -1,0 +1,306 @@
+"""Serves one request, however it came: asks the rules (`lifecycle`), writes them down (`ledger`), does them (`api_gateway`).
+
+The order of the steps is what makes a death between any two of them harmless: hold, then attach; mark, detach, then let go;
+write the answer down, then send it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from . import lifecycle
+from .api_gateway import ApiGateway, Attached, Found, Key, Rival
+from .association import Association, Holder
+from .ledger import Ledger, Rule
+from .lifecycle import Answer, Entry, FailedError, Outcome, Standing, State
+from .request import Create, Delete, Invalid, Request, Update, Wish
+from .retry import Deadline
+
+logger = logging.getLogger(__name__)
+
+
+class _LostError(Exception):
+    """Raised when a Delete that ran at the same time has let go of what this request was attaching."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """An answer, and the key's value where it was asked for; the value is written down nowhere."""
+
+    answer: Answer
+    value: str | None = field(default=None, repr=False)
+
+
+class Service:
+    """Serves one request."""
+
+    def __init__(self, request: Request, ledger: Ledger, api: ApiGateway, deadline: Deadline) -> None:
+        self._request = request
+        self._holder = request.holder
+        self._ledger = ledger
+        self._api = api
+        self._deadline = deadline
+        self._watched = deadline.watched(self._check_superseded)
+
+    def arrive(self) -> None:
+        """Fence: write down that the request is here, before it waits for its turn."""
+        self._change([], lambda state: replace(state, record=lifecycle.arrive(state.record, self._request)))
+
+    def serve(self) -> Served:
+        """Serve the request, unless it was served before: then the same answer is given again."""
+        request = self._request
+        state = self._change([], lambda state: state)
+        if (given := state.record.answers.get(request.id)) is not None:
+            logger.info("This request was answered before; the same answer goes out again")
+            return Served(given, self._value_again(given))
+        try:
+            match request:
+                case Create() | Update():
+                    return self._want(request, state)
+                case Delete():
+                    return self._delete(request, state)
+                case Invalid():
+                    raise FailedError(f"The properties are not usable: {'; '.join(request.faults)}")
+        except FailedError as failed:
+            return Served(self.fail(str(failed)))
+        except Exception as error:
+            logger.exception("An internal error")
+            return Served(self.fail(f"An internal error, please report it: {type(error).__name__}: {error}"))
+
+    def fail(self, reason: str) -> Answer:
+        """Write down a FAILED answer; if another has been given meanwhile, that one stands."""
+        answer = Answer(success=False, id=self._request.answer_id, reason=reason, at=self._now())
+        try:
+            return self._answer(answer)
+        except FailedError as failed:
+            # Nobody is left hanging for it: what is held is still held, and what CloudFormation sends next finds it.
+            logger.error("The answer could not be written down: %s", failed)  # noqa: TRY400  # the Reason says it all
+            return answer
+
+    # --- Create, Update ---
+
+    def _want(self, request: Wish, state: State) -> Served:
+        lifecycle.check_superseded(state.record, request)
+        self._finish_marks(request, state)
+        earlier = self._hold(request)
+        stands = lifecycle.standing(earlier, self._holder)
+        # Until it is known that the key is not in the plan, an earlier delivery of ours may have attached it.
+        absent = stands is not Standing.THIS
+        try:
+            key = None if stands is Standing.NOBODY else self._api.look(request.wanted, self._watched)
+            absent = absent or key is None
+            if key is not None:
+                result = self._present(request, stands, earlier)
+            else:
+                key, result = self._attach(request, stands, earlier)
+            for leftover in lifecycle.leftovers(state.record, request):
+                self._release(leftover, take=False)
+        except FailedError as failed:
+            if absent and failed.clear:
+                self._change([request.wanted], lambda state: lifecycle.take_back(state, request, earlier))
+            raise
+        answer = Answer(success=True, id=request.wanted.id, outcome=result, key_name=key.name, at=self._now())
+        try:
+            given = self._answer(answer, attached=request.wanted)
+        except _LostError:
+            self._detach_lost(request.wanted)
+            given = self.fail("Superseded: a Delete for this resource was served meanwhile")
+        return Served(given, key.value if given.success and request.include_value else None)
+
+    def _hold(self, request: Wish) -> Entry:
+        """Hold what is wanted; gives back the page as it stood before. Waits for one who is detaching it."""
+        attempt = 0
+        while True:
+            seen = Entry()
+
+            def rule(state: State) -> State:
+                nonlocal seen
+                seen = state.entry(request.wanted)
+                return state if seen.detaching is not None else lifecycle.take_hold(state, request)
+
+            self._change([request.wanted], rule)
+            if seen.detaching is None:
+                return seen
+            (marker,) = seen.holders  # The mark is set by the last holder, and keeps others from joining.
+            if marker == self._holder or seen.detaching <= self._now() - lifecycle.STALE_MARK:
+                self._detach(marker, request.wanted)
+                continue
+            attempt += 1
+            what = f"Could not attach {_named(request.wanted)}"
+            self._watched.pause(attempt, 1.0, what, f"it is being detached for {marker}")
+
+    def _attach(self, request: Wish, stands: Standing, earlier: Entry) -> tuple[Key, Outcome]:
+        """Attach what is held and not in the plan, moving the key away from its plans for the same stage if it may."""
+        if stands is not Standing.NOBODY:
+            self._change([request.wanted], lambda state: lifecycle.attaching_anew(state, request.wanted))
+        result = lifecycle.outcome(request, stands, earlier, present=False)
+        attempt = 0
+        try:
+            while True:
+                match self._api.attach(request.wanted, self._watched):
+                    case Attached(key):
+                        return key, result
+                    case Found(key):
+                        # Where it was held and not there when we looked, somebody has just put it back.
+                        fresh = stands is Standing.NOBODY
+                        return key, self._found(request) if fresh else self._present(request, stands, earlier)
+                    case rivals:
+                        if self._move_away(request, rivals):
+                            result = Outcome.MOVED
+                        else:  # DeleteUsagePlanKey answers 202: what it was asked to detach goes a moment later.
+                            attempt += 1
+                            what = f"Could not attach {_named(request.wanted)}"
+                            self._watched.pause(attempt, 0, what, f"still kept from it by {rivals[0]}")
+        except FailedError as failed:
+            if not failed.clear:
+                raise
+            raise self._moved_back(request, failed) from failed
+
+    def _present(self, request: Wish, stands: Standing, earlier: Entry) -> Outcome:
+        """It was seen in the plan, and others or this resource held it before."""
+        self._change([request.wanted], lambda state: lifecycle.present(state, request, earlier))
+        return lifecycle.outcome(request, stands, earlier, present=True)
+
+    def _found(self, request: Wish) -> Outcome:
+        """Attaching was refused, for it is in the plan, where nobody held it: whose it is the ledger says, read again."""
+        state = self._change([request.wanted], lambda state: lifecycle.found(state, request))
+        return Outcome.ADOPTED if state.entry(request.wanted).before else Outcome.JOINED
+
+    def _move_away(self, request: Wish, rivals: list[Rival]) -> bool:
+        """Detach the key from each rival; False when that has been done before, and has yet to come into force.
+
+        Raises:
+            FailedError: One of them is not for this resource to detach; then none is.
+        """
+        associations = [rival.association for rival in rivals]
+        state = self._change(associations, lambda state: state)
+        waiting = [rival for rival in rivals if state.entry(rival.association).moved == request.id]
+        rest = [rival for rival in rivals if rival not in waiting]
+        for rival in rest:
+            if not lifecycle.may_move(state, request, rival.association):
+                entry = state.entry(rival.association)
+                by = lifecycle.listed(entry.holders) if entry.holders else "no stack"
+                before = ", and was there before it" if entry.before else ""
+                raise FailedError(
+                    f"Could not attach {_named(request.wanted)}: the key is in {rival} already, and API Gateway takes a key "
+                    f"once for each stage. That association is held by {by}{before}, so it was left alone. Remove it there first"
+                )
+        for rival in rest:
+            association = rival.association
+            mark = partial(lifecycle.move_away, request=request, association=association, now=self._now())
+            state = self._change([association], mark)
+            if state.entry(association).detaching is not None:
+                self._detach(self._holder, association)
+        return bool(rest)
+
+    def _moved_back(self, request: Wish, failed: FailedError) -> FailedError:
+        """Attaching was refused for good: attach again what was detached for it."""
+        held = self._change([], lambda state: state).record.holds
+        moved = self._change(held, lambda state: state).entries
+        for association in [held for held, entry in moved.items() if entry.moved == request.id]:
+            try:
+                self._change([association], partial(lifecycle.attaching_anew, association=association))
+                self._api.attach(association, self._deadline)
+            except FailedError as again:
+                logger.error("Not attached again: %s", association.id)  # noqa: TRY400  # no traceback: the Reason says it all
+                failed = FailedError(f"{failed}. And what was detached for it could not be attached again: {again}")
+        return failed
+
+    # --- Delete ---
+
+    def _delete(self, request: Delete, state: State) -> Served:
+        released = lifecycle.releases(state.record, request)
+        if not released:
+            logger.info("This resource does not hold %s: nothing is touched", request.physical_id)
+        for association in released:
+            try:
+                self._release(association, take=request.take)
+            except FailedError as failed:
+                left = ", ".join(_named(rest) for rest in released[released.index(association) :])
+                reason = f"{failed}. What stays attached: {left}"
+                logger.error(reason)  # noqa: TRY400  # CloudFormation skips a failing clean-up in silence; this does not
+                raise FailedError(reason) from failed
+        return Served(self._answer(Answer(success=True, id=request.physical_id, at=self._now())))
+
+    def _release(self, association: Association, *, take: bool) -> None:
+        """Let go of an association; detach it first if this is its last holder and it is ours."""
+        state = self._change(
+            [association],
+            lambda state: lifecycle.release(state, self._holder, association, take=take, now=self._now()),
+        )
+        if self._holder in state.entry(association).holders and state.entry(association).detaching is not None:
+            self._detach(self._holder, association)
+
+    def _detach(self, marker: Holder, association: Association) -> None:
+        """Detach what `marker` has marked, then let go of it for it."""
+        try:
+            self._api.detach(association, self._deadline)
+        except FailedError as failed:
+            if failed.clear:
+                self._change([association], lambda state: lifecycle.still_attached(state, association), marker)
+            raise
+        self._change([association], lambda state: lifecycle.detached(state, marker, association), marker)
+
+    def _finish_marks(self, request: Wish, state: State) -> None:
+        """Finish the detachings that a death of an earlier request of this resource has left."""
+        others = [held for held in state.record.holds if held != request.wanted]
+        entries = self._change(others, lambda state: state).entries if others else {}
+        for association in others:
+            if entries[association].detaching is not None:
+                self._detach(self._holder, association)
+
+    def _detach_lost(self, association: Association) -> None:
+        """Detach what was attached just after it had been let go of, unless others hold it by now."""
+
+        def rule(state: State) -> State:
+            if state.entry(association).holders:
+                return state
+            held = state.held(self._holder, association, lifecycle.Hold(self._request.id))
+            return held.with_entry(association, Entry(frozenset({self._holder}), detaching=self._now()))
+
+        state = self._change([association], rule)
+        if state.entry(association).detaching is not None and self._holder in state.entry(association).holders:
+            self._detach(self._holder, association)
+
+    # --- Both ---
+
+    def _answer(self, answer: Answer, attached: Association | None = None) -> Answer:
+        """Write an answer down before it is sent, and give back the one that stands."""
+
+        def rule(state: State) -> State:
+            record = state.record
+            if attached is not None and attached not in record.holds and self._request.id not in record.answers:
+                raise _LostError
+            return replace(state, record=lifecycle.answered(record, self._request, answer))
+
+        return self._change([], rule).record.answers[self._request.id]
+
+    def _value_again(self, given: Answer) -> str | None:
+        """The value is not written down, so it is looked up again; what has gone meanwhile is left out."""
+        if not (isinstance(self._request, Create | Update) and self._request.include_value and given.success):
+            return None
+        try:
+            key = self._api.look(self._request.wanted, self._deadline)
+        except FailedError:
+            return None
+        return key.value if key else None
+
+    def _check_superseded(self) -> None:
+        def rule(state: State) -> State:
+            lifecycle.check_superseded(state.record, self._request)
+            return state
+
+        self._change([], rule)
+
+    def _change(self, associations: Iterable[Association], rule: Rule, holder: Holder | None = None) -> State:
+        return self._ledger.change(holder or self._holder, associations, rule, self._deadline.short())
+
+    def _now(self) -> int:
+        return int(self._deadline.clock.time())
+
+
+def _named(association: Association) -> str:
+    return f"API key {association.key_id} to usage plan {association.plan_id}"

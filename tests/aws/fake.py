@@ -1,0 +1,167 @@
+"""API Gateway in memory: looks like boto3's `apigateway` client, and refuses what rules.py says.
+
+>>> api = ApiGateway()
+>>> api.plans["free"] = Plan("Free", (("api", "prod"),))
+>>> api.keys["k1"] = Key("alice", "secret")
+>>> _ = api.create_usage_plan_key(usagePlanId="free", keyId="k1", keyType="API_KEY")
+>>> api.attached
+{('k1', 'free')}
+"""
+
+from collections import Counter
+from collections.abc import Collection
+from functools import cache
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from botocore.errorfactory import ClientExceptionsFactory
+from botocore.loaders import Loader
+from botocore.model import ServiceModel
+
+from . import rules
+from .rules import Bucket, Door, Refusal
+
+
+class Plan(NamedTuple):
+    """A usage plan: its name, and the (API id, stage) pairs that it covers."""
+
+    name: str
+    stages: tuple[tuple[str, str], ...] = ()
+
+
+class Key(NamedTuple):
+    """An API key: its name and its secret value."""
+
+    name: str
+    value: str
+
+
+class ApiGateway:
+    """The calls about usage plan keys. Plans, keys and what is attached are there to be read and to be set.
+
+    Without a door and a bucket nothing is refused for being too much at a time.
+    """
+
+    def __init__(self, door: Door | None = None, bucket: Bucket | None = None) -> None:
+        """An account with nothing in it."""
+        self.plans: dict[str, Plan] = {}
+        self.keys: dict[str, Key] = {}
+        self.attached: set[tuple[str, str]] = set()
+        """(key, plan) pairs."""
+        self.calls: Counter[str] = Counter()
+        """How often each operation was asked for, refused ones included."""
+        self.door, self.bucket = door, bucket
+        self.exceptions = _exceptions()
+        self.meta = SimpleNamespace(region_name="eu-central-1")
+
+    # What the rules ask.
+
+    def stages(self, plan: str) -> Collection[str] | None:
+        """See `rules.World`."""
+        known = self.plans.get(plan)
+        return None if known is None else [f"{api}:{stage}" for api, stage in known.stages]
+
+    def has_key(self, key: str) -> bool:
+        """See `rules.World`."""
+        return key in self.keys
+
+    def plans_of(self, key: str) -> Collection[str]:
+        """See `rules.World`; in the order in which the plans were made."""
+        return [plan for plan in self.plans if (key, plan) in self.attached] if key in self.keys else []
+
+    # What boto3's client has.
+
+    def create_usage_plan_key(self, *, usagePlanId: str, keyId: str, keyType: str) -> dict[str, Any]:
+        """CreateUsagePlanKey."""
+        operation = self._call("CreateUsagePlanKey")
+        self._enter(operation)
+        try:
+            _raise(rules.create(self, usagePlanId, keyId, keyType), operation)
+            self.attached.add((keyId, usagePlanId))
+        finally:
+            self._leave()
+        return self._usage_plan_key(keyId, 201)
+
+    def get_usage_plan_key(self, *, usagePlanId: str, keyId: str) -> dict[str, Any]:
+        """GetUsagePlanKey."""
+        operation = self._call("GetUsagePlanKey")
+        _raise(rules.get(self, usagePlanId, keyId), operation)
+        return self._usage_plan_key(keyId, 200)
+
+    def delete_usage_plan_key(self, *, usagePlanId: str, keyId: str) -> dict[str, Any]:
+        """DeleteUsagePlanKey."""
+        operation = self._call("DeleteUsagePlanKey")
+        self._enter(operation)
+        try:
+            _raise(rules.delete(self, usagePlanId, keyId), operation)
+            self.attached.remove((keyId, usagePlanId))
+        finally:
+            self._leave()
+        return _answer(202)
+
+    def get_usage_plan(self, *, usagePlanId: str) -> dict[str, Any]:
+        """GetUsagePlan."""
+        operation = self._call("GetUsagePlan")
+        if usagePlanId not in self.plans:
+            _raise(rules.NOT_FOUND, operation)
+        return _answer(200, **self._usage_plan(usagePlanId))
+
+    def get_usage_plans(
+        self,
+        *,
+        keyId: str | None = None,
+        position: str | None = None,
+        limit: int = 25,
+    ) -> dict[str, Any]:
+        """GetUsagePlans, page by page: all plans, or those of a key."""
+        self._call("GetUsagePlans")
+        plans = list(self.plans if keyId is None else self.plans_of(keyId))
+        start = int(position or 0)
+        end = start + limit
+        more = {"position": str(end)} if end < len(plans) else {}
+        return _answer(200, items=[self._usage_plan(plan) for plan in plans[start:end]], **more)
+
+    def _call(self, operation: str) -> str:
+        self.calls[operation] += 1
+        if self.bucket:
+            _raise(self.bucket.take(), operation)
+        return operation
+
+    def _enter(self, operation: str) -> None:
+        if self.door:
+            _raise(self.door.enter(), operation)
+
+    def _leave(self) -> None:
+        if self.door:
+            self.door.leave()
+
+    def _usage_plan_key(self, key: str, status: int) -> dict[str, Any]:
+        name, value = self.keys[key]
+        return _answer(status, id=key, type="API_KEY", name=name, value=value)
+
+    def _usage_plan(self, plan: str) -> dict[str, Any]:
+        name, stages = self.plans[plan]
+        return {"id": plan, "name": name, "apiStages": [{"apiId": api, "stage": stage} for api, stage in stages]}
+
+
+def _answer(status: int, **fields: Any) -> dict[str, Any]:
+    return {**fields, "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": {}, "RetryAttempts": 0}}
+
+
+def _raise(refusal: Refusal | None, operation: str) -> None:
+    """Nothing for no refusal; else what botocore makes of it, with the modelled `retryAfterSeconds` of both 429s."""
+    if refusal is None:
+        return
+    answer = _answer(refusal.status, message=refusal.message)
+    answer["Error"] = {"Code": refusal.code, "Message": refusal.message}
+    if refusal.retry_after is not None:
+        answer["retryAfterSeconds"] = str(refusal.retry_after)
+        answer["ResponseMetadata"]["HTTPHeaders"]["retry-after"] = str(refusal.retry_after)
+    raise _exceptions().from_code(refusal.code)(answer, operation)
+
+
+@cache
+def _exceptions() -> Any:
+    """The exception types of a client, made from botocore's own model; no session, so no configuration is read."""
+    model = ServiceModel(Loader().load_service_model("apigateway", "service-2"), "apigateway")
+    return ClientExceptionsFactory().create_client_exceptions(model)

@@ -1,0 +1,45 @@
+"""A ledger in memory, and a clock whose time passes only when somebody sleeps."""
+
+from collections.abc import Iterable
+
+from usage_plan_key.association import Association, Holder
+from usage_plan_key.ledger import Rule
+from usage_plan_key.lifecycle import Entry, Record, State
+from usage_plan_key.retry import Deadline
+
+
+class Clock:
+    """Virtual time, in seconds."""
+
+    def __init__(self, now: float = 1_764_000_000.0) -> None:
+        self.now = now
+
+    def time(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float, /) -> None:
+        self.now += seconds
+
+
+class MemoryLedger:
+    """The pages as they would stand in the table. `on_write` is called before and after each write, and may raise."""
+
+    def __init__(self) -> None:
+        self.records: dict[Holder, Record] = {}
+        self.entries: dict[Association, Entry] = {}
+
+    def change(self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline) -> State:
+        before = State(
+            self.records.get(holder, Record()),
+            {association: self.entries.get(association, Entry()) for association in associations},
+        )
+        after = rule(before)
+        if after != before:
+            self.written(holder, after)
+        return after
+
+    def written(self, holder: Holder, after: State) -> None:
+        """One transaction. Pages that hold nothing go, as in the table."""
+        self.records[holder] = after.record
+        self.entries |= after.entries
+        self.entries = {association: entry for association, entry in self.entries.items() if entry.holders}

@@ -1,0 +1,488 @@
+"""Stacks are played as CloudFormation plays them, on the strict API, with everything that can go wrong.
+
+Whenever they are at rest, what CloudFormation believes to be attached is attached, what nobody declares is not, and what was
+there before us still is.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any
+
+from botocore.exceptions import ClientError, EndpointConnectionError
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from tests.aws.fake import ApiGateway as StrictApi
+from tests.aws.fake import Key, Plan
+from tests.memory import Clock, MemoryLedger
+from usage_plan_key.api_gateway import ApiGateway
+from usage_plan_key.association import Association, Holder
+from usage_plan_key.lifecycle import Answer, Record, State
+from usage_plan_key.request import Create, Delete, OnExisting, Request, Update
+from usage_plan_key.retry import Deadline
+from usage_plan_key.service import Service
+
+KEYS = ("alice", "bob", "carol")
+PLANS = ("free", "pro", "gold")  # Free and Pro share a stage, Gold has one of its own.
+STACKS = ("one", "two")
+RESOURCES = ("A", "B", "C")
+
+
+class Death(BaseException):
+    """The function ends here and now."""
+
+
+class Chaos:
+    """Decides at each step of a request whether something goes wrong there."""
+
+    def __init__(self) -> None:
+        self.rng: Random | None = None
+        self.risk = 0.0
+
+    def strikes(self, *kinds: str) -> str:
+        if self.rng is None or self.rng.random() >= self.risk:
+            return ""
+        return self.rng.choice(kinds)
+
+
+class ShakyApi:
+    """The strict API behind a bad line."""
+
+    def __init__(self, api: StrictApi, chaos: Chaos) -> None:
+        self._api, self._chaos, self.meta = api, chaos, api.meta
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._api, name)
+
+        def shaky(**arguments: Any) -> Any:
+            strike = self._chaos.strikes("dies before", "dies after", "reply lost", "busy", "breaks")
+            if strike == "dies before":
+                raise Death
+            if strike == "busy":
+                error = {"Code": "ConflictException", "Message": "Please try again later."}
+                raise ClientError({"Error": error, "ResponseMetadata": {"HTTPStatusCode": 409}}, name)  # type: ignore[typeddict-item]
+            if strike == "breaks":
+                error = {"Code": "InternalFailure", "Message": ""}
+                raise ClientError({"Error": error, "ResponseMetadata": {"HTTPStatusCode": 500}}, name)  # type: ignore[typeddict-item]
+            reply = call(**arguments)
+            if strike == "dies after":
+                raise Death
+            if strike == "reply lost":
+                raise EndpointConnectionError(endpoint_url="https://apigateway")
+            return reply
+
+        return shaky
+
+
+class ShakyLedger(MemoryLedger):
+    """The ledger, where the function may die before and after each write."""
+
+    def __init__(self, chaos: Chaos) -> None:
+        super().__init__()
+        self._chaos = chaos
+
+    def written(self, holder: Holder, after: State) -> None:
+        strike = self._chaos.strikes("dies before", "dies after")
+        if strike == "dies before":
+            raise Death
+        super().written(holder, after)
+        if strike == "dies after":
+            raise Death
+
+
+@dataclass(frozen=True)
+class Properties:
+    """What a template says of a resource."""
+
+    association: Association
+    on_existing: OnExisting = OnExisting.FAIL
+    trigger: int = 0
+
+
+@dataclass
+class Resource:
+    """What CloudFormation believes of a resource."""
+
+    physical_id: str
+    properties: Properties
+
+
+@dataclass
+class Stack:
+    """A stack, and the requests of it that are on their way somewhere."""
+
+    id: str
+    resources: dict[str, Resource] = field(default_factory=dict)
+    late: list[Request] = field(default_factory=list)
+
+
+class Stacks(RuleBasedStateMachine):
+    """CloudFormation, an operator with a console, and the function between them and API Gateway."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Clock()
+        self.api = StrictApi()
+        self.api.keys = {key: Key(key, f"value-of-{key}") for key in KEYS}
+        self.api.plans = {
+            "free": Plan("Free", (("api", "prod"),)),
+            "pro": Plan("Pro", (("api", "prod"),)),
+            "gold": Plan("Gold", (("other", "prod"),)),
+        }
+        self.chaos = Chaos()
+        self.ledger = self.make_ledger()
+        self.stacks = {name: Stack(f"arn:aws:cloudformation:eu-west-1:1:stack/{name}/0") for name in STACKS}
+        self.outside: set[Association] = set()
+        """Attached by hand, while no resource held it: never to be detached by us, unless taken."""
+        self.taken: set[Association] = set()
+        self.removed: set[Association] = set()
+        """Removed by hand, and not looked at since."""
+        self.ever_retained: set[Association] = set()
+        """Retained once: then a holder may stay, also when it was not attached, or declared again for a while."""
+        self.retains: dict[Holder, set[Association]] = {}
+        """Left attached by a resource that is gone, for its policy was Retain."""
+        self.answers: dict[str, tuple[Request, Answer]] = {}
+        self.serial = itertools.count(1)
+
+    def make_ledger(self) -> MemoryLedger:
+        return ShakyLedger(self.chaos)
+
+    # --- One request ---
+
+    def request(self, kind: type[Any], stack: Stack, resource: str, rng: Random, **fields: Any) -> Any:
+        # Most requests are a second apart; some are issued within the same one.
+        self.clock.now += rng.choice((0.0, 1.0, 1.0))
+        rank = {Create: 1, Update: 2, Delete: 3}[kind]
+        return kind(
+            id=f"request-{next(self.serial)}",
+            holder=Holder(stack.id, resource),
+            order=int(self.clock.now) * 4 + rank,
+            response_url="https://x",
+            service_timeout=3600,
+            **fields,
+        )
+
+    def service(self, request: Request) -> Service:
+        api = ApiGateway(ShakyApi(self.api, self.chaos))  # type: ignore[arg-type]  # a fake
+        return Service(request, self.ledger, api, Deadline(900, self.clock, Random(0)))
+
+    def attempt(self, request: Request) -> Answer | None:
+        """One delivery of a request; None when the function died."""
+        try:
+            service = self.service(request)
+            service.arrive()
+            return service.serve().answer
+        except Death:
+            return None
+
+    def send(self, request: Request, rng: Random) -> Answer:
+        """Deliver a request until it is answered, as Lambda and the queue do."""
+        wanted = getattr(request, "wanted", None)
+        # The one exception that the contract names: a death or a lost reply just where somebody else has attached the key.
+        self.chaos.rng = None if wanted in self.outside and self.pair(wanted) in self.api.attached else rng
+        answer = None
+        for self.chaos.risk in (0.15, 0.15, 0.0):
+            answer = self.attempt(request)
+            if answer is not None:
+                break
+        self.chaos.rng = None
+        assert answer is not None
+        self.answered(request, answer)
+        if rng.random() < 0.2:
+            self.again(request)
+        return answer
+
+    def answered(self, request: Request, answer: Answer) -> None:
+        assert answer.id
+        if isinstance(request, Delete) or not answer.success:
+            assert answer.id == request.answer_id
+        self.answers[request.id] = request, answer
+        if isinstance(request, Create | Update) and answer.success:
+            assert self.pair(request.wanted) in self.api.attached
+            self.removed.discard(request.wanted)
+            self.retains.get(request.holder, set()).discard(request.wanted)  # It is declared again.
+            if answer.outcome == "ADOPTED":
+                assert request.wanted in self.outside
+            if answer.outcome == "TAKEN":
+                assert request.on_existing is OnExisting.TAKE
+                self.taken.add(request.wanted)
+            if answer.outcome in ("REPAIRED", "MOVED", "ATTACHED"):
+                self.outside.discard(request.wanted)
+
+    def again(self, request: Request) -> None:
+        """The same request comes once more: the same answer."""
+        before = set(self.api.attached)
+        answer = self.attempt(request)
+        assert answer is not None
+        assert replace(answer, at=0) == replace(self.answers[request.id][1], at=0)
+        assert self.api.attached == before
+
+    def late_ones(self, stack: Stack, rng: Random) -> None:
+        """Requests that CloudFormation has given up are handed in at last."""
+        rng.shuffle(stack.late)
+        for request in stack.late:
+            before = set(self.api.attached)
+            record = self.ledger.records.get(request.holder, Record())
+            served = request.id in record.answers  # by a delivery that died just before it could tell
+            answer = self.attempt(request)
+            assert answer is not None
+            if not served:
+                assert not answer.success
+                assert answer.reason.startswith("Superseded")
+            assert self.api.attached == before
+        stack.late.clear()
+
+    @staticmethod
+    def pair(association: Association) -> tuple[str, str]:
+        return association.key_id, association.plan_id
+
+    # --- CloudFormation ---
+
+    def wish(self, kind: type[Any], stack: Stack, name: str, properties: Properties, rng: Random, **fields: Any) -> Any:
+        wishes = {"wanted": properties.association, "on_existing": properties.on_existing}
+        return self.request(kind, stack, name, rng, **wishes, **fields)
+
+    def delete(self, stack: Stack, name: str, physical_id: str, properties: Properties, rng: Random) -> None:
+        take = properties.on_existing is OnExisting.TAKE
+        answer = self.send(self.request(Delete, stack, name, rng, physical_id=physical_id, take=take), rng)
+        assert answer.success, answer.reason
+
+    @rule(
+        stack=st.sampled_from(STACKS),
+        template=st.dictionaries(
+            st.sampled_from(RESOURCES),
+            st.builds(
+                Properties,
+                st.builds(Association, st.sampled_from(KEYS), st.sampled_from(PLANS)),
+                st.sampled_from(OnExisting),
+                st.integers(0, 1),
+            ),
+            max_size=3,
+        ),
+        fails=st.booleans(),
+        retains=st.sampled_from((False, False, False, True)),
+        rng=st.randoms(use_true_random=False),
+    )
+    def deploy(self, stack: str, template: dict[str, Properties], fails: bool, retains: bool, rng: Random) -> None:
+        """Create, update or empty a stack. `fails`: something else in the template does not come up."""
+        self.play(self.stacks[stack], template, fails=fails, retains=retains, rng=rng)
+
+    def play(self, stack: Stack, template: dict[str, Properties], *, fails: bool, retains: bool, rng: Random) -> None:
+        self.clock.now += 1.0  # Two operations on a stack are never within the same second.
+        old = dict(stack.resources)
+        created: dict[str, tuple[str, Properties]] = {}  # what a rollback deletes: id and properties
+        updated: dict[str, str] = {}  # the id that CloudFormation has for it by now
+        todo = [name for name in template if name not in old or old[name].properties != template[name]]
+        rng.shuffle(todo)
+        stop = rng.randrange(len(todo) + 1) if fails else None
+        failed = stop == 0
+        for number, name in enumerate(todo, 1):
+            if name in old:
+                request = self.wish(Update, stack, name, template[name], rng, physical_id=old[name].physical_id)
+            else:
+                request = self.wish(Create, stack, name, template[name], rng)
+            if failed:
+                self.cancelled(stack, name, request, created, updated, old, rng)
+                continue
+            answer = self.send(request, rng)
+            if name in old:
+                updated[name] = answer.id
+            else:
+                created[name] = answer.id, template[name]
+            failed = not answer.success or number == stop
+        if fails or failed:
+            self.roll_back(stack, old, created, updated, template, rng)
+        else:
+            self.clean_up(stack, old, template, created, updated, retains=retains, rng=rng)
+        self.late_ones(stack, rng)
+
+    def cancelled(
+        self,
+        stack: Stack,
+        name: str,
+        request: Request,
+        created: dict[str, tuple[str, Properties]],
+        updated: dict[str, str],
+        old: dict[str, Resource],
+        rng: Random,
+    ) -> None:
+        """Another resource has failed while this request was on its way: not begun, waiting, or dying in the middle."""
+        how = rng.choice(("not sent", "not there yet", "waits", "dies"))
+        if how != "not sent" and self.retains.get(request.holder):
+            # An invented id and no sign of its Create: it cannot be told from the id of a Create whose answer was lost.
+            self.service(request).arrive()
+        if how == "not sent":
+            return
+        if how == "waits":
+            self.service(request).arrive()
+        wanted = getattr(request, "wanted", None)
+        if how == "dies" and wanted not in self.outside:
+            self.chaos.rng, self.chaos.risk = rng, 0.3
+            answer = self.attempt(request)
+            self.chaos.rng = None
+            if answer is not None:
+                self.answered(request, answer)  # It was served after all, and nobody listens.
+        stack.late.append(request)
+        if name in old:
+            updated[name] = old[name].physical_id
+        else:
+            created[name] = f"invented-{name}-{next(self.serial)}", Properties(Association("x", "y"))
+
+    def roll_back(
+        self,
+        stack: Stack,
+        old: dict[str, Resource],
+        created: dict[str, tuple[str, Properties]],
+        updated: dict[str, str],
+        template: dict[str, Properties],
+        rng: Random,
+    ) -> None:
+        removes: list[tuple[str, str, Properties]] = []
+        again: list[tuple[str, str, Properties]] = []
+        carries_new = rng.random() < 0.5
+        # A Create and its Delete may be issued within the same second; two Updates of a resource are further apart.
+        self.clock.now += 1.0 if updated else 0.0
+        for name, new_id in updated.items():
+            carried = new_id if carries_new else old[name].physical_id
+            properties = old[name].properties
+            answer = self.send(self.wish(Update, stack, name, properties, rng, physical_id=carried), rng)
+            if not answer.success:
+                # A key that was removed by hand was meanwhile attached for a resource that is about to go.
+                assert "once for each stage" in answer.reason, answer.reason
+                again.append((name, carried, properties))
+            else:
+                assert answer.id == old[name].physical_id
+            if new_id != old[name].physical_id and (carries_new or not answer.success or rng.random() < 0.5):
+                removes.append((name, new_id, template[name]))
+        removes += [(name, *rest) for name, rest in created.items()]
+        rng.shuffle(removes)
+        if rng.random() < 0.3:
+            self.late_ones_before(stack, removes, rng)
+        for name, physical_id, properties in removes:
+            self.delete(stack, name, physical_id, properties, rng)
+        self.clock.now += 1.0
+        for name, carried, properties in again:  # The operator does as the Reason says, and continues the rollback.
+            for rival in [rival for rival in self.outside if rival.key_id == properties.association.key_id]:
+                self.remove_by_hand(rival.key_id, rival.plan_id)
+            answer = self.send(self.wish(Update, stack, name, properties, rng, physical_id=carried), rng)
+            # Removed by hand, and another stack has the key in a plan for the stage by now: the operator skips this resource.
+            assert answer.success or properties.association in self.removed, answer.reason
+
+    def late_ones_before(self, stack: Stack, removes: list[tuple[str, str, Properties]], rng: Random) -> None:
+        """Hand in late Updates before the clean-up; late Creates would be served, for nothing newer has come."""
+        early: list[Request] = [request for request in stack.late if isinstance(request, Update)]
+        stack.late, rest = early, [request for request in stack.late if request not in early]
+        self.late_ones(stack, rng)
+        stack.late = rest
+
+    def clean_up(
+        self,
+        stack: Stack,
+        old: dict[str, Resource],
+        template: dict[str, Properties],
+        created: dict[str, tuple[str, Properties]],
+        updated: dict[str, str],
+        *,
+        retains: bool,
+        rng: Random,
+    ) -> None:
+        removes = [(name, old[name].physical_id, old[name].properties) for name in old if name not in template]
+        for name, new_id in updated.items():
+            if new_id != old[name].physical_id:
+                removes.append((name, old[name].physical_id, old[name].properties))
+        ids = {name: resource.physical_id for name, resource in old.items() if name in template}
+        ids |= updated | {name: id_ for name, (id_, _) in created.items()}
+        stack.resources = {name: Resource(ids[name], template[name]) for name in template}
+        rng.shuffle(removes)
+        for name, physical_id, properties in removes:
+            if retains:
+                if self.pair(properties.association) in self.api.attached:  # Not what a move has detached already.
+                    self.retains.setdefault(Holder(stack.id, name), set()).add(properties.association)
+                self.ever_retained.add(properties.association)
+            else:
+                self.delete(stack, name, physical_id, properties, rng)
+
+    # --- The operator ---
+
+    @rule(key=st.sampled_from(KEYS), plan=st.sampled_from(PLANS))
+    def attach_by_hand(self, key: str, plan: str) -> None:
+        association = Association(key, plan)
+        try:
+            self.api.create_usage_plan_key(usagePlanId=plan, keyId=key, keyType="API_KEY")
+        except ClientError:
+            return
+        if association in self.ledger.entries and not self.ledger.entries[association].before:
+            self.removed.discard(association)
+        else:
+            self.outside.add(association)
+
+    @rule(key=st.sampled_from(KEYS), plan=st.sampled_from(PLANS))
+    def remove_by_hand(self, key: str, plan: str) -> None:
+        association = Association(key, plan)
+        if self.pair(association) in self.api.attached:
+            self.api.attached.remove(self.pair(association))
+            self.outside.discard(association)
+            self.removed_retained(association)
+            self.removed.add(association)
+
+    def removed_retained(self, association: Association) -> None:
+        for retained in self.retains.values():
+            retained.discard(association)
+
+    @property
+    def retained(self) -> set[Association]:
+        return set().union(*self.retains.values())
+
+    @rule(data=st.data())
+    def deliver_an_old_request_again(self, data: st.DataObject) -> None:
+        if self.answers:
+            request, _ = self.answers[data.draw(st.sampled_from(sorted(self.answers)))]
+            self.again(request)
+
+    # --- What must hold at rest ---
+
+    def believed(self) -> dict[Association, list[Holder]]:
+        believed: dict[Association, list[Holder]] = {}
+        for stack in self.stacks.values():
+            for name, resource in stack.resources.items():
+                association = Association.parse(resource.physical_id)
+                assert association == resource.properties.association
+                believed.setdefault(association, []).append(Holder(stack.id, name))
+        return believed
+
+    @invariant()
+    def what_is_believed_is_attached(self) -> None:
+        for association in self.believed():
+            assert self.pair(association) in self.api.attached or association in self.removed, association.id
+
+    @invariant()
+    def what_nobody_declares_is_detached(self) -> None:
+        allowed = set(self.believed()) | self.outside | self.ever_retained
+        for key, plan in self.api.attached:
+            assert Association(key, plan) in allowed, f"{key}:{plan} was left behind"
+
+    @invariant()
+    def what_was_there_before_still_is(self) -> None:
+        for association in self.outside - self.taken:
+            assert self.pair(association) in self.api.attached, f"{association.id} was there before us, and is gone"
+        for association in self.retained - self.taken:
+            assert self.pair(association) in self.api.attached, f"{association.id} was retained, and is gone"
+
+    @invariant()
+    def the_ledger_says_so(self) -> None:
+        believed = self.believed()
+        for association, entry in self.ledger.entries.items():
+            assert entry.detaching is None
+            for holder in entry.holders:
+                assert association in self.ledger.records[holder].holds
+                assert holder in believed.get(association, []) or association in self.ever_retained
+        for association, holders in believed.items():
+            assert set(holders) <= self.ledger.entries[association].holders
+
+
+TestStacks = Stacks.TestCase
+TestStacks.settings = settings(max_examples=1000, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck))

@@ -1,0 +1,219 @@
+"""template.yaml, samconfig.toml and the artifact against the code that they deploy."""
+
+import ast
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from samtranslator.yaml_helper import yaml_parse
+
+from usage_plan_key import retry
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "handler" / "usage_plan_key").glob("*.py"))
+TEMPLATE: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text())
+RESOURCES = TEMPLATE["Resources"]
+FUNCTION = RESOURCES["UsagePlanKeyFunction"]["Properties"]
+STATEMENTS = {
+    statement["Sid"]: statement
+    for policy in RESOURCES["Role"]["Properties"]["Policies"]
+    for statement in policy["PolicyDocument"]["Statement"]
+}
+
+#: How the names of variables begin that are not the project's own.
+OTHERS = ("AWS_", "POWERTOOLS_")
+#: What Lambda itself does in the function's name.
+LAMBDA_ITSELF = {
+    ("logs:CreateLogStream", "LogGroup.Arn"),
+    ("logs:PutLogEvents", "LogGroup.Arn"),
+    ("sqs:SendMessage", "Unanswered.Arn"),
+}
+#: The parts of a transaction, by the action that each needs.
+# https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/transaction-apis-iam.html
+PARTS = {
+    "ConditionCheck": "dynamodb:ConditionCheckItem",
+    "Delete": "dynamodb:DeleteItem",
+    "Get": "dynamodb:GetItem",
+    "Put": "dynamodb:PutItem",
+    "Update": "dynamodb:UpdateItem",
+}
+
+
+def test_the_policy_allows_what_is_called_and_no_more() -> None:
+    """API Gateway's actions are its HTTP verbs and paths, which botocore's model knows."""
+    assert allowed() == {*api_gateway_calls(), *ledger_calls(), *LAMBDA_ITSELF}
+
+
+def test_no_action_is_a_wildcard_and_none_touches_api_keys_themselves() -> None:
+    assert not [action for action, _ in allowed() if "*" in action]
+    assert not [resource for _, resource in allowed() if "/apikeys" in resource or resource == "*"]
+
+
+@pytest.mark.parametrize(
+    "file", ["template.yaml", *(f"examples/{path.name}" for path in (ROOT / "examples").glob("*.yaml"))]
+)
+def test_every_arn_fits_every_partition_and_names_no_account(file: str) -> None:
+    text = (ROOT / file).read_text()
+    assert not re.search(r"\barn:(?!\$\{AWS::Partition\}:)", text)
+    assert not re.search(r"\b\d{12}\b", text)
+    assert "amazonaws.com" not in text.replace("lambda.amazonaws.com", ""), "a service principal is the same everywhere"
+
+
+def test_the_functions_arn_is_exported_and_stays() -> None:
+    output = TEMPLATE["Outputs"]["FunctionArn"]
+    assert output["Export"]["Name"] == {"Fn::Sub": "${AWS::StackName}-FunctionArn"}
+    assert output["Value"] == {"Fn::GetAtt": ["UsagePlanKeyFunction", "Arn"]}
+    assert FUNCTION["FunctionName"] == {"Ref": "AWS::StackName"}
+
+
+def test_the_ledger_outlives_its_stack_and_has_the_keys_that_the_code_writes() -> None:
+    ledger = RESOURCES["Ledger"]
+    assert ledger["DeletionPolicy"] == "RetainExceptOnCreate"
+    assert ledger["UpdateReplacePolicy"] == "Retain"
+    assert ledger["Properties"]["KeySchema"] == [{"AttributeName": "pk", "KeyType": "HASH"}]
+    assert ledger["Properties"]["TimeToLiveSpecification"] == {"AttributeName": "expires", "Enabled": True}
+
+
+def test_the_time_out_leaves_room_for_many_turns() -> None:
+    """A call, the longest pause before it and the answer after it take a small part of the function's time."""
+    timeout = TEMPLATE["Globals"]["Function"]["Timeout"]
+    assert timeout <= 900, "Lambda's own limit"
+    assert timeout - retry.BEFORE_CALL >= 20 * (retry.CONNECT_TIMEOUT + retry.READ_TIMEOUT + retry.LAST_CAP)
+
+
+def test_lambda_gives_up_a_request_when_cloudformation_does() -> None:
+    configuration = FUNCTION["EventInvokeConfig"]
+    assert TEMPLATE["Globals"]["Function"]["Timeout"] <= configuration["MaximumEventAgeInSeconds"] <= 3600
+    assert configuration["MaximumRetryAttempts"] == 2
+    assert configuration["DestinationConfig"]["OnFailure"]["Destination"] == {"Fn::GetAtt": ["Unanswered", "Arn"]}
+
+
+def test_every_variable_that_the_code_reads_is_set() -> None:
+    """The project's own ones; the others are Lambda's, sam's, boto3's and Powertools'."""
+    source = "".join(path.read_text() for path in SOURCES)
+    read = {name for name in re.findall(r'environ(?:\.get\(|\[)"(\w+)"', source) if not name.startswith(OTHERS)}
+    assert read == {name for name in FUNCTION["Environment"]["Variables"] if not name.startswith(OTHERS)}
+
+
+def test_sam_needs_no_flags() -> None:
+    """And under sam local no table is named, or the function would look for one."""
+    config = tomllib.loads((ROOT / "samconfig.toml").read_text())["default"]
+    deploy, invoke = config["deploy"]["parameters"], config["local_invoke"]["parameters"]
+    assert config["global"]["parameters"]["stack_name"] == "usage-plan-key"
+    assert (deploy["resolve_s3"], deploy["capabilities"]) == (True, "CAPABILITY_IAM")
+    assert "region" not in json.dumps(config)
+    overrides = json.loads((ROOT / invoke["env_vars"]).read_text())["UsagePlanKeyFunction"]
+    assert overrides == {"LEDGER_TABLE": ""}
+    assert set(overrides) <= set(FUNCTION["Environment"]["Variables"]), "sam overrides none but these"
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What AWS gets, built by the project's own step from the packages that `make` has fetched."""
+    path = tmp_path_factory.mktemp("artifact")
+    wheels = Path(sys.prefix) / "wheels"
+    subprocess.run(
+        [
+            "make",
+            "-C",
+            ROOT / "handler",
+            "build-UsagePlanKeyFunction",
+            f"ARTIFACTS_DIR={path}",
+            f"PYTHON={sys.executable}",
+        ],
+        env={**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)},
+        check=True,
+        capture_output=True,
+    )
+    return path
+
+
+def test_the_handler_can_be_imported_from_the_artifact_alone(artifact: Path) -> None:
+    module, _, name = FUNCTION["Handler"].rpartition(".")
+    code = (
+        f"import sys; sys.path.append({str(artifact)!r}); import {module} as m; print(m.__file__, callable(m.{name}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code],
+        env={"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout.split(), done.stderr) == ([str(artifact / Path(*module.split("."))) + ".py", "True"], "")
+
+
+def test_the_artifact_has_the_pinned_packages_and_the_services_that_are_called(artifact: Path) -> None:
+    pinned = re.findall(r"^([\w-]+)==([\w.]+)$", (ROOT / "handler" / "requirements.txt").read_text(), re.MULTILINE)
+    packages = {path.name.removesuffix(".dist-info") for path in artifact.glob("*.dist-info")}
+    assert packages == {f"{name.replace('-', '_')}-{version}" for name, version in pinned}
+    assert {path.name for path in (artifact / "botocore" / "data").iterdir() if path.is_dir()} == {
+        "apigateway",
+        "dynamodb",
+        "sqs",
+    }
+    assert not list(artifact.rglob("*.so")), "it would not fit both architectures"
+
+
+def allowed() -> set[tuple[str, str]]:
+    """The policy as pairs of an action and a resource: a path of API Gateway's, or an attribute."""
+    return {
+        (action, named(resource))
+        for statement in STATEMENTS.values()
+        for action in listed(statement["Action"])
+        for resource in listed(statement["Resource"])
+    }
+
+
+def api_gateway_calls() -> Iterator[tuple[str, str]]:
+    """What api_gateway.py calls, as IAM sees it."""
+    for _, operation in called("api_gateway.py", "apigateway"):
+        path = operation.http["requestUri"].format(usageplanId="${UsagePlanId}", keyId="*")
+        yield f"apigateway:{operation.http['method']}", path
+
+
+def ledger_calls() -> Iterator[tuple[str, str]]:
+    """What ledger.py calls: a transaction by its parts."""
+    tree = ast.parse((ROOT / "handler" / "usage_plan_key" / "ledger.py").read_text())
+    keys = [
+        key.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Dict)
+        for key in node.keys
+        if isinstance(key, ast.Constant)
+    ]
+    for name, operation in called("ledger.py", "dynamodb"):
+        if name.startswith("transact_"):
+            yield from ((PARTS[key], "Ledger.Arn") for key in keys if key in PARTS)
+        else:
+            yield f"dynamodb:{operation.name}", "Ledger.Arn"
+
+
+def called(file: str, service: str) -> Iterator[tuple[str, Any]]:
+    """The methods of a module's client, called or handed on, with botocore's model of each."""
+    client = boto3.client(service, region_name="us-east-1")  # type: ignore[call-overload]  # which, is not known here
+    tree = ast.parse((ROOT / "handler" / "usage_plan_key" / file).read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self._client" and node.attr != "meta":
+            operation = client.meta.method_to_api_mapping[node.attr]
+            yield node.attr, client.meta.service_model.operation_model(operation)
+
+
+def listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def named(resource: dict[str, Any]) -> str:
+    if "Fn::GetAtt" in resource:
+        return ".".join(resource["Fn::GetAtt"])
+    prefix = "arn:${AWS::Partition}:apigateway:${AWS::Region}::"
+    assert resource["Fn::Sub"].startswith(prefix)
+    return str(resource["Fn::Sub"]).removeprefix(prefix)
