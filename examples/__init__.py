@@ -1,0 +1,1 @@
+"""Templates that declare Custom::UsagePlanKey, and a demonstration that deploys them."""

@@ -1,0 +1,380 @@
+"""MiniStack as the AWS of this machine: started, deployed to, and gone without a trace.
+
+    with running() as aws:
+        code = aws.upload(Path("handler"))
+        template = packaged(Path("template.yaml"), code)
+        aws.deploy("usage-plan-key", template, ApiGatewayEndpoint=aws.proxy.url)
+
+MiniStack runs functions as subprocesses of its own Python, which finds their dependencies where this process does: a
+function's zip is its source alone. Its API Gateway accepts everything; the strict one is the proxy before it, proxy.py.
+It does hold a function to the policy of its role, for API Gateway and DynamoDB.
+
+Nothing outside matters: MiniStack gets an environment made here, and this process lets go of every AWS, proxy and
+certificate setting for as long as MiniStack runs.
+"""
+
+import hashlib
+import io
+import ipaddress
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http.client import HTTPException, HTTPSConnection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
+from uuid import uuid4
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import ClientError
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from samtranslator.yaml_helper import yaml_parse
+
+from .proxy import Proxy, strict
+
+Template = dict[str, Any]
+
+REGION = "eu-central-1"
+CODE_BUCKET, ANSWER_BUCKET = "code", "answers"
+PATIENCE = 60
+"""Seconds after which something hangs that takes two at most."""
+NEEDED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL")
+"""What a Python may need of the environment to start at all."""
+
+
+class StartError(Exception):
+    """MiniStack did not come up."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """How a stack operation ended."""
+
+    status: str
+    events: list[dict[str, Any]]
+    """The stack's events of this operation, oldest first."""
+
+    def reason(self, logical_id: str) -> str:
+        """Why this resource failed; empty when it did not."""
+        failed = [event for event in self.events if event["ResourceStatus"].endswith("_FAILED")]
+        return next((e.get("ResourceStatusReason", "") for e in failed if e["LogicalResourceId"] == logical_id), "")
+
+    @property
+    def failures(self) -> str:
+        """Everything that failed, and why."""
+        failed = [event for event in self.events if event["ResourceStatus"].endswith("_FAILED")]
+        return "; ".join(f"{event['LogicalResourceId']}: {event.get('ResourceStatusReason')}" for event in failed)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What CloudFormation asked for a resource, and what it was answered, as the function's log has it."""
+
+    kind: str
+    logical_id: str
+    asked_id: str | None
+    """None on Create."""
+    status: str
+    answered_id: str
+    outcome: str
+    """Empty on Delete, and where it failed."""
+    reason: str
+    """Why it failed."""
+
+
+class Aws:
+    """A running MiniStack."""
+
+    def __init__(self, port: int, certificate: Path, proxy: Proxy) -> None:
+        """At this port of the loopback interface."""
+        self.port, self.certificate, self.proxy = port, certificate, proxy
+        self._clients: dict[tuple[str, str], Any] = {}
+
+    def client(self, service: str, url: str = "") -> Any:
+        """A boto3 client that may do everything, for MiniStack or for another endpoint."""
+        if (service, url) not in self._clients:
+            self._clients[service, url] = _client(service, url or _url(self.port), self.certificate)
+        return self._clients[service, url]
+
+    def close(self) -> None:
+        """Let go of the clients' connections."""
+        for client in self._clients.values():
+            client.close()
+
+    def upload(self, source: Path) -> dict[str, str]:
+        """Zip a folder of Python source into the code bucket; where it is, as a function's `CodeUri`."""
+        content = _zipped(source)
+        key = f"{hashlib.sha256(content).hexdigest()}.zip"
+        self._bucket(CODE_BUCKET).put_object(Bucket=CODE_BUCKET, Key=key, Body=content)
+        return {"Bucket": CODE_BUCKET, "Key": key}
+
+    def requests(self, function: str) -> list[Request]:
+        """Every request that the function has answered, the oldest first."""
+        lines = [json.loads(line) for line in self.log(function) if line.startswith("{")]
+        return [
+            Request(
+                kind=line["RequestType"],
+                logical_id=line["LogicalResourceId"],
+                asked_id=line.get("PhysicalResourceId"),
+                status=line["status"],
+                answered_id=line["AnswerId"],
+                outcome=line["outcome"] if line["outcome"] != line["status"] else "",
+                reason=line["message"].removeprefix("FAILED ") if line["status"] == "FAILED" else "",
+            )
+            for line in lines
+            if "status" in line
+        ]
+
+    def ask(self, function: str, event: dict[str, Any]) -> dict[str, Any]:
+        """Send a request to a function as CloudFormation does, and wait for its answer.
+
+        Asynchronously, with a pre-signed URL of S3's as its ResponseURL: that carries the time of issue, unlike
+        MiniStack's.
+        """
+        s3, place = self._bucket(ANSWER_BUCKET), {"Bucket": ANSWER_BUCKET, "Key": str(uuid4())}
+        url = s3.generate_presigned_url("put_object", Params=place)
+        event = {"ResponseURL": url, "RequestId": str(uuid4()), "ResourceType": "Custom::UsagePlanKey"} | event
+        self.client("lambda").invoke(FunctionName=function, InvocationType="Event", Payload=json.dumps(event))
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            with suppress(s3.exceptions.NoSuchKey):
+                answer: dict[str, Any] = json.load(s3.get_object(**place)["Body"])
+                return answer
+            time.sleep(0.05)
+        raise TimeoutError(f"{function} has not answered {event['RequestType']} of {event['LogicalResourceId']}")
+
+    def deploy(self, stack: str, template: Template, **parameters: str) -> Deployment:
+        """Create the stack, or update it, and wait."""
+        cloudformation = self.client("cloudformation")
+        before = self._events(stack)
+        operation = cloudformation.update_stack if before else cloudformation.create_stack
+        operation(
+            StackName=stack,
+            TemplateBody=json.dumps(template, default=str),
+            Parameters=[{"ParameterKey": name, "ParameterValue": value} for name, value in parameters.items()],
+            Capabilities=["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"],
+        )
+        return self._finished(stack, before)
+
+    def delete(self, stack: str) -> Deployment:
+        """Delete the stack, and wait."""
+        stack_id = self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]["StackId"]
+        before = self._events(stack_id)
+        self.client("cloudformation").delete_stack(StackName=stack_id)
+        return self._finished(stack_id, before)
+
+    def outputs(self, stack: str) -> dict[str, str]:
+        """What the stack puts out."""
+        found = self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]
+        return {output["OutputKey"]: output["OutputValue"] for output in found.get("Outputs", [])}
+
+    def physical_ids(self, stack: str) -> dict[str, str]:
+        """What CloudFormation knows the stack's resources by."""
+        found = self.client("cloudformation").describe_stack_resources(StackName=stack)["StackResources"]
+        return {resource["LogicalResourceId"]: resource["PhysicalResourceId"] for resource in found}
+
+    def log(self, function: str) -> list[str]:
+        """Every line that the function has written."""
+        configuration = self.client("lambda").get_function_configuration(FunctionName=function)
+        group = configuration.get("LoggingConfig", {}).get("LogGroup", f"/aws/lambda/{function}")
+        pages = self.client("logs").get_paginator("filter_log_events").paginate(logGroupName=group)
+        try:
+            return [event["message"] for page in pages for event in page["events"]]
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ResourceNotFoundException":
+                raise
+            return []  # the function has not run yet
+
+    def _bucket(self, name: str) -> Any:
+        """A client of S3, once the bucket is there."""
+        s3 = self.client("s3")
+        with suppress(s3.exceptions.BucketAlreadyOwnedByYou):
+            s3.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
+        return s3
+
+    def _events(self, stack: str) -> list[dict[str, Any]]:
+        pages = self.client("cloudformation").get_paginator("describe_stack_events").paginate(StackName=stack)
+        try:
+            return [event for page in pages for event in page["StackEvents"]][::-1]
+        except ClientError as error:
+            if error.response["Error"]["Code"] != "ValidationError":
+                raise
+            return []  # no such stack
+
+    def _finished(self, stack: str, before: list[dict[str, Any]]) -> Deployment:
+        """Wait for a status that is final: all but `..._IN_PROGRESS`."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            status = self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]["StackStatus"]
+            if not status.endswith("_IN_PROGRESS"):
+                return Deployment(status, self._events(stack)[len(before) :])
+            time.sleep(0.1)
+        last = self._events(stack)[-1]
+        raise TimeoutError(f"{stack} hangs at {last['ResourceStatus']} of {last['LogicalResourceId']}")
+
+
+def packaged(template: Path, code: dict[str, str]) -> Template:
+    """The template with its functions' code where it was uploaded, as `aws cloudformation package` does it."""
+    parsed: Template = yaml_parse(template.read_text())
+    for resource in parsed["Resources"].values():
+        if resource["Type"] == "AWS::Serverless::Function":
+            resource["Properties"]["CodeUri"] = code
+    return parsed
+
+
+@contextmanager
+def running() -> Iterator[Aws]:
+    """MiniStack with the strict proxy before it, on free ports of the loopback interface."""
+    with ExitStack() as stack:
+        stack.enter_context(_unconfigured())
+        directory = Path(stack.enter_context(TemporaryDirectory(prefix="ministack-", ignore_cleanup_errors=True)))
+        certificate, key = _certificate(directory)
+        port = _free_port()
+        stack.enter_context(_process(directory, port, certificate, key))
+        api = stack.enter_context(closing(_client("apigateway", _url(port), certificate)))
+        proxy = stack.enter_context(strict(api, port, certificate))
+        yield stack.enter_context(closing(Aws(port, certificate, proxy)))
+
+
+def _url(port: int) -> str:
+    return f"https://localhost:{port}"
+
+
+def _client(service: str, url: str, certificate: Path) -> Any:
+    """A boto3 client with the credentials that MiniStack takes for those of the account's root."""
+    config = Config(proxies={}, retries={"total_max_attempts": 1})
+    if service == "s3":
+        config = config.merge(Config(s3={"addressing_style": "path"}, signature_version="s3v4"))
+    make: Any = boto3.Session("test", "test", region_name=REGION).client  # its stubs want a literal
+    return make(service, endpoint_url=url, verify=str(certificate), config=config)
+
+
+@contextmanager
+def _unconfigured() -> Iterator[None]:
+    """No AWS, proxy or certificate setting in this process's environment, for a while."""
+    with patch.dict(os.environ):
+        for name in list(os.environ):
+            if name.startswith("AWS_") or name.lower().endswith("_proxy") or name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+                del os.environ[name]
+        yield
+
+
+@contextmanager
+def _process(directory: Path, port: int, certificate: Path, key: Path) -> Iterator[None]:
+    """MiniStack and what it starts, as one process group."""
+    environment = {name: os.environ[name] for name in NEEDED if name in os.environ} | {
+        "HOME": str(directory),
+        "TMPDIR": str(directory),
+        "STATE_DIR": str(directory / "state"),
+        "BIND_HOST": "127.0.0.1",
+        "GATEWAY_PORT": str(port),
+        "MINISTACK_HOST": "localhost",
+        "MINISTACK_REGION": REGION,
+        "USE_SSL": "1",
+        "MINISTACK_SSL_CERT": str(certificate),
+        "MINISTACK_SSL_KEY": str(key),
+        "LAMBDA_EXECUTOR": "local",
+        "AUTH": "true",
+        # Else it listens for MQTT on all interfaces, and tidies up containers of the machine's Docker:
+        "IOT_MTLS_ENABLED": "0",
+        "SFTP_ENABLED": "0",
+        "DOCKER_HOST": f"unix://{directory}/no-docker",
+        # For the functions, which inherit all of this:
+        "SSL_CERT_FILE": str(certificate),
+        "AWS_CA_BUNDLE": str(certificate),
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    output = directory / "ministack.log"
+    with output.open("wb") as sink:
+        # Not `-m ministack`: that takes port 443 besides, where it may.
+        server = ["-m", "hypercorn", "--workers", "0", "--bind", f"127.0.0.1:{port}"]
+        process = subprocess.Popen(
+            [sys.executable, *server, "--config", "python:ministack.core.hypercorn_conf", "ministack.app:app"],
+            cwd=directory,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        _wait_until_healthy(process, port, certificate, output)
+        yield
+    finally:
+        _stop(process)
+
+
+def _wait_until_healthy(process: "subprocess.Popen[bytes]", port: int, certificate: Path, output: Path) -> None:
+    tls = ssl.create_default_context(cafile=certificate)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        with (
+            suppress(OSError, HTTPException),
+            closing(HTTPSConnection("localhost", port, timeout=5, context=tls)) as connection,
+        ):
+            connection.request("GET", "/_ministack/health")
+            if connection.getresponse().status == 200:
+                return
+        time.sleep(0.1)
+    raise StartError(f"MiniStack did not start:\n{output.read_text(errors='replace')[-2000:]}")
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """At once, with its functions: it keeps nothing that would have to be saved."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _certificate(directory: Path) -> tuple[Path, Path]:
+    """A certificate for this machine that signs itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(identifier, critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    paths = directory / "certificate.pem", directory / "key.pem"
+    paths[0].write_bytes(certificate.public_bytes(Encoding.PEM))
+    paths[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return paths
+
+
+def _zipped(source: Path) -> bytes:
+    """The same bytes for the same source, whatever its times."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(source.rglob("*.py")):
+            archive.writestr(zipfile.ZipInfo(path.relative_to(source).as_posix()), path.read_bytes())
+    return buffer.getvalue()

@@ -1,0 +1,226 @@
+"""The whole of it on MiniStack: template.yaml's function, real templates, API Gateway's own rules in force.
+
+What CloudFormation would send and MiniStack does not, a Delete after a failed Create or the same request again, is sent
+to the function by the tests: asynchronously and with a pre-signed ResponseURL, as CloudFormation does it.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import Any
+
+import pytest
+
+from examples.demo import FUNCTION, PROVIDER, ROOT, Customers, example, failing, moved, renamed, shifted
+
+from .aws import rules
+from .aws.ministack import Aws, Template, packaged, running
+
+NUMBERS = count(1)
+
+
+@pytest.fixture(scope="module")
+def aws() -> Iterator[Aws]:
+    """MiniStack, with the function deployed."""
+    with running() as aws:
+        deployment = aws.deploy(PROVIDER, provider(aws), ApiGatewayEndpoint=aws.proxy.url)
+        assert deployment.status == "CREATE_COMPLETE", deployment.events
+        yield aws
+
+
+@pytest.fixture
+def stack(aws: Aws) -> Iterator[Customers]:
+    """A place for a stack of its own. Whatever the test does, no secret is in the log afterwards."""
+    stack = Customers(aws, f"customers-{next(NUMBERS)}")
+    yield stack
+    assert stack.leaked() == []
+
+
+@pytest.fixture
+def deployed(stack: Customers) -> Customers:
+    """The example, deployed."""
+    assert stack.deploy(example()).status == "CREATE_COMPLETE"
+    stack.requests(5)
+    stack.detached()
+    return stack
+
+
+@pytest.fixture
+def plans_and_keys(stack: Customers) -> Customers:
+    """The example's plans and keys, and nobody in a plan."""
+    assert stack.deploy(without_associations(example())).status == "CREATE_COMPLETE"
+    return stack
+
+
+def without_associations(template: Template) -> Template:
+    kept = {name: it for name, it in template["Resources"].items() if it["Type"] != "Custom::UsagePlanKey"}
+    return {"Parameters": template["Parameters"], "Resources": kept}
+
+
+def outcomes(stack: Customers, expected: int) -> dict[tuple[str, str], str]:
+    """What was asked for each resource, and what it came to."""
+    return {(it.kind, it.logical_id): it.outcome or it.status for it in stack.requests(expected)}
+
+
+class TestDeploys:
+    """What happens to the customers of the example when its stack is deployed."""
+
+    def test_create_attaches(self, stack: Customers) -> None:
+        assert stack.deploy(example()).status == "CREATE_COMPLETE"
+        assert set(outcomes(stack, 5).values()) == {"ATTACHED"}
+        assert stack.plans() == {"Free": ["alice", "bob", "dora", "erin"], "Pro": ["carol"]}
+        outputs = stack.aws.outputs(stack.name)
+        assert (outputs["AliceId"], outputs["AliceOutcome"]) == (stack.id("alice in Free"), "ATTACHED")
+
+    def test_a_changed_trigger_verifies(self, deployed: Customers) -> None:
+        deployed.deploy(example(), verify_trigger=2)
+        assert set(outcomes(deployed, 5).values()) == {"VERIFIED"}
+        assert deployed.aws.outputs(deployed.name)["AliceOutcome"] == "VERIFIED"
+
+    def test_what_was_removed_by_hand_is_repaired(self, deployed: Customers) -> None:
+        deployed.detach_by_hand("alice in Free")
+        deployed.deploy(example(), verify_trigger=2)
+        assert outcomes(deployed, 5)["Update", "Alice"] == "REPAIRED"
+        assert "alice" in deployed.plans()["Free"]
+
+    def test_a_changed_plan_moves(self, deployed: Customers) -> None:
+        assert deployed.deploy(moved(example())).status == "UPDATE_COMPLETE"
+        assert outcomes(deployed, 2) == {("Update", "Alice"): "MOVED", ("Delete", "Alice"): "SUCCESS"}
+        assert deployed.plans() == {"Free": ["bob", "dora", "erin"], "Pro": ["alice", "carol"]}
+        assert deployed.aws.outputs(deployed.name)["AliceId"] == deployed.id("alice in Pro")
+
+    def test_a_rename_keeps_the_key_attached_all_along(self, deployed: Customers) -> None:
+        assert deployed.deploy(renamed(example())).status == "UPDATE_COMPLETE"
+        assert outcomes(deployed, 2) == {("Create", "CarolInc"): "JOINED", ("Delete", "Carol"): "SUCCESS"}
+        assert deployed.detached() == []
+        assert deployed.plans()["Pro"] == ["carol"]
+
+    def test_a_shifted_list_keeps_its_keys_attached_all_along(self, deployed: Customers) -> None:
+        assert deployed.deploy(shifted(example())).status == "UPDATE_COMPLETE"
+        assert deployed.detached() == []
+        assert deployed.plans()["Free"] == ["alice", "bob", "dora", "erin", "frank"]
+
+    def test_a_failed_create_rolls_back_and_says_why(self, stack: Customers) -> None:
+        deployment = stack.deploy(failing(example()))
+        assert deployment.status == "ROLLBACK_COMPLETE"
+        reason = deployment.reason("BobInPro")
+        for part in (f"{stack.name}-free", ":prod", f"Bob of stack {stack.name}", "log stream"):
+            assert part in reason
+        assert stack.plans() == {}
+
+    def test_a_failed_update_leaves_everything_as_it_was(self, deployed: Customers) -> None:
+        before = deployed.plans()
+        assert deployed.deploy(failing(example())).status == "UPDATE_ROLLBACK_COMPLETE"
+        answer = deployed.send("Delete", "BobInPro", "bob in Pro", PhysicalResourceId=deployed.id("bob in Pro"))
+        assert answer["Status"] == "SUCCESS"
+        assert deployed.detached() == ["grace in Free"]
+        assert deployed.plans() == before
+
+    def test_delete_leaves_nothing(self, deployed: Customers) -> None:
+        assert deployed.delete().status == "DELETE_COMPLETE"
+        assert sorted(deployed.detached()) == [
+            "alice in Free",
+            "bob in Free",
+            "carol in Pro",
+            "dora in Free",
+            "erin in Free",
+        ]
+        assert deployed.left_in_ledger() == []
+
+
+class TestRequests:
+    """What single requests come to where something is in their way."""
+
+    def test_a_lost_reply_is_no_stranger(self, plans_and_keys: Customers) -> None:
+        plans_and_keys.aws.proxy.lose_next("CreateUsagePlanKey")
+        answer = plans_and_keys.send("Create", "Alice", "alice in Free")
+        assert answer["Data"]["Outcome"] == "ATTACHED"
+        assert plans_and_keys.plans()["Free"] == ["alice"]
+
+    @pytest.mark.parametrize("passing", [rules.BUSY, rules.too_many(1)], ids=["busy", "throttled"])
+    def test_what_passes_is_waited_for(self, plans_and_keys: Customers, passing: rules.Refusal) -> None:
+        plans_and_keys.aws.proxy.fail_next("CreateUsagePlanKey", passing, times=2)
+        assert plans_and_keys.send("Create", "Alice", "alice in Free")["Data"]["Outcome"] == "ATTACHED"
+
+    def test_everybody_of_a_crowd_gets_in(self, plans_and_keys: Customers, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(plans_and_keys.aws.proxy.door, "seconds", 0.3)
+        crowd = ["alice", "bob", "carol", "dora", "erin"]
+        with ThreadPoolExecutor(len(crowd)) as pool:
+            answers = pool.map(lambda name: plans_and_keys.send("Create", name.title(), f"{name} in Free"), crowd)
+            assert {answer["Data"]["Outcome"] for answer in answers} == {"ATTACHED"}
+        assert plans_and_keys.plans()["Free"] == crowd
+        ids = {plans_and_keys.id(name) for name in crowd}
+        assert 409 in {call.status for call in plans_and_keys.aws.proxy.calls if call.key in ids}
+
+    def test_the_same_request_has_the_same_answer(self, plans_and_keys: Customers) -> None:
+        first = plans_and_keys.send("Create", "Alice", "alice in Free", RequestId="once")
+        plans_and_keys.send("Delete", "Alice", "alice in Free", PhysicalResourceId=first["PhysicalResourceId"])
+        again = plans_and_keys.send("Create", "Alice", "alice in Free", RequestId="once")
+        assert again == first
+        assert plans_and_keys.plans()["Free"] == []
+
+    def test_a_key_that_is_there_already_is_refused(self, plans_and_keys: Customers) -> None:
+        attach_by_hand(plans_and_keys, "alice in Free")
+        answer = plans_and_keys.send("Create", "Alice", "alice in Free")
+        assert (answer["Status"], answer["PhysicalResourceId"]) == ("FAILED", plans_and_keys.id("alice in Free"))
+        assert all(word in answer["Reason"] for word in ("Adopt", "Take", "log stream"))
+        answer = plans_and_keys.send("Delete", "Alice", "alice in Free", PhysicalResourceId=answer["PhysicalResourceId"])
+        assert answer["Status"] == "SUCCESS"
+        assert plans_and_keys.plans()["Free"] == ["alice"]
+
+    def test_an_adopted_key_stays_when_its_resource_goes(self, plans_and_keys: Customers) -> None:
+        attach_by_hand(plans_and_keys, "alice in Free")
+        properties = adopting(plans_and_keys, "alice in Free")
+        answer = plans_and_keys.send("Create", "Alice", "alice in Free", ResourceProperties=properties)
+        assert answer["Data"]["Outcome"] == "ADOPTED"
+        plans_and_keys.send("Delete", "Alice", "alice in Free", PhysicalResourceId=answer["PhysicalResourceId"])
+        assert plans_and_keys.plans()["Free"] == ["alice"]
+
+    def test_another_stack_is_named(self, plans_and_keys: Customers) -> None:
+        plans_and_keys.send("Create", "Alice", "alice in Free")
+        stranger = f"arn:aws:cloudformation:eu-central-1:000000000000:stack/elsewhere/{'0' * 8}"
+        answer = plans_and_keys.send("Create", "Alicia", "alice in Free", StackId=stranger)
+        assert answer["Status"] == "FAILED"
+        assert f"Alice of stack {plans_and_keys.name}" in answer["Reason"]
+
+    def test_an_unknown_plan_is_named(self, plans_and_keys: Customers) -> None:
+        properties = {"KeyId": plans_and_keys.id("alice"), "UsagePlanId": "nowhere"}
+        answer = plans_and_keys.send("Create", "Alice", "alice in Free", ResourceProperties=properties)
+        assert answer["Status"] == "FAILED"
+        assert "usage plan nowhere in eu-central-1" in answer["Reason"]
+
+    def test_a_value_goes_to_no_other_host(self, plans_and_keys: Customers) -> None:
+        properties = adopting(plans_and_keys, "alice in Free") | {"IncludeValue": "true"}
+        answer = plans_and_keys.send("Create", "Alice", "alice in Free", ResourceProperties=properties)
+        assert answer["Status"] == "FAILED"
+        assert "localhost" in answer["Reason"]
+        assert plans_and_keys.plans()["Free"] == []
+
+
+class TestRole:
+    """MiniStack holds the function to its role's policy: all that is above shows that it is enough."""
+
+    def test_the_function_can_be_narrowed_to_one_plan(self, plans_and_keys: Customers) -> None:
+        aws = plans_and_keys.aws
+        plan = plans_and_keys.id("Pro")
+        aws.deploy("narrow", provider(aws), UsagePlanId=plan, ApiGatewayEndpoint=aws.proxy.url)
+        plans_and_keys.function = aws.physical_ids("narrow")[FUNCTION]
+        assert plans_and_keys.send("Create", "Carol", "carol in Pro")["Data"]["Outcome"] == "ATTACHED"
+        answer = plans_and_keys.send("Create", "Alice", "alice in Free")
+        assert answer["Status"] == "FAILED"
+        assert "apigateway:POST" in answer["Reason"]
+        assert plans_and_keys.plans() == {"Free": [], "Pro": ["carol"]}
+
+
+def provider(aws: Aws) -> Template:
+    return packaged(ROOT / "template.yaml", aws.upload(ROOT / "handler"))
+
+
+def attach_by_hand(stack: Customers, association: str) -> None:
+    key, plan = stack.id(association).split(":")
+    stack.aws.client("apigateway").create_usage_plan_key(usagePlanId=plan, keyId=key, keyType="API_KEY")
+
+
+def adopting(stack: Customers, association: str) -> dict[str, Any]:
+    key, plan = stack.id(association).split(":")
+    return {"KeyId": key, "UsagePlanId": plan, "OnExisting": "Adopt"}
