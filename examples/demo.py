@@ -116,7 +116,7 @@ class Customers:
         key, plan = self.id(association).split(":")
         self.aws.client("apigateway").delete_usage_plan_key(usagePlanId=plan, keyId=key)
 
-    def send(self, kind: str, logical_id: str, association: str, **more: Any) -> dict[str, Any]:
+    def send(self, kind: str, logical_id: str, association: str, *, by_queue: bool = False, **more: Any) -> dict[str, Any]:
         """Send a request for a resource of the stack to the function; its answer."""
         found = self.aws.client("cloudformation").describe_stacks(StackName=self.name)["Stacks"][0]
         key, plan = self.id(association).split(":")
@@ -126,7 +126,7 @@ class Customers:
             "LogicalResourceId": logical_id,
             "ResourceProperties": {"KeyId": key, "UsagePlanId": plan},
         }
-        return self.aws.ask(self.function, event | more)
+        return self.aws.ask(self.function, event | more, by_queue=by_queue)
 
     def requests(self, count: int) -> list[Request]:
         """What was asked since the last time; MiniStack writes a function's log a moment after its answer."""

@@ -28,7 +28,9 @@ class MemoryLedger:
         self.records: dict[Holder, Record] = {}
         self.entries: dict[Association, Entry] = {}
 
-    def change(self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline) -> State:
+    def change(
+        self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline, seen: State | None = None
+    ) -> State:
         before = State(
             self.records.get(holder, Record()),
             {association: self.entries.get(association, Entry()) for association in associations},

@@ -134,7 +134,8 @@ class Stacks(RuleBasedStateMachine):
             "gold": Plan("Gold", (("other", "prod"),)),
         }
         self.chaos = Chaos()
-        self.ledger = self.make_ledger()
+        self.gateway = ApiGateway(ShakyApi(self.api, self.chaos))  # type: ignore[arg-type]  # a fake
+        self.ledger = ShakyLedger(self.chaos)
         self.stacks = {name: Stack(f"arn:aws:cloudformation:eu-west-1:1:stack/{name}/0") for name in STACKS}
         self.outside: set[Association] = set()
         """Attached by hand, while no resource held it: never to be detached by us, unless taken."""
@@ -147,9 +148,6 @@ class Stacks(RuleBasedStateMachine):
         """Left attached by a resource that is gone, for its policy was Retain."""
         self.answers: dict[str, tuple[Request, Answer]] = {}
         self.serial = itertools.count(1)
-
-    def make_ledger(self) -> MemoryLedger:
-        return ShakyLedger(self.chaos)
 
     # --- One request ---
 
@@ -167,8 +165,7 @@ class Stacks(RuleBasedStateMachine):
         )
 
     def service(self, request: Request) -> Service:
-        api = ApiGateway(ShakyApi(self.api, self.chaos))  # type: ignore[arg-type]  # a fake
-        return Service(request, self.ledger, api, Deadline(900, self.clock, Random(0)))
+        return Service(request, self.ledger, self.gateway, Deadline(900, self.clock, Random(0)))
 
     def attempt(self, request: Request) -> Answer | None:
         """One delivery of a request; None when the function died."""

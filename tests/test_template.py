@@ -16,12 +16,16 @@ import pytest
 from samtranslator.yaml_helper import yaml_parse
 
 from usage_plan_key import retry
+from usage_plan_key.invocation import CLOSING_TIME
+from usage_plan_key.queue import MOST_RECEIVES
+from usage_plan_key.request import LONGEST_SERVICE_TIMEOUT
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "handler" / "usage_plan_key").glob("*.py"))
 TEMPLATE: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text())
 RESOURCES = TEMPLATE["Resources"]
 FUNCTION = RESOURCES["UsagePlanKeyFunction"]["Properties"]
+TIMEOUT = TEMPLATE["Globals"]["Function"]["Timeout"]
 STATEMENTS = {
     statement["Sid"]: statement
     for policy in RESOURCES["Role"]["Properties"]["Policies"]
@@ -35,6 +39,9 @@ LAMBDA_ITSELF = {
     ("logs:CreateLogStream", "LogGroup.Arn"),
     ("logs:PutLogEvents", "LogGroup.Arn"),
     ("sqs:SendMessage", "Unanswered.Arn"),
+    ("sqs:ReceiveMessage", "Requests.Arn"),
+    ("sqs:DeleteMessage", "Requests.Arn"),
+    ("sqs:GetQueueAttributes", "Requests.Arn"),
 }
 #: The parts of a transaction, by the action that each needs.
 # https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/transaction-apis-iam.html
@@ -49,7 +56,7 @@ PARTS = {
 
 def test_the_policy_allows_what_is_called_and_no_more() -> None:
     """API Gateway's actions are its HTTP verbs and paths, which botocore's model knows."""
-    assert allowed() == {*api_gateway_calls(), *ledger_calls(), *LAMBDA_ITSELF}
+    assert allowed() == {*api_gateway_calls(), *ledger_calls(), *queue_calls(), *LAMBDA_ITSELF}
 
 
 def test_no_action_is_a_wildcard_and_none_touches_api_keys_themselves() -> None:
@@ -57,9 +64,7 @@ def test_no_action_is_a_wildcard_and_none_touches_api_keys_themselves() -> None:
     assert not [resource for _, resource in allowed() if "/apikeys" in resource or resource == "*"]
 
 
-@pytest.mark.parametrize(
-    "file", ["template.yaml", *(f"examples/{path.name}" for path in (ROOT / "examples").glob("*.yaml"))]
-)
+@pytest.mark.parametrize("file", ["template.yaml", *(f"examples/{path.name}" for path in (ROOT / "examples").glob("*.yaml"))])
 def test_every_arn_fits_every_partition_and_names_no_account(file: str) -> None:
     text = (ROOT / file).read_text()
     assert not re.search(r"\barn:(?!\$\{AWS::Partition\}:)", text)
@@ -82,16 +87,36 @@ def test_the_ledger_outlives_its_stack_and_has_the_keys_that_the_code_writes() -
     assert ledger["Properties"]["TimeToLiveSpecification"] == {"AttributeName": "expires", "Enabled": True}
 
 
-def test_the_time_out_leaves_room_for_many_turns() -> None:
-    """A call, the longest pause before it and the answer after it take a small part of the function's time."""
-    timeout = TEMPLATE["Globals"]["Function"]["Timeout"]
-    assert timeout <= 900, "Lambda's own limit"
-    assert timeout - retry.BEFORE_CALL >= 20 * (retry.CONNECT_TIMEOUT + retry.READ_TIMEOUT + retry.LAST_CAP)
+def test_the_time_out_leaves_room_for_a_batch_of_which_one_call_hangs() -> None:
+    """A call that times out, the longest pause after it and a call for each other request, a second long, fit in."""
+    batch = FUNCTION["Events"]["Requests"]["Properties"]["BatchSize"]
+    hanging = retry.CONNECT_TIMEOUT + retry.READ_TIMEOUT + retry.LAST_CAP
+    assert hanging + (batch - 1) <= TIMEOUT - retry.BEFORE_CALL - CLOSING_TIME
+
+
+def test_a_crash_holds_up_its_stack_for_minutes_and_none_is_left_unanswered() -> None:
+    """Visibility is the function's time, and the last receive is the one at which the function answers FAILED."""
+    requests = RESOURCES["Requests"]["Properties"]
+    assert requests["VisibilityTimeout"] == TIMEOUT
+    assert requests["RedrivePolicy"] == {
+        "deadLetterTargetArn": {"Fn::GetAtt": ["Undelivered", "Arn"]},
+        "maxReceiveCount": MOST_RECEIVES,
+    }
+    assert requests["MessageRetentionPeriod"] > LONGEST_SERVICE_TIMEOUT + MOST_RECEIVES * TIMEOUT
+    assert (requests["DeduplicationScope"], requests["FifoThroughputLimit"]) == ("messageGroup", "perMessageGroupId")
+    assert requests["FifoQueue"] is RESOURCES["Undelivered"]["Properties"]["FifoQueue"] is True
+    assert "FifoQueue" not in RESOURCES["Unanswered"]["Properties"], "a destination cannot be one"
+
+
+def test_the_lanes_are_two_and_report_what_failed() -> None:
+    source = FUNCTION["Events"]["Requests"]["Properties"]
+    assert source["ScalingConfig"] == {"MaximumConcurrency": 2}
+    assert source["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
 
 
 def test_lambda_gives_up_a_request_when_cloudformation_does() -> None:
     configuration = FUNCTION["EventInvokeConfig"]
-    assert TEMPLATE["Globals"]["Function"]["Timeout"] <= configuration["MaximumEventAgeInSeconds"] <= 3600
+    assert TIMEOUT <= configuration["MaximumEventAgeInSeconds"] <= 3600
     assert configuration["MaximumRetryAttempts"] == 2
     assert configuration["DestinationConfig"]["OnFailure"]["Destination"] == {"Fn::GetAtt": ["Unanswered", "Arn"]}
 
@@ -111,7 +136,7 @@ def test_sam_needs_no_flags() -> None:
     assert (deploy["resolve_s3"], deploy["capabilities"]) == (True, "CAPABILITY_IAM")
     assert "region" not in json.dumps(config)
     overrides = json.loads((ROOT / invoke["env_vars"]).read_text())["UsagePlanKeyFunction"]
-    assert overrides == {"LEDGER_TABLE": ""}
+    assert overrides == {"LEDGER_TABLE": "", "QUEUE_URL": ""}
     assert set(overrides) <= set(FUNCTION["Environment"]["Variables"]), "sam overrides none but these"
 
 
@@ -138,9 +163,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_handler_can_be_imported_from_the_artifact_alone(artifact: Path) -> None:
     module, _, name = FUNCTION["Handler"].rpartition(".")
-    code = (
-        f"import sys; sys.path.append({str(artifact)!r}); import {module} as m; print(m.__file__, callable(m.{name}))"
-    )
+    code = f"import sys; sys.path.append({str(artifact)!r}); import {module} as m; print(m.__file__, callable(m.{name}))"
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code],
         env={"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"},
@@ -184,17 +207,19 @@ def ledger_calls() -> Iterator[tuple[str, str]]:
     """What ledger.py calls: a transaction by its parts."""
     tree = ast.parse((ROOT / "handler" / "usage_plan_key" / "ledger.py").read_text())
     keys = [
-        key.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Dict)
-        for key in node.keys
-        if isinstance(key, ast.Constant)
+        key.value for node in ast.walk(tree) if isinstance(node, ast.Dict) for key in node.keys if isinstance(key, ast.Constant)
     ]
     for name, operation in called("ledger.py", "dynamodb"):
         if name.startswith("transact_"):
             yield from ((PARTS[key], "Ledger.Arn") for key in keys if key in PARTS)
         else:
             yield f"dynamodb:{operation.name}", "Ledger.Arn"
+
+
+def queue_calls() -> Iterator[tuple[str, str]]:
+    """What queue.py calls."""
+    for _, operation in called("queue.py", "sqs"):
+        yield f"sqs:{operation.name}", "Requests.Arn"
 
 
 def called(file: str, service: str) -> Iterator[tuple[str, Any]]:

@@ -9,6 +9,7 @@ import os
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import copy_context
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -71,17 +72,28 @@ class Resource(CfnResource):
         self._lock = threading.Lock()
         self._body = b""
         self._handed_over = False
+        self._postponed: OutOfTimeError | None = None
         for register in (self.create, self.update, self.delete):
-            register(lambda event, context: self._put_together(self._serve()))
+            register(self._serve_it)
 
     def answer(self, event: Mapping[str, Any], context: Any) -> None:
         """Serve the request and deliver the answer.
 
         Raises:
+            OutOfTimeError: It has none yet: the request is to be served again.
             UndeliveredError: It could not be delivered.
         """
         self(event, context)
+        if self._postponed:
+            raise self._postponed
         self._hand_over()
+
+    def _serve_it(self, event: Mapping[str, Any], context: Any) -> str:
+        try:
+            return self._put_together(self._serve())
+        except OutOfTimeError as error:
+            self._postponed = error
+            return self._request.answer_id
 
     def _put_together(self, served: Served) -> str:
         """Make the answer's body, unless there is one; gives back the id, as crhelper wants it."""
@@ -98,7 +110,7 @@ class Resource(CfnResource):
         exceed 4,096 bytes; Reason keeps its last 240 characters; a TLS context is made for every answer.
         So what crhelper would send is not sent: `_put_together` has made the answer, unless something went wrong before.
         """
-        if not self._body:
+        if not self._body and not self._postponed:
             answer = Answer(success=False, id=self._request.answer_id, reason=f"An internal error: {reason or self.Reason}")
             self._put_together(Served(answer))
 
@@ -118,7 +130,7 @@ class Resource(CfnResource):
     def _set_timeout(self) -> None:
         """Defect: the guard strikes half a second before the end, too late for a PUT that is tried again."""
         seconds = max(self._context.get_remaining_time_in_millis() / 1000 - GUARD_TIME, 0.0)
-        self._timer = threading.Timer(seconds, self._timeout)
+        self._timer = threading.Timer(seconds, copy_context().run, [self._timeout])
         self._timer.daemon = True
         self._timer.start()
 
@@ -177,7 +189,7 @@ class Sender:
     def __init__(self) -> None:
         self._pool = urllib3.PoolManager(ssl_context=ssl.create_default_context(), retries=False)
 
-    def deliver(self, url: str, deadline: Deadline, body: bytes) -> None:
+    def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:
         """PUT an answer to its ResponseURL.
 
         The content type is empty, as CloudFormation's pre-signed URLs want it. 5xx and network errors are tried again, 4xx is
@@ -188,7 +200,7 @@ class Sender:
         """
 
         def put() -> int:
-            reply = self._pool.request("PUT", url, body=body, headers={"content-type": ""}, timeout=_PUT_TIMEOUT)
+            reply = self._pool.request("PUT", request.response_url, body=body, headers={"content-type": ""}, timeout=_PUT_TIMEOUT)
             if reply.status >= 500:
                 raise _BusyError(f"status {reply.status}")
             return reply.status
@@ -198,7 +210,7 @@ class Sender:
             status = persist(put, what, deadline.short(), _try_again)
         except OutOfTimeError:
             # No cause: urllib3's errors name the URL, which is pre-signed.
-            raise UndeliveredError(f"{what} to {urlsplit(url).hostname}: no time is left") from None
+            raise UndeliveredError(f"{what} to {urlsplit(request.response_url).hostname}: no time is left") from None
         if status >= 300:
             logger.error("CloudFormation refused the answer with status %d: it waits for it no longer", status)
             with single_metric("AnswerRefused", MetricUnit.Count, 1, namespace="UsagePlanKey"):

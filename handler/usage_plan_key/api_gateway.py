@@ -25,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 #: Looks at a conflict that nothing explains. One that is passing is over by then: what it was has changed meanwhile.
 MOST_UNEXPLAINED: Final = 3
+#: Seconds for which a plan's stages are remembered. A move that is known to be one takes two calls instead of six.
+REMEMBERED: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ def transient(error: Exception) -> Again | None:
         return Again(unclear=True)
     if status == 429:
         return Again(after=_retry_after(error))
-    return Again() if "try again later" in _message(error).lower() else None
+    return Again(busy=True) if "try again later" in _message(error).lower() else None
 
 
 class ApiGateway:
@@ -89,6 +91,7 @@ class ApiGateway:
     def __init__(self, client: APIGatewayClient) -> None:
         """Take a client whose own retries are off: there is one policy."""
         self._client = client
+        self._plans: dict[str, tuple[float, Any]] = {}
 
     @property
     def _region(self) -> str:
@@ -115,8 +118,16 @@ class ApiGateway:
                     return rivals
                 if unexplained == MOST_UNEXPLAINED:
                     raise FailedError(f"{what}: {_message(error)}", clear=not attempts.unclear) from error
-                deadline.pause(unexplained, 0, what, error)
+                deadline.pause(unexplained, what, error)
         raise AssertionError("the last turn of the loop returns or raises")
+
+    def known_rival(self, held: Association, wanted: Association, deadline: Deadline) -> Rival | None:
+        """Tell, without a call, whether `held` was lately seen to keep its key from `wanted`."""
+        since = deadline.clock.time() - REMEMBERED
+        plans = [self._plans.get(plan_id, (0.0, {})) for plan_id in (held.plan_id, wanted.plan_id)]
+        if held.key_id != wanted.key_id or held == wanted or any(at < since for at, _ in plans):
+            return None
+        return _rival(held, *(plan for _, plan in plans))
 
     def look(self, association: Association, deadline: Deadline) -> Key | None:
         """Look whether the key is in the plan (GetUsagePlanKey); None when it is not, or when there is no such plan."""
@@ -147,7 +158,7 @@ class ApiGateway:
         """Find the plans of the key that share a stage with the wanted one (GetUsagePlan, GetUsagePlans)."""
         what = f"Could not find out which usage plan keeps API key {association.key_id} from {association.plan_id}"
         wanted = self._plan(what, association, deadline)
-        rivals = []
+        rivals: list[Rival] = []
         position: dict[str, str] = {}
         while True:
             call = partial(self._client.get_usage_plans, keyId=association.key_id, limit=500, **position)
@@ -156,10 +167,9 @@ class ApiGateway:
             except (ClientError, BotoCoreError) as error:
                 raise self._refused(what, association, error, "GET", None, deadline) from error
             for plan in page.get("items", []):
-                shared = _stages(plan) & _stages(wanted)
-                if plan["id"] != association.plan_id and shared:
-                    rival = Association(association.key_id, plan["id"])
-                    rivals.append(Rival(rival, plan.get("name", ""), tuple(sorted(shared))))
+                self._plans[plan["id"]] = deadline.clock.time(), plan
+                rival = _rival(Association(association.key_id, plan["id"]), plan, wanted)
+                rivals += [rival] if rival and plan["id"] != association.plan_id else []
             if not page.get("position"):
                 return rivals
             position = {"position": page["position"]}
@@ -167,11 +177,13 @@ class ApiGateway:
     def _plan(self, what: str, association: Association, deadline: Deadline) -> Any:
         call = partial(self._client.get_usage_plan, usagePlanId=association.plan_id)
         try:
-            return persist(call, what, deadline, _logged(transient, what))
+            plan = persist(call, what, deadline, _logged(transient, what))
         except (ClientError, BotoCoreError) as error:
             if _code(error) == "NotFoundException":
                 raise FailedError(self._missing(what, f"usage plan {association.plan_id}")) from error
             raise self._refused(what, association, error, "GET", "", deadline) from error
+        self._plans[association.plan_id] = deadline.clock.time(), plan
+        return plan
 
     def _refused(
         self, what: str, association: Association, error: Exception, verb: str, path: str | None, deadline: Deadline
@@ -219,6 +231,11 @@ def _logged(again: Callable[[Exception], Again | None], what: str) -> Callable[[
 
 def _key(reply: Any) -> Key:
     return Key(reply.get("name", ""), reply.get("value"))
+
+
+def _rival(association: Association, plan: Any, wanted: Any) -> Rival | None:
+    shared = tuple(sorted(_stages(plan) & _stages(wanted)))
+    return Rival(association, plan.get("name", ""), shared) if shared else None
 
 
 def _stages(plan: Any) -> set[str]:

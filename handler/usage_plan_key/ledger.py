@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,10 +29,20 @@ Rule = Callable[[State], State]
 class Ledger(Protocol):
     """Where the pages are."""
 
-    def change(self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline) -> State:
+    def change(
+        self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline, seen: State | None = None
+    ) -> State:
         """Read the pages of a holder and of associations, apply a rule to them, and write what it changed.
 
         The rule may run more than once, on what stands there by then. What it raises goes through, and nothing is written.
+
+        Args:
+            holder: Whose page.
+            associations: Which others.
+            rule: What to change.
+            deadline: Until when.
+            seen: What an earlier change of the same holder gave back. It spares the reading where the rule then writes, for the
+                write's conditions tell whether it still stands; where the rule writes nothing, or raises, all is read anew.
 
         Raises:
             FailedError: The pages cannot be read or written.
@@ -48,7 +58,9 @@ class EventsWord:
         if named is not None:
             self._state = self._state.held(holder, named, Hold(request_id))
 
-    def change(self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline) -> State:
+    def change(
+        self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline, seen: State | None = None
+    ) -> State:
         """See `Ledger`."""
         unheard_of = dict.fromkeys(associations, Entry())
         self._state = rule(State(self._state.record, unheard_of | dict(self._state.entries)))
@@ -66,36 +78,54 @@ class Table:
         self._client = client
         self._name = name
 
-    def change(self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline) -> State:
+    def change(
+        self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline, seen: State | None = None
+    ) -> State:
         """See `Ledger`."""
-        keys: list[Holder | Association] = [holder, *dict.fromkeys(associations)]
+        wanted = list(dict.fromkeys(associations))
+        before = seen if seen is not None and seen.entries.keys() >= set(wanted) else None
         attempt = 0
         while True:
-            pages = self._read([_pk(key) for key in keys], deadline)
-            before = State(
-                _record(pages[_pk(holder)]),
-                {key: _entry(pages[_pk(key)]) for key in keys if isinstance(key, Association)},
-            )
-            after = rule(before)
-            now = int(deadline.clock.time())
-            fresh = [_record_page(holder, after.record, now)] if after.record != before.record else []
-            fresh += [_entry_page(key, after.entry(key)) for key in after.entries if after.entry(key) != before.entry(key)]
-            if not fresh or self._write(fresh, {pk: page.get("version") for pk, page in pages.items()}, deadline):
-                return after
+            fresh = before is None
+            state = self._read(holder, wanted, deadline) if before is None else before
+            before = None
+            try:
+                after = rule(state)
+            except Exception:
+                if fresh:
+                    raise
+                continue
+            pages = self._changed(holder, state, after, int(deadline.clock.time()))
+            if not pages:
+                if fresh:
+                    return after
+                continue
+            if (versions := self._write(pages, state.versions, deadline)) is not None:
+                return replace(after, versions=versions)
             attempt += 1
-            deadline.pause(attempt, 0, f"Could not write to the ledger {self._name}", "others keep changing the same pages")
+            deadline.pause(attempt, f"Could not write to the ledger {self._name}", "others keep changing the same pages")
 
-    def _read(self, pks: list[str], deadline: Deadline) -> dict[str, dict[str, Any]]:
+    def _changed(self, holder: Holder, before: State, after: State, now: int) -> list[dict[str, Any]]:
+        pages = [_record_page(holder, after.record, now)] if after.record != before.record else []
+        entries = after.entries.items()
+        return pages + [_entry_page(key, entry) for key, entry in entries if entry != before.entry(key)]
+
+    def _read(self, holder: Holder, associations: list[Association], deadline: Deadline) -> State:
+        pks = [_pk(holder), *map(_pk, associations)]
         gets = [{"Get": {"TableName": self._name, "Key": {"pk": {"S": pk}}}} for pk in pks]
         call = partial(self._client.transact_get_items, TransactItems=gets)  # type: ignore[arg-type]  # a plain dict
         reply = self._persist(call, "read", deadline)
         read = TypeDeserializer().deserialize
-        items = [{name: read(value) for name, value in found.get("Item", {}).items()} for found in reply["Responses"]]
-        return dict(zip(pks, items, strict=True))
+        record, *entries = ({name: read(value) for name, value in found.get("Item", {}).items()} for found in reply["Responses"])
+        versions = {pk: page.get("version") for pk, page in zip(pks, [record, *entries], strict=True)}
+        return State(_record(record), dict(zip(associations, map(_entry, entries), strict=True)), versions)
 
-    def _write(self, pages: list[dict[str, Any]], versions: Mapping[str, str | None], deadline: Deadline) -> bool:
-        """Write pages in one transaction; False when one of them has changed meanwhile. A page without content goes."""
-        puts = [self._put(page, versions[page["pk"]]) for page in pages]
+    def _write(
+        self, pages: list[dict[str, Any]], versions: Mapping[str, str | None], deadline: Deadline
+    ) -> Mapping[str, str | None] | None:
+        """Write pages in one transaction; None when one of them has changed meanwhile. A page without content goes."""
+        written = {page["pk"]: uuid.uuid4().hex if len(page) > 1 else None for page in pages}
+        puts = [self._put(page, versions[page["pk"]], written[page["pk"]]) for page in pages]
         # The token makes an attempt whose reply was lost and the next one into one transaction.
         call = partial(
             self._client.transact_write_items,
@@ -105,19 +135,18 @@ class Table:
         try:
             self._persist(call, "write", deadline)
         except _ChangedError:
-            return False
-        return True
+            return None
+        return {**versions, **written}
 
-    def _put(self, page: dict[str, Any], version: str | None) -> dict[str, Any]:
+    def _put(self, page: dict[str, Any], version: str | None, written: str | None) -> dict[str, Any]:
         condition: dict[str, Any] = {"TableName": self._name, "ConditionExpression": "attribute_not_exists(pk)"}
         if version is not None:
             condition["ConditionExpression"] = "version = :version"
             condition["ExpressionAttributeValues"] = {":version": {"S": version}}
-        if len(page) == 1:
+        if written is None:
             return {"Delete": {**condition, "Key": {"pk": {"S": page["pk"]}}}}
         write = TypeSerializer().serialize
-        item = {name: write(value) for name, value in {**page, "version": uuid.uuid4().hex}.items()}
-        return {"Put": {**condition, "Item": item}}
+        return {"Put": {**condition, "Item": {name: write(value) for name, value in {**page, "version": written}.items()}}}
 
     def _persist(self, call: Callable[[], Any], verb: str, deadline: Deadline) -> Any:
         what = f"Could not {verb} the ledger {self._name} in {self._client.meta.region_name}"

@@ -161,10 +161,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What the ledger says of one resource and of the associations that are looked at."""
+    """What the ledger says of one resource and of the associations that are looked at. `versions` is for the ledger."""
 
     record: Record
     entries: Mapping[Association, Entry]
+    versions: Mapping[str, str | None] = field(default_factory=dict, compare=False, repr=False)
 
     def entry(self, association: Association) -> Entry:
         """The page of an association; a KeyError where it was not read, for then nothing is known of its holders."""
@@ -219,6 +220,12 @@ def arrive(record: Record, request: Request) -> Record:
     if request.order is None:
         return record  # Without issue times there is no fence.
     return replace(record, order=request.order, newest=request.id, wants=wants)
+
+
+def looked_at(request: Request) -> list[Association]:
+    """Name the associations that serving a request begins with."""
+    named = Association.parse(request.physical_id) if request.physical_id else None
+    return [found for found in (getattr(request, "wanted", None), named) if found is not None]
 
 
 def check_superseded(record: Record, request: Request | Wish) -> None:

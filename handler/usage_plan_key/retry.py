@@ -25,6 +25,9 @@ BEFORE_SHORT_CALL: Final = 2 * (SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT)
 #: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 FIRST_CAP: Final = 0.5
 LAST_CAP: Final = 20.0
+#: The pause of a lane that finds the door to API Gateway taken, in seconds: whoever has it keeps it for a batch, and the other
+#: lane is a patient spare.
+LANE_PAUSE: Final = (1.0, 2.0)
 
 T = TypeVar("T")
 
@@ -49,10 +52,12 @@ class Again:
 
     Attributes:
         after: Seconds that the server asked to wait, its `Retry-After`.
+        busy: Another call has the door to API Gateway, which lets in one at a time.
     """
 
     after: float = 0.0
     unclear: bool = False
+    busy: bool = False
 
 
 @dataclass(slots=True)
@@ -66,17 +71,19 @@ class Attempts:
 class Deadline:
     """Until when a request is worked on: the function's time or CloudFormation's, whichever ends first."""
 
-    def __init__(self, seconds: float, clock: Clock = time, dice: random.Random | None = None) -> None:
+    def __init__(self, seconds: float, clock: Clock = time, dice: random.Random | None = None, *, lane: bool = False) -> None:
         """Begin.
 
         Args:
             seconds: How long from now the answer has to be there.
             clock: What tells the time and sleeps.
             dice: What rolls the jitter.
+            lane: Served from the queue, by few at a time, and not where it arrived, in a crowd.
         """
         self.clock = clock
         self._began = clock.time()
         self._end = self._began + seconds
+        self._lane = lane
         self._dice = dice or random.Random()
         self.reserve = BEFORE_CALL
         self.given_up: Callable[[], None] = lambda: None
@@ -93,14 +100,14 @@ class Deadline:
         watched.given_up = given_up
         return watched
 
-    def pause(self, attempt: int, at_least: float, what: str, last: object) -> None:
+    def pause(self, attempt: int, what: str, last: object, again: Again = Again()) -> None:
         """Sleep before another attempt (they count from 1).
 
         Raises:
             OutOfTimeError: Another call would not be over in time.
         """
         cap = min(LAST_CAP, FIRST_CAP * 2 ** min(attempt - 1, 10))
-        seconds = max(at_least, self._dice.uniform(0, cap))
+        seconds = self._dice.uniform(*LANE_PAUSE) if self._lane and again.busy else max(again.after, self._dice.uniform(0, cap))
         self.allow(what, attempt, last, seconds)
         self.clock.sleep(seconds)
         self.given_up()
@@ -155,7 +162,7 @@ def persist(
                 raise
             attempts.unclear |= verdict.unclear
             try:
-                deadline.pause(attempts.count, verdict.after, what, error)
+                deadline.pause(attempts.count, what, error, verdict)
             except FailedError as failed:
                 failed.clear = failed.clear and not attempts.unclear
                 raise failed from error

@@ -17,7 +17,7 @@ from .association import Association, Holder
 from .ledger import Ledger, Rule
 from .lifecycle import Answer, Entry, FailedError, Outcome, Standing, State
 from .request import Create, Delete, Invalid, Request, Update, Wish
-from .retry import Deadline
+from .retry import Again, Deadline, OutOfTimeError
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +34,18 @@ class Served:
     value: str | None = field(default=None, repr=False)
 
 
+def _as_is(state: State) -> State:
+    return state
+
+
 class Service:
     """Serves one request."""
 
-    def __init__(self, request: Request, ledger: Ledger, api: ApiGateway, deadline: Deadline) -> None:
+    def __init__(self, request: Request, ledger: Ledger, api: ApiGateway, deadline: Deadline, *, resumable: bool = False) -> None:
+        """Prepare. `resumable`: out of time, the request is not answered; it is to be served again, with more."""
         self._request = request
+        self._resumable = resumable
+        self._seen: State | None = None
         self._holder = request.holder
         self._ledger = ledger
         self._api = api
@@ -50,13 +57,17 @@ class Service:
         self._change([], lambda state: replace(state, record=lifecycle.arrive(state.record, self._request)))
 
     def serve(self) -> Served:
-        """Serve the request, unless it was served before: then the same answer is given again."""
+        """Serve the request, unless it was served before: then the same answer is given again.
+
+        Raises:
+            OutOfTimeError: The request is resumable, and there was no time left for it.
+        """
         request = self._request
-        state = self._change([], lambda state: state)
-        if (given := state.record.answers.get(request.id)) is not None:
-            logger.info("This request was answered before; the same answer goes out again")
-            return Served(given, self._value_again(given))
         try:
+            state = self._change(lifecycle.looked_at(request), lambda state: state)
+            if (given := state.record.answers.get(request.id)) is not None:
+                logger.info("This request was answered before; the same answer goes out again")
+                return Served(given, self._value_again(given))
             match request:
                 case Create() | Update():
                     return self._want(request, state)
@@ -65,6 +76,8 @@ class Service:
                 case Invalid():
                     raise FailedError(f"The properties are not usable: {'; '.join(request.faults)}")
         except FailedError as failed:
+            if self._returns(failed):
+                raise
             return Served(self.fail(str(failed)))
         except Exception as error:
             logger.exception("An internal error")
@@ -79,6 +92,9 @@ class Service:
             # Nobody is left hanging for it: what is held is still held, and what CloudFormation sends next finds it.
             logger.error("The answer could not be written down: %s", failed)  # noqa: TRY400  # the Reason says it all
             return answer
+
+    def _returns(self, failed: FailedError) -> bool:
+        return self._resumable and isinstance(failed, OutOfTimeError)
 
     # --- Create, Update ---
 
@@ -130,7 +146,7 @@ class Service:
                 continue
             attempt += 1
             what = f"Could not attach {_named(request.wanted)}"
-            self._watched.pause(attempt, 1.0, what, f"it is being detached for {marker}")
+            self._watched.pause(attempt, what, f"it is being detached for {marker}", Again(after=1.0))
 
     def _attach(self, request: Wish, stands: Standing, earlier: Entry) -> tuple[Key, Outcome]:
         """Attach what is held and not in the plan, moving the key away from its plans for the same stage if it may."""
@@ -139,6 +155,8 @@ class Service:
         result = lifecycle.outcome(request, stands, earlier, present=False)
         attempt = 0
         try:
+            if self._is_known_move(request):
+                result = Outcome.MOVED
             while True:
                 match self._api.attach(request.wanted, self._watched):
                     case Attached(key):
@@ -153,9 +171,9 @@ class Service:
                         else:  # DeleteUsagePlanKey answers 202: what it was asked to detach goes a moment later.
                             attempt += 1
                             what = f"Could not attach {_named(request.wanted)}"
-                            self._watched.pause(attempt, 0, what, f"still kept from it by {rivals[0]}")
+                            self._watched.pause(attempt, what, f"still kept from it by {rivals[0]}")
         except FailedError as failed:
-            if not failed.clear:
+            if not failed.clear or self._returns(failed):
                 raise
             raise self._moved_back(request, failed) from failed
 
@@ -168,6 +186,14 @@ class Service:
         """Attaching was refused, for it is in the plan, where nobody held it: whose it is the ledger says, read again."""
         state = self._change([request.wanted], lambda state: lifecycle.found(state, request))
         return Outcome.ADOPTED if state.entry(request.wanted).before else Outcome.JOINED
+
+    def _is_known_move(self, request: Wish) -> bool:
+        """Move away at once from what the id names, where it was lately seen to keep the key from what is wanted."""
+        held = Association.parse(request.physical_id) if request.physical_id else None
+        rival = self._api.known_rival(held, request.wanted, self._deadline) if held else None
+        if rival is None or not lifecycle.may_move(self._change([rival.association], _as_is), request, rival.association):
+            return False
+        return self._move_away(request, [rival])
 
     def _move_away(self, request: Wish, rivals: list[Rival]) -> bool:
         """Detach the key from each rival; False when that has been done before, and has yet to come into force.
@@ -215,26 +241,36 @@ class Service:
         released = lifecycle.releases(state.record, request)
         if not released:
             logger.info("This resource does not hold %s: nothing is touched", request.physical_id)
+        answer = Answer(success=True, id=request.physical_id, at=self._now())
         for association in released:
             try:
-                self._release(association, take=request.take)
+                # The last one's page changes together with the answer's: one write less.
+                last = partial(self._with_answer, answer=answer) if association == released[-1] else _as_is
+                self._release(association, take=request.take, then=last)
             except FailedError as failed:
+                if self._returns(failed):
+                    raise
                 left = ", ".join(_named(rest) for rest in released[released.index(association) :])
                 reason = f"{failed}. What stays attached: {left}"
                 logger.error(reason)  # noqa: TRY400  # CloudFormation skips a failing clean-up in silence; this does not
                 raise FailedError(reason) from failed
-        return Served(self._answer(Answer(success=True, id=request.physical_id, at=self._now())))
+        return Served(self._seen_answer() or self._answer(answer))
 
-    def _release(self, association: Association, *, take: bool) -> None:
+    def _release(self, association: Association, *, take: bool, then: Rule = _as_is) -> None:
         """Let go of an association; detach it first if this is its last holder and it is ours."""
-        state = self._change(
-            [association],
-            lambda state: lifecycle.release(state, self._holder, association, take=take, now=self._now()),
-        )
-        if self._holder in state.entry(association).holders and state.entry(association).detaching is not None:
-            self._detach(self._holder, association)
 
-    def _detach(self, marker: Holder, association: Association) -> None:
+        def rule(state: State) -> State:
+            after = lifecycle.release(state, self._holder, association, take=take, now=self._now())
+            return after if self._marked(after, association) else then(after)
+
+        if self._marked(self._change([association], rule), association):
+            self._detach(self._holder, association, then)
+
+    def _marked(self, state: State, association: Association) -> bool:
+        entry = state.entry(association)
+        return self._holder in entry.holders and entry.detaching is not None
+
+    def _detach(self, marker: Holder, association: Association, then: Rule = _as_is) -> None:
         """Detach what `marker` has marked, then let go of it for it."""
         try:
             self._api.detach(association, self._deadline)
@@ -242,7 +278,7 @@ class Service:
             if failed.clear:
                 self._change([association], lambda state: lifecycle.still_attached(state, association), marker)
             raise
-        self._change([association], lambda state: lifecycle.detached(state, marker, association), marker)
+        self._change([association], lambda state: then(lifecycle.detached(state, marker, association)), marker)
 
     def _finish_marks(self, request: Wish, state: State) -> None:
         """Finish the detachings that a death of an earlier request of this resource has left."""
@@ -271,12 +307,17 @@ class Service:
         """Write an answer down before it is sent, and give back the one that stands."""
 
         def rule(state: State) -> State:
-            record = state.record
-            if attached is not None and attached not in record.holds and self._request.id not in record.answers:
+            if attached is not None and attached not in state.record.holds and self._request.id not in state.record.answers:
                 raise _LostError
-            return replace(state, record=lifecycle.answered(record, self._request, answer))
+            return self._with_answer(state, answer)
 
         return self._change([], rule).record.answers[self._request.id]
+
+    def _with_answer(self, state: State, answer: Answer) -> State:
+        return replace(state, record=lifecycle.answered(state.record, self._request, answer))
+
+    def _seen_answer(self) -> Answer | None:
+        return self._seen.record.answers.get(self._request.id) if self._seen else None
 
     def _value_again(self, given: Answer) -> str | None:
         """The value is not written down, so it is looked up again; what has gone meanwhile is left out."""
@@ -293,10 +334,14 @@ class Service:
             lifecycle.check_superseded(state.record, self._request)
             return state
 
+        self._seen = None
         self._change([], rule)
 
     def _change(self, associations: Iterable[Association], rule: Rule, holder: Holder | None = None) -> State:
-        return self._ledger.change(holder or self._holder, associations, rule, self._deadline.short())
+        if holder not in (None, self._holder):
+            return self._ledger.change(holder, associations, rule, self._deadline.short())
+        self._seen = self._ledger.change(self._holder, associations, rule, self._deadline.short(), self._seen)
+        return self._seen
 
     def _now(self) -> int:
         return int(self._deadline.clock.time())

@@ -140,8 +140,8 @@ class Aws:
             if "status" in line
         ]
 
-    def ask(self, function: str, event: dict[str, Any]) -> dict[str, Any]:
-        """Send a request to a function as CloudFormation does, and wait for its answer.
+    def ask(self, function: str, event: dict[str, Any], *, by_queue: bool = False) -> dict[str, Any]:
+        """Send a request to a function as CloudFormation does, or as its queue does, and wait for its answer.
 
         Asynchronously, with a pre-signed URL of S3's as its ResponseURL: that carries the time of issue, unlike
         MiniStack's.
@@ -149,7 +149,8 @@ class Aws:
         s3, place = self._bucket(ANSWER_BUCKET), {"Bucket": ANSWER_BUCKET, "Key": str(uuid4())}
         url = s3.generate_presigned_url("put_object", Params=place)
         event = {"ResponseURL": url, "RequestId": str(uuid4()), "ResourceType": "Custom::UsagePlanKey"} | event
-        self.client("lambda").invoke(FunctionName=function, InvocationType="Event", Payload=json.dumps(event))
+        payload = _batch(event) if by_queue else event
+        self.client("lambda").invoke(FunctionName=function, InvocationType="Event", Payload=json.dumps(payload))
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             with suppress(s3.exceptions.NoSuchKey):
@@ -226,6 +227,13 @@ class Aws:
             time.sleep(0.1)
         last = self._events(stack)[-1]
         raise TimeoutError(f"{stack} hangs at {last['ResourceStatus']} of {last['LogicalResourceId']}")
+
+
+def _batch(event: dict[str, Any]) -> dict[str, Any]:
+    """Make what the queue invokes the function with."""
+    body = json.dumps({"event": event, "arrived": time.time(), "turn": 0, "received": 0})
+    attributes = {"ApproximateReceiveCount": "1"}
+    return {"Records": [{"messageId": "1", "receiptHandle": "1", "attributes": attributes, "body": body}]}
 
 
 def packaged(template: Path, code: dict[str, str]) -> Template:
