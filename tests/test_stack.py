@@ -57,6 +57,28 @@ def without_associations(template: Template) -> Template:
     return {"Parameters": template["Parameters"], "Resources": kept}
 
 
+def native(template: Template) -> Template:
+    """The example with the native type's associations, which are retained when they go."""
+    for resource in template["Resources"].values():
+        if resource["Type"] == "Custom::UsagePlanKey":
+            kept = {name: resource["Properties"][name] for name in ("KeyId", "UsagePlanId")}
+            resource |= {"Type": "AWS::ApiGateway::UsagePlanKey", "DeletionPolicy": "Retain"}
+            resource["Properties"] = {**kept, "KeyType": "API_KEY"}
+    return {name: template[name] for name in ("Parameters", "Resources")}
+
+
+def taking(template: Template) -> Template:
+    """The example's associations under new logical ids, with `Take`."""
+    resources = {
+        name + ("Taken" if resource["Type"] == "Custom::UsagePlanKey" else ""): resource
+        for name, resource in template["Resources"].items()
+    }
+    for resource in resources.values():
+        if resource["Type"] == "Custom::UsagePlanKey":
+            resource["Properties"]["OnExisting"] = "Take"
+    return {"Parameters": template["Parameters"], "Resources": resources}
+
+
 def outcomes(stack: Customers, expected: int) -> dict[tuple[str, str], str]:
     """What was asked for each resource, and what it came to."""
     return {(it.kind, it.logical_id): it.outcome or it.status for it in stack.requests(expected)}
@@ -126,6 +148,18 @@ class TestDeploys:
             "erin in Free",
         ]
         assert deployed.left_in_ledger() == []
+
+    def test_the_native_types_associations_are_taken_over_and_never_detached_on_the_way(self, stack: Customers) -> None:
+        """The README's three steps: retain, adopt, take. Then they are ours, and go with their resource."""
+        assert stack.deploy(native(example())).status == "CREATE_COMPLETE"
+        assert stack.deploy(taking(example())).status == "UPDATE_COMPLETE"
+        assert outcomes(stack, 5)["Create", "AliceTaken"] == "ADOPTED"
+        assert stack.deploy(taking(example()), verify_trigger=2).status == "UPDATE_COMPLETE"
+        assert set(outcomes(stack, 5).values()) == {"TAKEN"}
+        assert stack.detached() == []
+        assert stack.plans() == {"Free": ["alice", "bob", "dora", "erin"], "Pro": ["carol"]}
+        assert stack.deploy(without_associations(example())).status == "UPDATE_COMPLETE"
+        assert stack.plans() == {"Free": [], "Pro": []}
 
 
 class TestRequests:
