@@ -26,8 +26,9 @@ logger = logging.getLogger(__name__)
 
 #: https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/crpg-ref-responses.html
 MOST_BYTES: Final = 4096
-#: Seconds before the function's end at which the guard answers for a request that hangs; retries have ended before.
-GUARD_TIME: Final = 6.0
+#: Seconds before the function's end at which the guard answers for a request that hangs. Enough to write the answer down and to
+#: deliver it, and less than what is left after the last call that is begun and takes all its time.
+GUARD_TIME: Final = 10.0
 _PUT_TIMEOUT: Final = urllib3.Timeout(connect=SHORT_CONNECT_TIMEOUT, read=SHORT_READ_TIMEOUT)
 
 
@@ -39,6 +40,7 @@ class Resource(CfnResource):
     """One request's crhelper. Each request has a new one, so no state of an earlier one can be in it."""
 
     _context: Any
+    _timer: Any
 
     def __init__(
         self,
@@ -61,7 +63,8 @@ class Resource(CfnResource):
         # Defect: the root logger's level is set; handing in the one that it has keeps it.
         # Defect: every Delete sleeps for two minutes.
         with _as_if_local():
-            super().__init__(log_level=logging.getLevelName(logging.getLogger().level), boto_level="ERROR", sleep_on_delete=0)
+            level: Any = logging.getLogger().level
+            super().__init__(log_level=level, boto_level="ERROR", sleep_on_delete=0)
         # Defect: the event, the pre-signed URL and the answer are logged at DEBUG, and errors with all that they carry.
         logging.getLogger("crhelper").setLevel(logging.CRITICAL + 1)
         self._request = request
@@ -72,6 +75,7 @@ class Resource(CfnResource):
         self._lock = threading.Lock()
         self._body = b""
         self._handed_over = False
+        self._guards_error: Exception | None = None
         self._postponed: OutOfTimeError | None = None
         for register in (self.create, self.update, self.delete):
             register(self._serve_it)
@@ -86,7 +90,11 @@ class Resource(CfnResource):
         self(event, context)
         if self._postponed:
             raise self._postponed
-        self._hand_over()
+        if not self._hand_over():
+            # The guard is delivering. Lambda freezes whatever still runs when this returns.
+            self._timer.join()
+            if self._guards_error:
+                raise self._guards_error
 
     def _serve_it(self, event: Mapping[str, Any], context: Any) -> str:
         try:
@@ -114,11 +122,13 @@ class Resource(CfnResource):
             answer = Answer(success=False, id=self._request.answer_id, reason=f"An internal error: {reason or self.Reason}")
             self._put_together(Served(answer))
 
-    def _hand_over(self) -> None:
+    def _hand_over(self) -> bool:
+        """Deliver the answer, once; False for whoever comes second."""
         with self._lock:
             late, self._handed_over = self._handed_over, True
         if not late:
             self._deliver(self._body)
+        return not late
 
     def generate_physical_id(self, event: Mapping[str, Any]) -> str:
         """Defect: a failed Create gets a random id, and Delete is called with it."""
@@ -140,8 +150,11 @@ class Resource(CfnResource):
         Here its answer is written down like any other, and the first that was stands, in the ledger and in `_body`.
         """
         logger.error("The function's time is nearly up, and a call hangs")
-        self._put_together(self._give_up())
-        self._hand_over()
+        try:
+            self._put_together(self._give_up())
+            self._hand_over()
+        except Exception as error:  # noqa: BLE001  # it goes to the thread that waits
+            self._guards_error = error
 
 
 def body(request: Request, served: Served, log_stream: str) -> bytes:
@@ -207,7 +220,7 @@ class Sender:
 
         what = "Could not deliver the answer"
         try:
-            status = persist(put, what, deadline.short(), _try_again)
+            status = persist(put, what, deadline.last(), _try_again)
         except OutOfTimeError:
             # No cause: urllib3's errors name the URL, which is pre-signed.
             raise UndeliveredError(f"{what} to {urlsplit(request.response_url).hostname}: no time is left") from None

@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 
 #: Looks at a conflict that nothing explains. One that is passing is over by then: what it was has changed meanwhile.
 MOST_UNEXPLAINED: Final = 3
-#: Seconds for which a plan's stages are remembered. A move that is known to be one takes two calls instead of six.
-REMEMBERED: Final = 60
+#: Seconds for which a plan's stages are remembered: some batches. A move that is known to be one takes two calls, not six.
+REMEMBERED: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,16 @@ class ApiGateway:
         """Put the key into the plan (CreateUsagePlanKey). Rivals are answered where they are why it was refused."""
         what = f"Could not attach API key {association.key_id} to usage plan {association.plan_id} in {self._region}"
         attempts = Attempts()
+        try:
+            return self._attach(what, association, deadline, attempts)
+        except FailedError as failed:
+            # An attempt that may have been served stays one, whatever was refused or could not be looked at afterwards.
+            failed.clear = not attempts.unclear
+            raise
+
+    def _attach(
+        self, what: str, association: Association, deadline: Deadline, attempts: Attempts
+    ) -> Attached | Found | list[Rival]:
         arguments = {"usagePlanId": association.plan_id, "keyId": association.key_id, "keyType": "API_KEY"}
         call = partial(self._client.create_usage_plan_key, **arguments)
         for unexplained in range(1, MOST_UNEXPLAINED + 1):
@@ -108,16 +118,14 @@ class ApiGateway:
                 return Attached(_key(persist(call, what, deadline, _logged(transient, what), attempts)))
             except (ClientError, BotoCoreError) as error:
                 if _code(error) != "ConflictException":
-                    failed = self._refused(what, association, error, "POST", "keys", deadline)
-                    failed.clear = not attempts.unclear
-                    raise failed from error
+                    raise self._refused(what, association, error, "POST", "keys", deadline) from error
                 # Which conflict it was its text does not say (it is not documented), so we look.
                 if (key := self.look(association, deadline)) is not None:
                     return Attached(key) if attempts.unclear else Found(key)
                 if rivals := self._rivals(association, deadline):
                     return rivals
                 if unexplained == MOST_UNEXPLAINED:
-                    raise FailedError(f"{what}: {_message(error)}", clear=not attempts.unclear) from error
+                    raise FailedError(f"{what}: {_message(error)}") from error
                 deadline.pause(unexplained, what, error)
         raise AssertionError("the last turn of the loop returns or raises")
 
@@ -156,7 +164,10 @@ class ApiGateway:
 
     def _rivals(self, association: Association, deadline: Deadline) -> list[Rival]:
         """Find the plans of the key that share a stage with the wanted one (GetUsagePlan, GetUsagePlans)."""
-        what = f"Could not find out which usage plan keeps API key {association.key_id} from {association.plan_id}"
+        what = (
+            f"Could not find out which usage plan keeps API key {association.key_id} from usage plan {association.plan_id} "
+            f"in {self._region}"
+        )
         wanted = self._plan(what, association, deadline)
         rivals: list[Rival] = []
         position: dict[str, str] = {}

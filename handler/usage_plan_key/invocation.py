@@ -85,6 +85,7 @@ class Invocation:
         """
         request = _about(event, context)
         left = context.get_remaining_time_in_millis() / 1000
+        end = Deadline(left, self.clock)
         deadline = Deadline(min(left, request.service_timeout, LOCAL_TIME if self.local else left), self.clock)
         service = self._service(request, deadline)
         logger.info("Asked: %s", _shown(request))
@@ -98,8 +99,8 @@ class Invocation:
         except FailedError as failed:
             serve = partial(_fail, service, str(failed))
         local: list[bytes] = []
-        send = partial(self.sender.deliver, request, Deadline(left, self.clock))
-        self._answer(request, event, context, service, serve, local.append if self.local else send)
+        deliver = local.append if self.local else partial(self.sender.deliver, request, end)
+        self._answer(request, event, context, serve, deliver, end)
         for answer in local:
             print(redacted(answer))  # noqa: T201  # for the person at the terminal
         return json.loads(redacted(local[0])) if local else None
@@ -133,17 +134,17 @@ class Invocation:
         logger.info("Its turn has come: %s", _shown(request))
         here = ends - CLOSING_TIME - self.clock.time()
         there = message.arrived + request.service_timeout - self.clock.time()
+        end = Deadline(ends - self.clock.time(), self.clock)
         service = self._service(request, Deadline(min(here, there), self.clock, lane=True), resumable=here < there)
         serve = service.serve
         if message.receives >= MOST_RECEIVES:
             serve = partial(_fail, service, f"The function died {message.receives - 1} times at this request. Look into its log")
 
-        def send(body: bytes) -> None:
-            deadline = Deadline(ends - self.clock.time(), self.clock)
-            sent.append(background.submit(copy_context().run, self.sender.deliver, request, deadline, body))
+        def deliver(body: bytes) -> None:
+            sent.append(background.submit(copy_context().run, self.sender.deliver, request, end, body))
 
         try:
-            self._answer(request, message.event, context, service, serve, send)
+            self._answer(request, message.event, context, serve, deliver, end)
         except OutOfTimeError as error:
             logger.info("Back into the queue: %s", error)
             return False
@@ -163,9 +164,9 @@ class Invocation:
         request: Request,
         event: Mapping[str, Any],
         context: Context,
-        service: Service,
         serve: Callable[[], Served],
         deliver: Callable[[bytes], None],
+        end: Deadline,
     ) -> None:
         def logged() -> Served:
             served = serve()
@@ -175,7 +176,12 @@ class Invocation:
             log("%s %s", status, served.answer.outcome or served.answer.reason, extra=keys)
             return served
 
-        give_up = partial(_fail, service, "No answer in time: a call of the function hangs. Look into its log, and deploy again")
+        # The guard has all the time that is left, and nothing of the service that hangs.
+        give_up = partial(
+            _fail,
+            self._service(request, end),
+            "No answer in time: a call of the function hangs. Look into its log, and deploy again",
+        )
         Resource(request, logged, give_up, deliver, context.log_stream_name).answer(event, context)
 
     def _check_host(self, request: Request) -> None:

@@ -226,6 +226,7 @@ def _entry_page(association: Association, entry: Entry) -> dict[str, Any]:
             "taken": entry.taken,
             "detaching": entry.detaching,
             "moved": entry.moved,
+            "anew": entry.anew,
         }
     )
 
@@ -237,4 +238,5 @@ def _entry(page: Mapping[str, Any]) -> Entry:
         taken=page.get("taken", False),
         detaching=int(page["detaching"]) if "detaching" in page else None,
         moved=page.get("moved"),
+        anew=page.get("anew", False),
     )

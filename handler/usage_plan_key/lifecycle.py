@@ -142,6 +142,7 @@ class Entry:
         taken: An Update with `Take` has made it theirs all the same.
         detaching: When its last holder set about detaching it, in epoch seconds.
         moved: The RequestId that detached it for a move; it stays held.
+        anew: One of them has set about attaching it after it was held already.
     """
 
     holders: frozenset[Holder] = frozenset()
@@ -149,6 +150,7 @@ class Entry:
     taken: bool = False
     detaching: int | None = None
     moved: str | None = None
+    anew: bool = False
 
     def others(self, holder: Holder) -> list[Holder]:
         """All holders but this one."""
@@ -299,46 +301,44 @@ def takes(request: Wish, entry: Entry) -> bool:
 
 
 def found(state: State, request: Wish) -> State:
-    """Attaching was refused, for the key is in the plan already, and not by us unless others hold it by now.
+    """Attaching was refused, for the key is in the plan already, and the first who held it was this resource.
+
+    So it was there before, unless another one has joined meanwhile and has set about attaching it.
+    """
+    entry = state.entry(request.wanted)
+    ours = entry.anew and entry.others(request.holder)
+    return state if ours else state.with_entry(request.wanted, replace(entry, before=True))
+
+
+def check_existing(request: Wish) -> None:
+    """Refuse what was there before, unless the resource would have it all the same.
 
     Raises:
         FailedError: `OnExisting` is `Fail`.
     """
-    entry = state.entry(request.wanted)
-    if entry.others(request.holder):
-        return state
     if request.on_existing is OnExisting.FAIL:
         raise FailedError(
             "The key is in the plan already, not through this stack, and OnExisting is Fail. OnExisting: Adopt would use "
             "it and leave it there on Delete; Take would use it and, from the next Update on, own it"
         )
-    return state.with_entry(request.wanted, replace(entry, before=True))
 
 
-def present(state: State, request: Wish, earlier: Entry) -> State:
-    """What is held was seen in the plan: put back the marks that `attaching_anew` may have cleared, and `taken` if so."""
-    entry = replace(state.entry(request.wanted), before=earlier.before, taken=earlier.taken or takes(request, earlier))
-    return state.with_entry(request.wanted, entry)
+def present(state: State, request: Wish) -> State:
+    """What is held was seen in the plan: mark it as taken where `takes` says so."""
+    entry = state.entry(request.wanted)
+    return state.with_entry(request.wanted, replace(entry, taken=entry.taken or takes(request, entry)))
 
 
 def attaching_anew(state: State, association: Association) -> State:
     """Before a held association is attached again: from then on it is ours."""
-    entry = replace(state.entry(association), before=False, taken=False, moved=None)
+    entry = replace(state.entry(association), before=False, taken=False, moved=None, anew=True)
     return state.with_entry(association, entry)
 
 
-def take_back(state: State, request: Wish, earlier: Entry) -> State:
-    """Undo what `take_hold` and `attaching_anew` wrote: attaching was refused, so nothing was attached."""
+def take_back(state: State, request: Wish) -> State:
+    """Let go of what this request has taken hold of: attaching was refused, so nothing was attached for it."""
     hold = state.record.holds.get(request.wanted)
-    if hold is None:
-        return state
-    if hold.request == request.id:
-        state = state.let_go(request.holder, request.wanted)
-    entry = state.entry(request.wanted)
-    if not entry.holders:
-        return state
-    marks = replace(entry, before=earlier.before, taken=earlier.taken, moved=earlier.moved)
-    return state.with_entry(request.wanted, marks)
+    return state.let_go(request.holder, request.wanted) if hold is not None and hold.request == request.id else state
 
 
 # --- Moving between plans that share a stage ---

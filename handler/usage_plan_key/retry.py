@@ -19,8 +19,10 @@ SHORT_CONNECT_TIMEOUT: Final = 1.0
 SHORT_READ_TIMEOUT: Final = 2.0
 #: Seconds that have to be left when a call to API Gateway begins: its own time-outs', and then to write down and deliver.
 BEFORE_CALL: Final = CONNECT_TIMEOUT + READ_TIMEOUT + 12.0
-#: Seconds that have to be left when an attempt to write down or to deliver begins: its own time-outs', twice.
-BEFORE_SHORT_CALL: Final = 2 * (SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT)
+#: Seconds that have to be left when an attempt to deliver begins: its own time-outs'.
+BEFORE_DELIVERY: Final = SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT
+#: Seconds that have to be left when an attempt to write to the ledger begins: its own time-outs', and to deliver.
+BEFORE_SHORT_CALL: Final = SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT + BEFORE_DELIVERY
 #: The back-off: full jitter below a cap that doubles from the first to the second figure, in seconds.
 #: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 FIRST_CAP: Final = 0.5
@@ -90,9 +92,16 @@ class Deadline:
 
     def short(self) -> Deadline:
         """The same deadline, for calls to all others than API Gateway: some fit in when its time is over."""
-        short = copy.copy(self)
-        short.reserve = BEFORE_SHORT_CALL
-        return short
+        return self._with_reserve(BEFORE_SHORT_CALL)
+
+    def last(self) -> Deadline:
+        """The same deadline, for what comes last, the delivery."""
+        return self._with_reserve(BEFORE_DELIVERY)
+
+    def _with_reserve(self, seconds: float) -> Deadline:
+        other = copy.copy(self)
+        other.reserve = seconds
+        return other
 
     def watched(self, given_up: Callable[[], None]) -> Deadline:
         """The same deadline, which after each pause calls what raises when CloudFormation has given the request up."""
@@ -151,18 +160,18 @@ def persist(
         Exception: What `call` raised and `again` declined.
     """
     attempts = attempts or Attempts()
-    deadline.allow(what)
-    while True:
-        attempts.count += 1
-        try:
-            return call()
-        except Exception as error:
-            verdict = again(error)
-            if verdict is None:
-                raise
-            attempts.unclear |= verdict.unclear
+    try:
+        deadline.allow(what)
+        while True:
+            attempts.count += 1
             try:
+                return call()
+            except Exception as error:
+                verdict = again(error)
+                if verdict is None:
+                    raise
+                attempts.unclear |= verdict.unclear
                 deadline.pause(attempts.count, what, error, verdict)
-            except FailedError as failed:
-                failed.clear = failed.clear and not attempts.unclear
-                raise failed from error
+    except FailedError as failed:
+        failed.clear = failed.clear and not attempts.unclear
+        raise

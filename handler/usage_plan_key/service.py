@@ -7,7 +7,7 @@ write the answer down, then send it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -15,11 +15,15 @@ from . import lifecycle
 from .api_gateway import ApiGateway, Attached, Found, Key, Rival
 from .association import Association, Holder
 from .ledger import Ledger, Rule
-from .lifecycle import Answer, Entry, FailedError, Outcome, Standing, State
+from .lifecycle import Answer, Entry, FailedError, Outcome, Record, Standing, State
 from .request import Create, Delete, Invalid, Request, Update, Wish
 from .retry import Again, Deadline, OutOfTimeError
 
 logger = logging.getLogger(__name__)
+
+
+class _AnsweredError(Exception):
+    """Raised when another delivery of the request has answered it meanwhile."""
 
 
 class _LostError(Exception):
@@ -38,6 +42,10 @@ def _as_is(state: State) -> State:
     return state
 
 
+def _recorded(state: State, change: Callable[[Record], Record]) -> State:
+    return replace(state, record=change(state.record))
+
+
 class Service:
     """Serves one request."""
 
@@ -54,7 +62,8 @@ class Service:
 
     def arrive(self) -> None:
         """Fence: write down that the request is here, before it waits for its turn."""
-        self._change([], lambda state: replace(state, record=lifecycle.arrive(state.record, self._request)))
+        rule = partial(_recorded, change=partial(lifecycle.arrive, request=self._request))
+        self._change([], rule, answered=True)
 
     def serve(self) -> Served:
         """Serve the request, unless it was served before: then the same answer is given again.
@@ -64,10 +73,7 @@ class Service:
         """
         request = self._request
         try:
-            state = self._change(lifecycle.looked_at(request), lambda state: state)
-            if (given := state.record.answers.get(request.id)) is not None:
-                logger.info("This request was answered before; the same answer goes out again")
-                return Served(given, self._value_again(given))
+            state = self._change(lifecycle.looked_at(request), _as_is)
             match request:
                 case Create() | Update():
                     return self._want(request, state)
@@ -75,6 +81,8 @@ class Service:
                     return self._delete(request, state)
                 case Invalid():
                     raise FailedError(f"The properties are not usable: {'; '.join(request.faults)}")
+        except _AnsweredError:
+            return self._again(self._change([], _as_is, answered=True).record.answers[request.id])
         except FailedError as failed:
             if self._returns(failed):
                 raise
@@ -108,21 +116,23 @@ class Service:
         try:
             key = None if stands is Standing.NOBODY else self._api.look(request.wanted, self._watched)
             absent = absent or key is None
+            attached = False
             if key is not None:
                 result = self._present(request, stands, earlier)
             else:
-                key, result = self._attach(request, stands, earlier)
-            for leftover in lifecycle.leftovers(state.record, request):
-                self._release(leftover, take=False)
+                key, result, attached = self._attach(request, stands, earlier)
         except FailedError as failed:
             if absent and failed.clear:
-                self._change([request.wanted], lambda state: lifecycle.take_back(state, request, earlier))
+                self._change([request.wanted], lambda state: lifecycle.take_back(state, request))
             raise
+        for leftover in lifecycle.leftovers(state.record, request):
+            self._release(leftover, take=False)
         answer = Answer(success=True, id=request.wanted.id, outcome=result, key_name=key.name, at=self._now())
         try:
-            given = self._answer(answer, attached=request.wanted)
+            given = self._answer(answer, held=request.wanted)
         except _LostError:
-            self._detach_lost(request.wanted)
+            if attached:
+                self._detach_lost(request.wanted)
             given = self.fail("Superseded: a Delete for this resource was served meanwhile")
         return Served(given, key.value if given.success and request.include_value else None)
 
@@ -148,8 +158,11 @@ class Service:
             what = f"Could not attach {_named(request.wanted)}"
             self._watched.pause(attempt, what, f"it is being detached for {marker}", Again(after=1.0))
 
-    def _attach(self, request: Wish, stands: Standing, earlier: Entry) -> tuple[Key, Outcome]:
-        """Attach what is held and not in the plan, moving the key away from its plans for the same stage if it may."""
+    def _attach(self, request: Wish, stands: Standing, earlier: Entry) -> tuple[Key, Outcome, bool]:
+        """Attach what is held and not in the plan, moving the key away from its plans for the same stage if it may.
+
+        Gives back the key, the outcome, and whether it was this request that has attached it.
+        """
         if stands is not Standing.NOBODY:
             self._change([request.wanted], lambda state: lifecycle.attaching_anew(state, request.wanted))
         result = lifecycle.outcome(request, stands, earlier, present=False)
@@ -160,11 +173,12 @@ class Service:
             while True:
                 match self._api.attach(request.wanted, self._watched):
                     case Attached(key):
-                        return key, result
+                        return key, result, True
                     case Found(key):
                         # Where it was held and not there when we looked, somebody has just put it back.
                         fresh = stands is Standing.NOBODY
-                        return key, self._found(request) if fresh else self._present(request, stands, earlier)
+                        result = self._found(request) if fresh else self._present(request, stands, earlier)
+                        return key, result, False
                     case rivals:
                         if self._move_away(request, rivals):
                             result = Outcome.MOVED
@@ -179,13 +193,16 @@ class Service:
 
     def _present(self, request: Wish, stands: Standing, earlier: Entry) -> Outcome:
         """It was seen in the plan, and others or this resource held it before."""
-        self._change([request.wanted], lambda state: lifecycle.present(state, request, earlier))
+        self._change([request.wanted], lambda state: lifecycle.present(state, request))
         return lifecycle.outcome(request, stands, earlier, present=True)
 
     def _found(self, request: Wish) -> Outcome:
         """Attaching was refused, for it is in the plan, where nobody held it: whose it is the ledger says, read again."""
         state = self._change([request.wanted], lambda state: lifecycle.found(state, request))
-        return Outcome.ADOPTED if state.entry(request.wanted).before else Outcome.JOINED
+        if not state.entry(request.wanted).before:
+            return Outcome.JOINED
+        lifecycle.check_existing(request)
+        return Outcome.ADOPTED
 
     def _is_known_move(self, request: Wish) -> bool:
         """Move away at once from what the id names, where it was lately seen to keep the key from what is wanted."""
@@ -229,7 +246,9 @@ class Service:
         for association in [held for held, entry in moved.items() if entry.moved == request.id]:
             try:
                 self._change([association], partial(lifecycle.attaching_anew, association=association))
-                self._api.attach(association, self._deadline)
+                rivals = self._api.attach(association, self._deadline)
+                if isinstance(rivals, list):
+                    raise FailedError(f"it is kept from it by {rivals[0]}")
             except FailedError as again:
                 logger.error("Not attached again: %s", association.id)  # noqa: TRY400  # no traceback: the Reason says it all
                 failed = FailedError(f"{failed}. And what was detached for it could not be attached again: {again}")
@@ -303,15 +322,15 @@ class Service:
 
     # --- Both ---
 
-    def _answer(self, answer: Answer, attached: Association | None = None) -> Answer:
+    def _answer(self, answer: Answer, held: Association | None = None) -> Answer:
         """Write an answer down before it is sent, and give back the one that stands."""
 
         def rule(state: State) -> State:
-            if attached is not None and attached not in state.record.holds and self._request.id not in state.record.answers:
+            if held is not None and held not in state.record.holds and self._request.id not in state.record.answers:
                 raise _LostError
             return self._with_answer(state, answer)
 
-        return self._change([], rule).record.answers[self._request.id]
+        return self._change([], rule, answered=True).record.answers[self._request.id]
 
     def _with_answer(self, state: State, answer: Answer) -> State:
         return replace(state, record=lifecycle.answered(state.record, self._request, answer))
@@ -319,15 +338,16 @@ class Service:
     def _seen_answer(self) -> Answer | None:
         return self._seen.record.answers.get(self._request.id) if self._seen else None
 
-    def _value_again(self, given: Answer) -> str | None:
-        """The value is not written down, so it is looked up again; what has gone meanwhile is left out."""
+    def _again(self, given: Answer) -> Served:
+        """Give an answer again. The value is not written down, so it is looked up; what has gone meanwhile is left out."""
+        logger.info("This request was answered before; the same answer goes out again")
         if not (isinstance(self._request, Create | Update) and self._request.include_value and given.success):
-            return None
+            return Served(given)
         try:
             key = self._api.look(self._request.wanted, self._deadline)
         except FailedError:
-            return None
-        return key.value if key else None
+            return Served(given)
+        return Served(given, key.value if key else None)
 
     def _check_superseded(self) -> None:
         def rule(state: State) -> State:
@@ -337,10 +357,19 @@ class Service:
         self._seen = None
         self._change([], rule)
 
-    def _change(self, associations: Iterable[Association], rule: Rule, holder: Holder | None = None) -> State:
+    def _change(
+        self, associations: Iterable[Association], rule: Rule, holder: Holder | None = None, *, answered: bool = False
+    ) -> State:
+        """Change the ledger. Once the request is `answered`, by another delivery, nothing else is changed for it."""
         if holder not in (None, self._holder):
             return self._ledger.change(holder, associations, rule, self._deadline.short())
-        self._seen = self._ledger.change(self._holder, associations, rule, self._deadline.short(), self._seen)
+
+        def checked(state: State) -> State:
+            if not answered and self._request.id in state.record.answers:
+                raise _AnsweredError
+            return rule(state)
+
+        self._seen = self._ledger.change(self._holder, associations, checked, self._deadline.short(), self._seen)
         return self._seen
 
     def _now(self) -> int:

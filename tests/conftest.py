@@ -1,0 +1,26 @@
+"""What every test begins with: no setting of AWS's, of a proxy's or of a certificate's that the surroundings happen to have."""
+
+import os
+import re
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("unhurried", deadline=None)  # A busy machine is no failure.
+settings.load_profile("unhurried")
+
+FOREIGN = re.compile(r"AWS_.*|.*_PROXY|.*CA_BUNDLE|.*SSL_CERT_(FILE|DIR)", re.IGNORECASE)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def undisturbed() -> Iterator[None]:
+    """Scrub the environment, once and before all else, so that what a test starts inherits nothing either."""
+    with pytest.MonkeyPatch.context() as environment:
+        for name in [name for name in os.environ if FOREIGN.fullmatch(name)]:
+            environment.delenv(name)
+        # Nor what stands in somebody's home directory.
+        environment.setenv("AWS_CONFIG_FILE", os.devnull)
+        environment.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        yield

@@ -1,0 +1,174 @@
+"""What stands behind ResponseURL: a local TLS server that takes answers, or does not. Clients trust its `certificate`."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import socket
+import ssl
+import tempfile
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+Reply = int | Literal["hang", "close"]
+"""A status; or nothing, ever; or the end of the connection."""
+
+#: Seconds after which one that hangs hangs up all the same, so that a test whose code waits for ever fails and ends.
+LONGEST_HANG = 5.0
+
+
+@dataclass(frozen=True)
+class Put:
+    """A PUT as it came. The names of its headers are in lower case."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def answer(self) -> dict[str, Any]:
+        """The body, read as JSON."""
+        return json.loads(self.body)  # type: ignore[no-any-return]  # an answer is an object
+
+
+class Sink:
+    """Replies in turn with what `replies` holds, and 200 from then on. It listens inside `with` alone."""
+
+    def __init__(self, *replies: Reply) -> None:
+        """Make what listens on a free port of 127.0.0.1."""
+        self.replies = list(replies)
+        self.puts: list[Put] = []
+        self.connections: list[socket.socket] = []
+        """Every one that was made."""
+        self._folder = tempfile.TemporaryDirectory()
+        self.certificate = Path(self._folder.name, "sink.pem")
+        """Clients trust it as SSL_CERT_FILE."""
+        self.certificate.write_bytes(_certificate())
+        self._came = threading.Condition()
+        self._stopped = threading.Event()
+        self._server = _Server(self)
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+
+    @property
+    def url(self) -> str:
+        """A ResponseURL that leads here, pre-signed like CloudFormation's."""
+        return f"https://127.0.0.1:{self._server.server_port}/stack%7Cresource?X-Amz-Date=20260302T090000Z&{SIGNATURE}"
+
+    @property
+    def answers(self) -> list[dict[str, Any]]:
+        """What was PUT, read as JSON."""
+        return [put.answer for put in self.puts]
+
+    def wait(self, puts: int = 1, seconds: float = 5.0) -> bool:
+        """Wait until so many PUTs have come; False when they have not."""
+        with self._came:
+            return self._came.wait_for(lambda: len(self.puts) >= puts, seconds)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._server.shutdown()
+        self._thread.join()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):  # It has ended by itself.
+                connection.shutdown(socket.SHUT_RDWR)
+        self._server.server_close()
+        self._folder.cleanup()
+
+    def take(self, put: Put) -> Reply:
+        """Record a PUT, and say how to reply."""
+        with self._came:
+            self.puts.append(put)
+            self._came.notify_all()
+            return self.replies.pop(0) if self.replies else 200
+
+    def hang(self) -> None:
+        """Wait for the end."""
+        self._stopped.wait(LONGEST_HANG)
+
+
+#: What makes a pre-signed URL a secret.
+SIGNATURE = "X-Amz-Signature=51951951951951951951951951951951"
+
+
+def _certificate() -> bytes:
+    """Make a certificate for 127.0.0.1 that is its own authority, after its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return private + made.public_bytes(Encoding.PEM)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = False  # So that server_close waits for them.
+
+    def __init__(self, sink: Sink) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.sink = sink
+        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self._context.load_cert_chain(sink.certificate)
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """Accept; the handshake is left to the connection's own thread."""
+        connection, address = super().get_request()
+        wrapped = self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        self.sink.connections.append(wrapped)
+        return wrapped, address
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing: clients go away as they like."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: _Server
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    timeout = 30
+
+    def do_PUT(self) -> None:
+        """Record it, and reply as the sink says."""
+        body = self.rfile.read(int(self.headers["content-length"]))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        match self.server.sink.take(Put(self.path, headers, body)):
+            case "hang":
+                self.server.sink.hang()
+                self.close_connection = True
+            case "close":
+                self.close_connection = True
+            case int() as status:
+                self.send_response_only(status)
+                self.send_header("content-length", "0")
+                if 300 <= status < 400:
+                    self.send_header("location", "/elsewhere")
+                self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # its base's name for it
+        """Say nothing: a URL is pre-signed."""

@@ -1,0 +1,509 @@
+"""What API Gateway's errors mean: each call with its exact parameters, each error as botocore hands it over."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+from botocore.exceptions import ConnectTimeoutError, EndpointConnectionError, ReadTimeoutError
+from botocore.stub import Stubber
+
+from usage_plan_key.api_gateway import MOST_UNEXPLAINED, ApiGateway, Attached, Found, Key, Rival
+from usage_plan_key.association import Association
+from usage_plan_key.lifecycle import FailedError
+from usage_plan_key.retry import BEFORE_CALL, Deadline, OutOfTimeError
+
+from .memory import Clock
+
+WANTED = Association("a1b2c3d4e5", "p9r0p1")
+IDS = {"usagePlanId": "p9r0p1", "keyId": "a1b2c3d4e5"}
+CREATE, GET, DELETE, PLAN, PLANS = (
+    "create_usage_plan_key",
+    "get_usage_plan_key",
+    "delete_usage_plan_key",
+    "get_usage_plan",
+    "get_usage_plans",
+)
+PARAMETERS: dict[str, dict[str, Any]] = {
+    CREATE: {**IDS, "keyType": "API_KEY"},
+    GET: IDS,
+    DELETE: IDS,
+    PLAN: {"usagePlanId": "p9r0p1"},
+    PLANS: {"keyId": "a1b2c3d4e5", "limit": 500},
+}
+KEY = {"id": "a1b2c3d4e5", "type": "API_KEY", "name": "alice", "value": "s3cr3t-s3cr3t-s3cr3t-s3cr3t"}
+ALICE = Key("alice", "s3cr3t-s3cr3t-s3cr3t-s3cr3t")
+BUSY = "Unable to complete operation due to concurrent modification. Please try again later."
+LOST = ReadTimeoutError(endpoint_url="https://apigateway.eu-central-1.amazonaws.com/usageplans/p9r0p1/keys")
+UNREACHABLE = EndpointConnectionError(endpoint_url="https://apigateway.eu-central-1.amazonaws.com/")
+
+
+class Aws:
+    """API Gateway as a test scripts it, call by call; each has to come with the parameters that it is scripted for."""
+
+    def __init__(self) -> None:
+        self.client = boto3.client(
+            "apigateway",
+            region_name="eu-central-1",
+            aws_access_key_id="testing",
+            aws_secret_access_key="testing",
+            config=Config(retries={"total_max_attempts": 1}),
+        )
+        self.stub = Stubber(self.client)
+        self.stub.activate()
+        self.clock = Clock()
+        self.api = ApiGateway(self.client)
+        self.began = self.clock.now
+        self._lost: list[Exception | None] = []
+        self.client.meta.events.register_first("before-call.*.*", self._lose)
+
+    def _lose(self, **_: object) -> None:
+        if (error := self._lost.pop(0)) is not None:
+            self.stub._queue.popleft()  # type: ignore[attr-defined]  # The reply that was lost.
+            raise error
+
+    def answers(self, operation: str, reply: dict[str, Any] | None = None, **more: str) -> Aws:
+        """Serve a call."""
+        self._lost.append(None)
+        self.stub.add_response(operation, reply or {}, {**PARAMETERS[operation], **more})
+        return self
+
+    def refuses(self, operation: str, status: int, code: str, message: str = "", retry_after: str = "") -> Aws:
+        """Refuse a call."""
+        self._lost.append(None)
+        headers = {"retry-after": retry_after} if retry_after else {}
+        self.stub.add_client_error(
+            operation,
+            code,
+            message,
+            status,
+            expected_params=PARAMETERS[operation],
+            response_meta={"HTTPHeaders": headers},
+        )
+        return self
+
+    def loses(self, operation: str, error: Exception = LOST) -> Aws:
+        """Serve a call, perhaps, and lose its reply."""
+        self.stub.add_response(operation, {}, PARAMETERS[operation])
+        self._lost.append(error)
+        return self
+
+    def deadline(self, seconds: float = 600.0) -> Deadline:
+        """So much time, with jitter that is the same in each run."""
+        return Deadline(seconds, self.clock, random.Random(0))
+
+    @property
+    def waited(self) -> float:
+        """How long was slept."""
+        return self.clock.now - self.began
+
+    def attach(self, seconds: float = 600.0) -> Any:
+        return self.api.attach(WANTED, self.deadline(seconds))
+
+    def look(self, seconds: float = 600.0) -> Any:
+        return self.api.look(WANTED, self.deadline(seconds))
+
+    def detach(self, seconds: float = 600.0) -> Any:
+        return self.api.detach(WANTED, self.deadline(seconds))
+
+
+@pytest.fixture
+def aws() -> Iterator[Aws]:
+    """Every call that was scripted has to be made."""
+    aws = Aws()
+    yield aws
+    aws.stub.assert_no_pending_responses()
+
+
+def plan(id_: str, *stages: tuple[str, str], name: str = "") -> dict[str, Any]:
+    return {"id": id_, "name": name, "apiStages": [{"apiId": api, "stage": stage} for api, stage in stages]}
+
+
+Do = Callable[..., Any]
+each_call = pytest.mark.parametrize(
+    ("operation", "do", "reply", "result"),
+    [
+        pytest.param(CREATE, Aws.attach, KEY, Attached(ALICE), id="create"),
+        pytest.param(GET, Aws.look, KEY, ALICE, id="get"),
+        pytest.param(DELETE, Aws.detach, {}, None, id="delete"),
+    ],
+)
+
+
+class TestEveryCall:
+    """Create, get and delete are asked, asked again, and refused alike."""
+
+    @each_call
+    def test_is_made_once_when_all_is_well(self, aws: Aws, operation: str, do: Do, reply: Any, result: Any) -> None:
+        aws.answers(operation, reply)
+        assert do(aws) == result
+        assert aws.waited == 0
+
+    @each_call
+    @pytest.mark.parametrize(
+        ("status", "code", "message"),
+        [
+            pytest.param(429, "TooManyRequestsException", "Too Many Requests", id="too many requests"),
+            pytest.param(429, "LimitExceededException", "Limit exceeded", id="limit exceeded"),
+            pytest.param(409, "ConflictException", BUSY, id="busy"),
+            pytest.param(400, "BadRequestException", BUSY, id="busy, in old reports"),
+            pytest.param(409, "ConflictException", "TRY AGAIN LATER", id="busy, loudly"),
+            pytest.param(500, "InternalFailure", "", id="500"),
+            pytest.param(503, "ServiceUnavailable", "", id="503"),
+            pytest.param(504, "504", "Gateway Timeout", id="504 of something in between"),
+        ],
+    )
+    def test_is_made_again(
+        self, aws: Aws, operation: str, do: Do, reply: Any, result: Any, status: int, code: str, message: str
+    ) -> None:
+        for _ in range(4):
+            aws.refuses(operation, status, code, message)
+        aws.answers(operation, reply)
+        assert do(aws) == result
+        assert 0 < aws.waited < 0.5 * (1 + 2 + 4 + 8)
+
+    @each_call
+    @pytest.mark.parametrize(
+        "error",
+        [LOST, UNREACHABLE, ConnectTimeoutError(endpoint_url="https://apigateway.eu-central-1.amazonaws.com/")],
+        ids=lambda error: type(error).__name__,
+    )
+    def test_is_made_again_after_a_connection_error(
+        self, aws: Aws, operation: str, do: Do, reply: Any, result: Any, error: Exception
+    ) -> None:
+        aws.loses(operation, error).answers(operation, reply)
+        assert do(aws) == result
+        assert aws.waited > 0
+
+    @each_call
+    @pytest.mark.parametrize("code", ["TooManyRequestsException", "LimitExceededException"])
+    def test_honours_retry_after(self, aws: Aws, operation: str, do: Do, reply: Any, result: Any, code: str) -> None:
+        aws.refuses(operation, 429, code, retry_after="33").answers(operation, reply)
+        assert do(aws) == result
+        assert aws.waited == 33
+
+    @each_call
+    @pytest.mark.parametrize("retry_after", ["soon", "-5", "Wed, 21 Oct 2026 07:28:00 GMT", "nan"])
+    def test_does_not_stumble_over_an_odd_retry_after(
+        self, aws: Aws, operation: str, do: Do, reply: Any, result: Any, retry_after: str
+    ) -> None:
+        aws.refuses(operation, 429, "TooManyRequestsException", retry_after=retry_after).answers(operation, reply)
+        assert do(aws) == result
+        assert 0 < aws.waited <= 0.5
+
+    @each_call
+    @pytest.mark.parametrize("code", ["TooManyRequestsException", "LimitExceededException"])
+    def test_throttled_out_of_time_it_says_how_often_and_how_long(
+        self, aws: Aws, operation: str, do: Do, reply: Any, result: Any, code: str
+    ) -> None:
+        aws.refuses(operation, 429, code, retry_after="10").refuses(operation, 429, code, retry_after="50")
+        with pytest.raises(OutOfTimeError, match=rf"gave up after 2 attempts in 10 s, .*\({code}\)"):
+            do(aws, BEFORE_CALL + 40)
+
+    @each_call
+    @pytest.mark.parametrize(
+        ("status", "code", "message"),
+        [
+            pytest.param(409, "ConflictException", BUSY, id="busy"),
+            pytest.param(503, "ServiceUnavailable", "Come back tomorrow", id="unavailable"),
+        ],
+    )
+    def test_out_of_time_it_names_ids_region_and_the_last_error(
+        self, aws: Aws, operation: str, do: Do, reply: Any, result: Any, status: int, code: str, message: str
+    ) -> None:
+        aws.refuses(operation, status, code, message)
+        with pytest.raises(OutOfTimeError) as raised:
+            do(aws, BEFORE_CALL)
+        for named in ("a1b2c3d4e5", "p9r0p1", "eu-central-1", code, message.rstrip(".")):
+            assert named in str(raised.value)
+
+    @each_call
+    def test_is_not_begun_with_less_time_left_than_it_may_take(
+        self, aws: Aws, operation: str, do: Do, reply: Any, result: Any
+    ) -> None:
+        with pytest.raises(OutOfTimeError, match="no time was left to begin"):
+            do(aws, BEFORE_CALL - 1)
+
+    @each_call
+    @pytest.mark.parametrize(
+        ("status", "code"),
+        [(401, "UnauthorizedException"), (403, "AccessDeniedException"), (403, "AccessDenied")],
+    )
+    def test_without_permission_it_names_the_action_the_resource_and_the_region(
+        self, aws: Aws, operation: str, do: Do, reply: Any, result: Any, status: int, code: str
+    ) -> None:
+        aws.refuses(operation, status, code, "User: arn:aws:sts::123456789012:assumed-role/r is not authorized")
+        with pytest.raises(FailedError) as raised:
+            do(aws)
+        verb = {CREATE: "POST", GET: "GET", DELETE: "DELETE"}[operation]
+        path = "keys" if operation == CREATE else "keys/a1b2c3d4e5"
+        assert f"apigateway:{verb} on arn:PARTITION:apigateway:eu-central-1::/usageplans/p9r0p1/{path}," in str(raised.value)
+        assert raised.value.clear
+
+    @each_call
+    def test_a_bad_request_says_so_with_ids_and_region(self, aws: Aws, operation: str, do: Do, reply: Any, result: Any) -> None:
+        aws.refuses(operation, 400, "BadRequestException", "Invalid key type")
+        with pytest.raises(FailedError) as raised:
+            do(aws)
+        assert re.search(r"key a1b2c3d4e5 .* plan p9r0p1 in eu-central-1: .* bad request: Invalid key type", str(raised.value))
+
+    @each_call
+    def test_what_nobody_foresaw_is_named_and_not_retried(
+        self, aws: Aws, operation: str, do: Do, reply: Any, result: Any
+    ) -> None:
+        aws.refuses(operation, 403, "UnrecognizedClientException", "The security token is invalid")
+        with pytest.raises(FailedError, match=r"in eu-central-1: UnrecognizedClientException: The security token is invalid"):
+            do(aws)
+        assert aws.waited == 0
+
+
+class TestAttach:
+    """Which refusal of CreateUsagePlanKey it was."""
+
+    @pytest.mark.parametrize(
+        "text", ["Invalid Usage Plan ID specified", "Invalid API Key identifier specified"], ids=["plan", "key"]
+    )
+    @pytest.mark.parametrize("missing", ["plan", "key", "unseen", "untold"])
+    def test_not_found_looks_at_the_plan_and_does_not_trust_the_text(self, aws: Aws, text: str, missing: str) -> None:
+        aws.refuses(CREATE, 404, "NotFoundException", text)
+        match missing:
+            case "plan":
+                aws.refuses(PLAN, 404, "NotFoundException", text)
+            case "key":
+                aws.answers(PLAN, plan("p9r0p1"))
+            case "unseen":
+                aws.refuses(PLAN, 403, "AccessDeniedException", "")
+            case "untold":
+                aws.refuses(PLAN, 429, "TooManyRequestsException", "", retry_after="9999")
+        with pytest.raises(FailedError) as raised:
+            aws.attach()
+        either = "usage plan p9r0p1 or API key a1b2c3d4e5"
+        thing = {"plan": "usage plan p9r0p1", "key": "API key a1b2c3d4e5"}.get(missing, either)
+        assert f": there is no {thing} in eu-central-1. Check the id" in str(raised.value)
+        assert raised.value.clear
+
+    def test_a_conflict_with_the_key_in_the_plan_is_a_duplicate(self, aws: Aws) -> None:
+        aws.refuses(CREATE, 409, "ConflictException", "whatever").answers(GET, KEY)
+        assert aws.attach() == Found(ALICE)
+
+    @pytest.mark.parametrize("lost", [LOST, UNREACHABLE], ids=["reply lost", "not reached"])
+    def test_a_conflict_after_a_lost_reply_is_our_own_attempt(self, aws: Aws, lost: Exception) -> None:
+        aws.loses(CREATE, lost).refuses(CREATE, 409, "ConflictException", "whatever").answers(GET, KEY)
+        assert aws.attach() == Attached(ALICE)
+
+    def test_a_conflict_after_a_5xx_is_our_own_attempt(self, aws: Aws) -> None:
+        aws.refuses(CREATE, 500, "InternalFailure").refuses(CREATE, 409, "ConflictException").answers(GET, KEY)
+        assert aws.attach() == Attached(ALICE)
+
+    def test_a_conflict_after_a_refusal_is_not_our_own_attempt(self, aws: Aws) -> None:
+        aws.refuses(CREATE, 409, "ConflictException", BUSY).refuses(CREATE, 429, "TooManyRequestsException")
+        aws.refuses(CREATE, 409, "ConflictException", "whatever").answers(GET, KEY)
+        assert aws.attach() == Found(ALICE)
+
+    def test_a_conflict_with_a_plan_for_the_same_stage_names_each_such_plan(self, aws: Aws) -> None:
+        aws.refuses(CREATE, 409, "ConflictException", "whatever").refuses(GET, 404, "NotFoundException")
+        aws.answers(PLAN, plan("p9r0p1", ("api2", "prod"), *[(f"api{n}", "test") for n in range(9)]))
+        first = [plan("f7r3e3", *[(f"api{n}", "test") for n in range(2, 9)], ("api1", "prod"), name="Free")]
+        second = [plan("o7h3r0", ("api1", "prod"), name="Other"), plan("b9a8d7", ("api2", "prod"), name="Bad")]
+        aws.answers(PLANS, {"items": first, "position": "next"})
+        aws.answers(PLANS, {"items": second}, position="next")
+        assert aws.attach() == [
+            Rival(Association("a1b2c3d4e5", "f7r3e3"), "Free", tuple(f"api{n}:test" for n in range(2, 9))),
+            Rival(Association("a1b2c3d4e5", "b9a8d7"), "Bad", ("api2:prod",)),
+        ]
+
+    def test_a_rival_reads_well_in_a_reason(self) -> None:
+        rival = Rival(Association("a1b2c3d4e5", "f7r3e3"), "Free", ("api1:prod", "api2:prod"))
+        assert str(rival) == "usage plan f7r3e3 (Free) for the API stage api1:prod, api2:prod"
+
+    def script_unexplained(self, aws: Aws, message: str = "Not now") -> None:
+        aws.refuses(CREATE, 409, "ConflictException", message).refuses(GET, 404, "NotFoundException")
+        aws.answers(PLAN, plan("p9r0p1", ("api1", "prod")))
+        # The wanted plan itself is no rival of itself.
+        aws.answers(PLANS, {"items": [plan("p9r0p1", ("api1", "prod")), plan("o7h3r0", ("api1", "test"))]})
+
+    def test_a_conflict_that_nothing_explains_may_be_passing(self, aws: Aws) -> None:
+        self.script_unexplained(aws)
+        aws.answers(CREATE, KEY)
+        assert aws.attach() == Attached(ALICE)
+        assert aws.waited > 0
+
+    def test_a_conflict_that_nothing_explains_is_final_in_the_end(self, aws: Aws) -> None:
+        for _ in range(MOST_UNEXPLAINED):
+            self.script_unexplained(aws)
+        with pytest.raises(FailedError, match=r"key a1b2c3d4e5 to usage plan p9r0p1 in eu-central-1: Not now") as raised:
+            aws.attach()
+        assert raised.value.clear
+
+    @pytest.mark.parametrize(
+        ("status", "code", "clear"),
+        [
+            pytest.param(400, "BadRequestException", True, id="bad request"),
+            pytest.param(403, "AccessDeniedException", True, id="no permission"),
+        ],
+    )
+    @pytest.mark.parametrize("lost", [False, True], ids=["", "after a lost reply"])
+    def test_a_refusal_is_clear_unless_a_reply_was_lost(
+        self, aws: Aws, status: int, code: str, *, clear: bool, lost: bool
+    ) -> None:
+        if lost:
+            aws.loses(CREATE)
+        aws.refuses(CREATE, status, code)
+        with pytest.raises(FailedError) as raised:
+            aws.attach()
+        assert raised.value.clear is (clear and not lost)
+
+    @pytest.mark.parametrize("how", ["no permission", "out of time"])
+    @pytest.mark.parametrize("what", ["key", "plan", "plans"])
+    def test_a_refusal_is_not_clear_when_a_reply_was_lost_and_looking_fails(self, aws: Aws, how: str, what: str) -> None:
+        """The first attempt may have attached it: the hold must stay, or nobody would ever detach it."""
+        aws.loses(CREATE).refuses(CREATE, 409, "ConflictException", "whatever")
+        if what != "key":
+            aws.refuses(GET, 404, "NotFoundException")
+        if what == "plans":
+            aws.answers(PLAN, plan("p9r0p1"))
+        last = {"key": GET, "plan": PLAN, "plans": PLANS}[what]
+        if how == "no permission":
+            aws.refuses(last, 403, "AccessDeniedException")
+        else:
+            aws.refuses(last, 429, "TooManyRequestsException", retry_after="9999")
+        with pytest.raises(FailedError) as raised:
+            aws.attach()
+        assert not raised.value.clear
+
+    def test_being_throttled_out_of_time_leaves_nothing_to_hold(self, aws: Aws) -> None:
+        """It was refused each time, so it is not attached: what a Delete found held would be somebody else's."""
+        aws.refuses(CREATE, 429, "TooManyRequestsException", retry_after="9999")
+        with pytest.raises(OutOfTimeError) as raised:
+            aws.attach()
+        assert raised.value.clear
+
+    @pytest.mark.parametrize(
+        ("operation", "resource"),
+        [
+            pytest.param(GET, "/usageplans/p9r0p1/keys/a1b2c3d4e5", id="the key"),
+            pytest.param(PLAN, "/usageplans/p9r0p1", id="the plan"),
+            pytest.param(PLANS, "/usageplans", id="all plans"),
+        ],
+    )
+    def test_without_permission_to_explain_a_conflict_it_names_that_permission(
+        self, aws: Aws, operation: str, resource: str
+    ) -> None:
+        aws.refuses(CREATE, 409, "ConflictException", "whatever")
+        if operation != GET:
+            aws.refuses(GET, 404, "NotFoundException")
+        if operation == PLANS:
+            aws.answers(PLAN, plan("p9r0p1"))
+        aws.refuses(operation, 403, "AccessDeniedException")
+        with pytest.raises(FailedError) as raised:
+            aws.attach()
+        assert f"apigateway:GET on arn:PARTITION:apigateway:eu-central-1::{resource}, then" in str(raised.value)
+
+    @pytest.mark.parametrize("operation", [GET, PLAN, PLANS])
+    def test_looking_is_retried_too(self, aws: Aws, operation: str) -> None:
+        aws.refuses(CREATE, 409, "ConflictException", "whatever")
+        replies: list[tuple[str, Any]] = [(GET, None), (PLAN, plan("p9r0p1", ("a", "s")))]
+        replies += [(PLANS, {"items": [plan("f7r3e3", ("a", "s"))]})]
+        for asked, reply in replies:
+            if asked == operation:
+                aws.refuses(asked, 429, "TooManyRequestsException", retry_after="7").loses(asked)
+            if reply is None:
+                aws.refuses(asked, 404, "NotFoundException")
+            else:
+                aws.answers(asked, reply)
+        assert aws.attach() == [Rival(Association("a1b2c3d4e5", "f7r3e3"), "", ("a:s",))]
+
+    def test_a_plan_that_goes_meanwhile_is_named(self, aws: Aws) -> None:
+        aws.refuses(CREATE, 409, "ConflictException", "whatever").refuses(GET, 404, "NotFoundException")
+        aws.refuses(PLAN, 404, "NotFoundException")
+        with pytest.raises(FailedError, match="there is no usage plan p9r0p1 in eu-central-1"):
+            aws.attach()
+
+    def test_a_value_may_be_absent(self, aws: Aws) -> None:
+        aws.answers(CREATE, {"id": "a1b2c3d4e5", "type": "API_KEY"})
+        assert aws.attach() == Attached(Key("", None))
+
+
+class TestKnownRival:
+    """What a conflict has taught about plans is remembered, for a minute."""
+
+    @pytest.fixture
+    def taught(self, aws: Aws) -> Aws:
+        aws.refuses(CREATE, 409, "ConflictException", "whatever").refuses(GET, 404, "NotFoundException")
+        aws.answers(PLAN, plan("p9r0p1", ("api1", "prod")))
+        items = [plan("f7r3e3", ("api1", "prod"), name="Free"), plan("o7h3r0", ("api1", "test"))]
+        aws.answers(PLANS, {"items": items})
+        aws.attach()
+        return aws
+
+    def known(self, aws: Aws, held: str, wanted: str = "p9r0p1", other_key: str = "a1b2c3d4e5") -> Rival | None:
+        association = Association("a1b2c3d4e5", held)
+        return aws.api.known_rival(association, Association(other_key, wanted), aws.deadline())
+
+    @pytest.mark.parametrize("seconds", [0, 10])
+    def test_names_the_plan_that_shares_a_stage(self, taught: Aws, seconds: float) -> None:
+        taught.clock.sleep(seconds)
+        expected = Rival(Association("a1b2c3d4e5", "f7r3e3"), "Free", ("api1:prod",))
+        assert self.known(taught, "f7r3e3") == expected
+
+    def test_is_forgotten(self, taught: Aws) -> None:
+        taught.clock.sleep(11)
+        assert self.known(taught, "f7r3e3") is None
+
+    @pytest.mark.parametrize(
+        ("held", "wanted", "other_key"),
+        [
+            pytest.param("o7h3r0", "p9r0p1", "a1b2c3d4e5", id="another stage"),
+            pytest.param("u7n5e3", "p9r0p1", "a1b2c3d4e5", id="a held plan that was never seen"),
+            pytest.param("f7r3e3", "u7n5e3", "a1b2c3d4e5", id="a wanted plan that was never seen"),
+            pytest.param("f7r3e3", "p9r0p1", "z9y8x7w6v5", id="another key"),
+            pytest.param("f7r3e3", "f7r3e3", "a1b2c3d4e5", id="itself"),
+        ],
+    )
+    def test_nothing_else_is_a_rival(self, taught: Aws, held: str, wanted: str, other_key: str) -> None:
+        assert self.known(taught, held, wanted, other_key) is None
+
+
+class TestLook:
+    """GetUsagePlanKey."""
+
+    @pytest.mark.parametrize("text", ["Invalid Usage Plan ID specified", "Invalid API Key identifier specified", ""])
+    def test_not_found_is_an_answer(self, aws: Aws, text: str) -> None:
+        aws.refuses(GET, 404, "NotFoundException", text)
+        assert aws.look() is None
+
+
+class TestDetach:
+    """DeleteUsagePlanKey."""
+
+    @pytest.mark.parametrize("text", ["Invalid Usage Plan ID specified", "Invalid API Key identifier specified", ""])
+    def test_any_kind_of_not_found_is_forgiven(self, aws: Aws, text: str) -> None:
+        aws.refuses(DELETE, 404, "NotFoundException", text)
+        aws.detach()
+        assert aws.waited == 0
+
+    def test_not_found_after_a_lost_reply_is_forgiven(self, aws: Aws) -> None:
+        aws.loses(DELETE).refuses(DELETE, 404, "NotFoundException")
+        aws.detach()
+
+    @pytest.mark.parametrize("lost", [False, True], ids=["", "after a lost reply"])
+    def test_a_refusal_is_clear_unless_a_reply_was_lost(self, aws: Aws, *, lost: bool) -> None:
+        if lost:
+            aws.loses(DELETE)
+        aws.refuses(DELETE, 409, "ConflictException", "not this one")
+        with pytest.raises(FailedError, match="ConflictException: not this one") as raised:
+            aws.detach()
+        assert raised.value.clear is not lost
+
+
+class TestSecrets:
+    """A key's value is in replies alone."""
+
+    @pytest.mark.parametrize("shown", [repr, str])
+    def test_a_key_does_not_show_its_value(self, shown: Callable[[object], str]) -> None:
+        assert "s3cr3t" not in shown(Attached(ALICE)) + shown(Found(ALICE)) + shown(ALICE)

@@ -1,0 +1,235 @@
+"""Waiting: full jitter below a growing cap, for as long as another call can be over in time."""
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.memory import Clock
+from usage_plan_key.lifecycle import FailedError, SupersededError
+from usage_plan_key.retry import (
+    BEFORE_CALL,
+    BEFORE_SHORT_CALL,
+    CONNECT_TIMEOUT,
+    FIRST_CAP,
+    LANE_PAUSE,
+    LAST_CAP,
+    READ_TIMEOUT,
+    SHORT_CONNECT_TIMEOUT,
+    SHORT_READ_TIMEOUT,
+    Again,
+    Attempts,
+    Deadline,
+    OutOfTimeError,
+    persist,
+)
+
+
+class Dice(Random):
+    """Rolls the greatest number, and remembers between which it was to choose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rolled: list[tuple[float, float]] = []
+
+    def uniform(self, a: float, b: float) -> float:
+        self.rolled.append((a, b))
+        return b
+
+
+class Sleepless(Clock):
+    """Time stands still, and sleeps are remembered."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+        self.slept: list[float] = []
+
+    def sleep(self, seconds: float, /) -> None:
+        self.slept.append(seconds)
+
+
+class RefusedError(Exception):
+    """What a call raises."""
+
+
+def again(**verdict: Any) -> Callable[[Exception], Again]:
+    return lambda _: Again(**verdict)
+
+
+def failing(times: int, clock: Clock | None = None, seconds: float = 0.0) -> Callable[[], str]:
+    """A call that is refused so often, each time after so many seconds, and then served."""
+    refusals = iter(range(times))
+
+    def call() -> str:
+        if clock:
+            clock.now += seconds
+        if (number := next(refusals, None)) is not None:
+            raise RefusedError(f"refusal {number + 1}.")
+        return "served"
+
+    return call
+
+
+class TestBackOff:
+    """How long it waits."""
+
+    def test_full_jitter(self) -> None:
+        """Anything from nothing up to a cap, which doubles and ends at the last one."""
+        clock, dice = Sleepless(), Dice()
+        persist(failing(8), "x", Deadline(99, clock, dice), again())
+        caps = [0.5, 1, 2, 4, 8, 16, 20, 20]
+        assert dice.rolled == [(0, cap) for cap in caps]
+        assert clock.slept == caps
+        assert (FIRST_CAP, LAST_CAP) == (0.5, 20)
+
+    @given(times=st.integers(1, 2000), seed=st.integers())
+    def test_its_bounds(self, times: int, seed: int) -> None:
+        """However long it goes on."""
+        clock = Sleepless()
+        persist(failing(times), "x", Deadline(99, clock, Random(seed)), again())
+        assert len(clock.slept) == times
+        assert all(0 <= seconds <= LAST_CAP for seconds in clock.slept)
+
+    @pytest.mark.parametrize(("at_least", "slept"), [(0.2, 0.5), (30, 30)], ids=["less than rolled", "more"])
+    def test_retry_after_is_a_minimum(self, at_least: float, slept: float) -> None:
+        """What the server asks for is waited at least, also beyond the cap."""
+        clock = Sleepless()
+        persist(failing(1), "x", Deadline(9999, clock, Dice()), again(after=at_least))
+        assert clock.slept == [slept]
+
+    def test_a_lane_waits_for_the_door(self) -> None:
+        """Served from the queue, it waits for who is at API Gateway's door without backing off; for all else it backs off."""
+        clock, dice = Sleepless(), Dice()
+        verdicts = iter([Again(busy=True), Again(busy=True), Again(after=30), Again()])
+        persist(failing(4), "x", Deadline(99, clock, dice, lane=True), lambda _: next(verdicts))
+        assert dice.rolled == [LANE_PAUSE, LANE_PAUSE, (0, 2), (0, 4)]
+        assert clock.slept == [2, 2, 30, 4]
+
+    def test_a_crowd_backs_off_from_the_door(self) -> None:
+        """Served where they arrived, all have to make room for each other."""
+        clock, dice = Sleepless(), Dice()
+        persist(failing(3), "x", Deadline(99, clock, dice), again(busy=True))
+        assert clock.slept == [0.5, 1, 2]
+
+    def test_retry_after_beyond_the_deadline(self) -> None:
+        """It is not slept through for nothing."""
+        clock = Sleepless()
+        with pytest.raises(OutOfTimeError, match="after 1 attempts in 0 s"):
+            persist(failing(1), "x", Deadline(60, clock), again(after=60 - BEFORE_CALL + 0.1))
+        assert not clock.slept
+
+
+class TestDeadline:
+    """No call is begun with less time left than its own time-out and the answer's together."""
+
+    def test_what_a_call_needs(self) -> None:
+        """Its own time-outs, and the ledger's and the answer's after it; the short ones come to less."""
+        assert BEFORE_CALL >= CONNECT_TIMEOUT + READ_TIMEOUT + BEFORE_SHORT_CALL
+        assert BEFORE_SHORT_CALL >= 2 * (SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT)
+
+    @pytest.mark.parametrize(
+        ("short", "needed"), [(False, BEFORE_CALL), (True, BEFORE_SHORT_CALL)], ids=["API Gateway", "all others"]
+    )
+    def test_to_the_second(self, short: bool, needed: float) -> None:
+        """With just enough it is begun, with less it is not, and the Reason says what to do."""
+        deadlines = [Deadline(left, Clock(0.0)) for left in (needed, needed - 0.1)]
+        enough, less = [deadline.short() if short else deadline for deadline in deadlines]
+        assert persist(failing(0), "x", enough, again()) == "served"
+        attempts = Attempts()
+        with pytest.raises(OutOfTimeError, match=r"^Could not do it: no time was left to begin\. Raise ServiceTimeout"):
+            persist(failing(0), "Could not do it", less, again(), attempts)
+        assert attempts.count == 0
+
+    def test_the_pause_counts(self) -> None:
+        """It is not slept when the call after it would be too late."""
+        clock = Clock(0.0)
+        with pytest.raises(OutOfTimeError, match="after 2 attempts in 0 s"):
+            persist(failing(9), "x", Deadline(BEFORE_CALL + 1, clock, Dice()), again())
+        assert clock.now == FIRST_CAP
+
+    def test_the_short_one_is_the_same_deadline(self) -> None:
+        """What writes down and delivers still fits in when API Gateway's time is over."""
+        clock = Clock(0.0)
+        deadline = Deadline(BEFORE_CALL, clock)
+        clock.now += 1
+        deadline.short().allow("x")
+        with pytest.raises(OutOfTimeError):
+            deadline.allow("x")
+
+    def test_given_up_while_it_waits(self) -> None:
+        """After each pause of a watched deadline CloudFormation's mind is asked; the others do not ask."""
+
+        def superseded() -> None:
+            raise SupersededError("newer")
+
+        deadline = Deadline(99, Clock(0.0))
+        watched = deadline.watched(superseded)
+        with pytest.raises(SupersededError):
+            persist(failing(1), "x", watched, again())
+        assert persist(failing(1), "x", deadline, again()) == "served"
+
+
+class TestPersist:
+    """Call until it is served, or refused for good, or no time is left."""
+
+    def test_until_it_is_served(self) -> None:
+        """The attempts are counted for the caller."""
+        attempts = Attempts()
+        assert persist(failing(3), "x", Deadline(99, Clock(0.0)), again(), attempts) == "served"
+        assert attempts == Attempts(count=4)
+
+    def test_refused_for_good(self) -> None:
+        """What is not to be tried again goes through as it is, without a pause."""
+        clock = Sleepless()
+        with pytest.raises(RefusedError, match="refusal 1"):
+            persist(failing(9), "x", Deadline(99, clock), lambda _: None)
+        assert not clock.slept
+
+    def test_until_no_time_is_left(self) -> None:
+        """The Reason has what was done, the number of attempts, the time, the last error and what to do."""
+        clock = Clock(1000.0)
+        with pytest.raises(OutOfTimeError) as raised:
+            persist(failing(999, clock, 10), "Could not do it", Deadline(100, clock, Random(1)), again(after=10))
+        assert str(raised.value) == (
+            "Could not do it: gave up after 4 attempts in 70 s, for the time of CloudFormation (ServiceTimeout) or of the "
+            "function is nearly up. The last error: refusal 4. Deploy again when that is over"
+        )
+
+    @pytest.mark.parametrize("unclear", [True, False], ids=["unclear", "clear"])
+    def test_whether_one_may_have_been_served(self, unclear: bool) -> None:
+        """It is remembered of any attempt, for a success, a refusal for good and the end of the time alike."""
+        verdicts = iter([Again(unclear=unclear), Again()])
+        attempts = Attempts()
+        persist(failing(2), "x", Deadline(99, Clock(0.0)), lambda _: next(verdicts), attempts)
+        assert attempts.unclear is unclear
+
+        first = iter([Again(unclear=unclear)])
+        attempts = Attempts()
+        with pytest.raises(RefusedError):
+            persist(failing(2), "x", Deadline(99, Clock(0.0)), lambda _: next(first, None), attempts)
+        assert attempts.unclear is unclear
+
+        forever = iter([Again(unclear=unclear)])
+        with pytest.raises(OutOfTimeError) as raised:
+            persist(failing(999), "x", Deadline(99, Clock(0.0)), lambda _: next(forever, Again()))
+        assert raised.value.clear is not unclear
+
+    @pytest.mark.parametrize("unclear", [True, False], ids=["unclear", "clear"])
+    def test_given_up_and_whether_one_may_have_been_served(self, unclear: bool) -> None:
+        """Nor is it forgotten when CloudFormation gives the request up."""
+
+        def superseded() -> None:
+            raise SupersededError("newer")
+
+        with pytest.raises(FailedError) as raised:
+            persist(failing(1), "x", Deadline(99, Clock(0.0)).watched(superseded), again(unclear=unclear))
+        assert raised.value.clear is not unclear
+
+    def test_no_time_for_the_next_of_several(self) -> None:
+        """What an earlier attempt left unclear stays so when the next one cannot begin."""
+        with pytest.raises(OutOfTimeError) as raised:
+            persist(failing(1), "x", Deadline(1, Clock(0.0)), again(), Attempts(count=1, unclear=True))
+        assert not raised.value.clear
