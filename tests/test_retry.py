@@ -12,6 +12,7 @@ from tests.memory import Clock
 from usage_plan_key.lifecycle import FailedError, SupersededError
 from usage_plan_key.retry import (
     BEFORE_CALL,
+    BEFORE_DELIVERY,
     BEFORE_SHORT_CALL,
     CONNECT_TIMEOUT,
     FIRST_CAP,
@@ -128,15 +129,18 @@ class TestDeadline:
     def test_what_a_call_needs(self) -> None:
         """Its own time-outs, and the ledger's and the answer's after it; the short ones come to less."""
         assert BEFORE_CALL >= CONNECT_TIMEOUT + READ_TIMEOUT + BEFORE_SHORT_CALL
-        assert BEFORE_SHORT_CALL >= 2 * (SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT)
+        assert BEFORE_SHORT_CALL >= SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT + BEFORE_DELIVERY
+        assert BEFORE_DELIVERY >= SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT
 
     @pytest.mark.parametrize(
-        ("short", "needed"), [(False, BEFORE_CALL), (True, BEFORE_SHORT_CALL)], ids=["API Gateway", "all others"]
+        ("kind", "needed"),
+        [(Deadline.watched, BEFORE_CALL), (Deadline.short, BEFORE_SHORT_CALL), (Deadline.last, BEFORE_DELIVERY)],
+        ids=["API Gateway", "the ledger", "the delivery"],
     )
-    def test_to_the_second(self, short: bool, needed: float) -> None:
+    def test_to_the_second(self, kind: Callable[..., Deadline], needed: float) -> None:
         """With just enough it is begun, with less it is not, and the Reason says what to do."""
-        deadlines = [Deadline(left, Clock(0.0)) for left in (needed, needed - 0.1)]
-        enough, less = [deadline.short() if short else deadline for deadline in deadlines]
+        nobody = () if kind is not Deadline.watched else (lambda: None,)
+        enough, less = (kind(Deadline(left, Clock(0.0)), *nobody) for left in (needed, needed - 0.1))
         assert persist(failing(0), "x", enough, again()) == "served"
         attempts = Attempts()
         with pytest.raises(OutOfTimeError, match=r"^Could not do it: no time was left to begin\. Raise ServiceTimeout"):

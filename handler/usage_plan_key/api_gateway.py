@@ -15,7 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 from botocore.exceptions import ConnectionError as NoConnectionError
 
 from .association import Association
-from .lifecycle import FailedError
+from .lifecycle import FailedError, attaching
 from .retry import Again, Attempts, Deadline, persist
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class ApiGateway:
 
     def attach(self, association: Association, deadline: Deadline) -> Attached | Found | list[Rival]:
         """Put the key into the plan (CreateUsagePlanKey). Rivals are answered where they are why it was refused."""
-        what = f"Could not attach API key {association.key_id} to usage plan {association.plan_id} in {self._region}"
+        what = f"{attaching(association)} in {self._region}"
         attempts = Attempts()
         try:
             return self._attach(what, association, deadline, attempts)

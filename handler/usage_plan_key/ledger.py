@@ -1,7 +1,7 @@
 """Who holds what, in one DynamoDB table; nothing else talks to it.
 
-Every change is one transaction over the pages that it writes, on condition that none of them has changed since it was read.
-So the rules stay pure functions from pages to pages. A rule that rests on a page has to write it (a new holder, a mark).
+Every change is one transaction over the pages that it rests on, on condition that none of them has changed since it was read.
+So the rules stay pure functions from pages to pages, and two requests at the same time come out as one after the other.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from botocore.exceptions import BotoCoreError, ClientError
@@ -123,9 +123,10 @@ class Table:
     def _write(
         self, pages: list[dict[str, Any]], versions: Mapping[str, str | None], deadline: Deadline
     ) -> Mapping[str, str | None] | None:
-        """Write pages in one transaction; None when one of them has changed meanwhile. A page without content goes."""
+        """Write pages in one transaction; None when one that was read has changed meanwhile. A page without content goes."""
         written = {page["pk"]: uuid.uuid4().hex if len(page) > 1 else None for page in pages}
         puts = [self._put(page, versions[page["pk"]], written[page["pk"]]) for page in pages]
+        puts += [self._check(pk, version) for pk, version in versions.items() if pk not in written]
         # The token makes an attempt whose reply was lost and the next one into one transaction.
         call = partial(
             self._client.transact_write_items,
@@ -138,11 +139,17 @@ class Table:
             return None
         return {**versions, **written}
 
+    def _condition(self, version: str | None) -> dict[str, Any]:
+        if version is None:
+            return {"TableName": self._name, "ConditionExpression": "attribute_not_exists(pk)"}
+        values = {":version": {"S": version}}
+        return {"TableName": self._name, "ConditionExpression": "version = :version", "ExpressionAttributeValues": values}
+
+    def _check(self, pk: str, version: str | None) -> dict[str, Any]:
+        return {"ConditionCheck": {**self._condition(version), "Key": {"pk": {"S": pk}}}}
+
     def _put(self, page: dict[str, Any], version: str | None, written: str | None) -> dict[str, Any]:
-        condition: dict[str, Any] = {"TableName": self._name, "ConditionExpression": "attribute_not_exists(pk)"}
-        if version is not None:
-            condition["ConditionExpression"] = "version = :version"
-            condition["ExpressionAttributeValues"] = {":version": {"S": version}}
+        condition = self._condition(version)
         if written is None:
             return {"Delete": {**condition, "Key": {"pk": {"S": page["pk"]}}}}
         write = TypeSerializer().serialize
@@ -160,6 +167,9 @@ class _ChangedError(Exception):
     """Raised when a page has changed since it was read."""
 
 
+_PASSING: Final = {"None", "TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"}
+
+
 def _again(error: Exception, *, reading: bool) -> Again | None:
     """Read DynamoDB's errors, which come with 400 and say in their code what they are.
 
@@ -172,7 +182,7 @@ def _again(error: Exception, *, reading: bool) -> Again | None:
         reasons = {reason.get("Code") for reason in error.response.get("CancellationReasons", [])}
         if not reading and "ConditionalCheckFailed" in reasons:
             raise _ChangedError from error
-        return Again()
+        return Again() if reasons <= _PASSING else None
     passing = ("Throttling", "RequestLimitExceeded", "ProvisionedThroughputExceeded", "TransactionInProgress")
     return Again() if code.startswith(passing) else transient(error)
 
@@ -238,5 +248,5 @@ def _entry(page: Mapping[str, Any]) -> Entry:
         taken=page.get("taken", False),
         detaching=int(page["detaching"]) if "detaching" in page else None,
         moved=page.get("moved"),
-        anew=page.get("anew", False),
+        anew=page.get("anew"),
     )

@@ -142,7 +142,7 @@ class Entry:
         taken: An Update with `Take` has made it theirs all the same.
         detaching: When its last holder set about detaching it, in epoch seconds.
         moved: The RequestId that detached it for a move; it stays held.
-        anew: One of them has set about attaching it after it was held already.
+        anew: The RequestId that has last set about attaching it when it was held already.
     """
 
     holders: frozenset[Holder] = frozenset()
@@ -150,7 +150,7 @@ class Entry:
     taken: bool = False
     detaching: int | None = None
     moved: str | None = None
-    anew: bool = False
+    anew: str | None = None
 
     def others(self, holder: Holder) -> list[Holder]:
         """All holders but this one."""
@@ -266,8 +266,8 @@ def take_hold(state: State, request: Wish) -> State:
             return state
         case Standing.STRANGERS if request.on_existing is OnExisting.FAIL:
             raise FailedError(
-                f"It is held by {listed(entry.holders)}, and OnExisting is Fail. OnExisting: Adopt or Take would hold it "
-                "too; it is detached when its last holder goes"
+                f"{attaching(request.wanted)}: it is held by {listed(entry.holders)}, and OnExisting is Fail. Adopt or Take "
+                "would hold it too; it is detached when its last holder goes"
             )
     return state.held(request.holder, request.wanted, Hold(request.id))
 
@@ -303,11 +303,10 @@ def takes(request: Wish, entry: Entry) -> bool:
 def found(state: State, request: Wish) -> State:
     """Attaching was refused, for the key is in the plan already, and the first who held it was this resource.
 
-    So it was there before, unless another one has joined meanwhile and has set about attaching it.
+    So it was there before, unless another request has set about attaching it meanwhile.
     """
     entry = state.entry(request.wanted)
-    ours = entry.anew and entry.others(request.holder)
-    return state if ours else state.with_entry(request.wanted, replace(entry, before=True))
+    return state if entry.anew else state.with_entry(request.wanted, replace(entry, before=True))
 
 
 def check_existing(request: Wish) -> None:
@@ -318,7 +317,7 @@ def check_existing(request: Wish) -> None:
     """
     if request.on_existing is OnExisting.FAIL:
         raise FailedError(
-            "The key is in the plan already, not through this stack, and OnExisting is Fail. OnExisting: Adopt would use "
+            f"{attaching(request.wanted)}: it is there already, not through this stack, and OnExisting is Fail. Adopt would use "
             "it and leave it there on Delete; Take would use it and, from the next Update on, own it"
         )
 
@@ -329,10 +328,19 @@ def present(state: State, request: Wish) -> State:
     return state.with_entry(request.wanted, replace(entry, taken=entry.taken or takes(request, entry)))
 
 
-def attaching_anew(state: State, association: Association) -> State:
+def attaching_anew(state: State, request: Wish, association: Association) -> State:
     """Before a held association is attached again: from then on it is ours."""
-    entry = replace(state.entry(association), before=False, taken=False, moved=None, anew=True)
+    entry = replace(state.entry(association), before=False, taken=False, moved=None, anew=request.id)
     return state.with_entry(association, entry)
+
+
+def not_attached_anew(state: State, request: Wish, earlier: Entry) -> State:
+    """It was not this request that has attached it again: put back the marks, unless another one is at it since."""
+    entry = state.entry(request.wanted)
+    if entry.anew != request.id:
+        return state
+    marks = replace(entry, before=earlier.before, taken=earlier.taken, moved=earlier.moved, anew=earlier.anew)
+    return state.with_entry(request.wanted, marks)
 
 
 def take_back(state: State, request: Wish) -> State:
@@ -427,6 +435,11 @@ def answered(record: Record, request: Request, answer: Answer) -> Record:
         hold = record.holds.get(request.wanted) if request.wanted else None
         spared = request.wanted if hold is not None and hold.request != request.id else None
     return replace(record, answers={**dict(kept), request.id: answer}, spared=spared)
+
+
+def attaching(association: Association) -> str:
+    """Begin a Reason."""
+    return f"Could not attach API key {association.key_id} to usage plan {association.plan_id}"
 
 
 def listed(holders: Iterable[Holder]) -> str:

@@ -108,7 +108,7 @@ class Service:
 
     def _want(self, request: Wish, state: State) -> Served:
         lifecycle.check_superseded(state.record, request)
-        self._finish_marks(request, state)
+        self._finish_marks(state, but=[request.wanted])
         earlier = self._hold(request)
         stands = lifecycle.standing(earlier, self._holder)
         # Until it is known that the key is not in the plan, an earlier delivery of ours may have attached it.
@@ -125,6 +125,8 @@ class Service:
             if absent and failed.clear:
                 self._change([request.wanted], lambda state: lifecycle.take_back(state, request))
             raise
+        if attached and any(entry.moved == request.id for entry in state.entries.values()):
+            result = Outcome.MOVED  # An earlier delivery has detached the old one, and died.
         for leftover in lifecycle.leftovers(state.record, request):
             self._release(leftover, take=False)
         answer = Answer(success=True, id=request.wanted.id, outcome=result, key_name=key.name, at=self._now())
@@ -155,7 +157,7 @@ class Service:
                 self._detach(marker, request.wanted)
                 continue
             attempt += 1
-            what = f"Could not attach {_named(request.wanted)}"
+            what = lifecycle.attaching(request.wanted)
             self._watched.pause(attempt, what, f"it is being detached for {marker}", Again(after=1.0))
 
     def _attach(self, request: Wish, stands: Standing, earlier: Entry) -> tuple[Key, Outcome, bool]:
@@ -163,8 +165,7 @@ class Service:
 
         Gives back the key, the outcome, and whether it was this request that has attached it.
         """
-        if stands is not Standing.NOBODY:
-            self._change([request.wanted], lambda state: lifecycle.attaching_anew(state, request.wanted))
+        cleared = self._attach_anew(request) if stands is not Standing.NOBODY else None
         result = lifecycle.outcome(request, stands, earlier, present=False)
         attempt = 0
         try:
@@ -176,20 +177,38 @@ class Service:
                         return key, result, True
                     case Found(key):
                         # Where it was held and not there when we looked, somebody has just put it back.
-                        fresh = stands is Standing.NOBODY
-                        result = self._found(request) if fresh else self._present(request, stands, earlier)
-                        return key, result, False
+                        if cleared is None:
+                            return key, self._found(request), False
+                        self._not_attached_anew(request, cleared)
+                        return key, self._present(request, stands, earlier), False
                     case rivals:
                         if self._move_away(request, rivals):
                             result = Outcome.MOVED
                         else:  # DeleteUsagePlanKey answers 202: what it was asked to detach goes a moment later.
                             attempt += 1
-                            what = f"Could not attach {_named(request.wanted)}"
+                            what = lifecycle.attaching(request.wanted)
                             self._watched.pause(attempt, what, f"still kept from it by {rivals[0]}")
         except FailedError as failed:
+            if failed.clear and cleared is not None:
+                self._not_attached_anew(request, cleared)
             if not failed.clear or self._returns(failed):
                 raise
             raise self._moved_back(request, failed) from failed
+
+    def _attach_anew(self, request: Wish) -> Entry:
+        """Write down that what is held is attached again; gives back the page as it stood before."""
+        cleared = Entry()
+
+        def rule(state: State) -> State:
+            nonlocal cleared
+            cleared = state.entry(request.wanted)
+            return lifecycle.attaching_anew(state, request, request.wanted)
+
+        self._change([request.wanted], rule)
+        return cleared
+
+    def _not_attached_anew(self, request: Wish, cleared: Entry) -> None:
+        self._change([request.wanted], lambda state: lifecycle.not_attached_anew(state, request, cleared))
 
     def _present(self, request: Wish, stands: Standing, earlier: Entry) -> Outcome:
         """It was seen in the plan, and others or this resource held it before."""
@@ -228,7 +247,7 @@ class Service:
                 by = lifecycle.listed(entry.holders) if entry.holders else "no stack"
                 before = ", and was there before it" if entry.before else ""
                 raise FailedError(
-                    f"Could not attach {_named(request.wanted)}: the key is in {rival} already, and API Gateway takes a key "
+                    f"{lifecycle.attaching(request.wanted)}: the key is in {rival} already, and API Gateway takes a key "
                     f"once for each stage. That association is held by {by}{before}, so it was left alone. Remove it there first"
                 )
         for rival in rest:
@@ -245,7 +264,7 @@ class Service:
         moved = self._change(held, lambda state: state).entries
         for association in [held for held, entry in moved.items() if entry.moved == request.id]:
             try:
-                self._change([association], partial(lifecycle.attaching_anew, association=association))
+                self._change([association], partial(lifecycle.attaching_anew, request=request, association=association))
                 rivals = self._api.attach(association, self._deadline)
                 if isinstance(rivals, list):
                     raise FailedError(f"it is kept from it by {rivals[0]}")
@@ -260,6 +279,7 @@ class Service:
         released = lifecycle.releases(state.record, request)
         if not released:
             logger.info("This resource does not hold %s: nothing is touched", request.physical_id)
+        self._finish_marks(state, but=released)
         answer = Answer(success=True, id=request.physical_id, at=self._now())
         for association in released:
             try:
@@ -269,7 +289,9 @@ class Service:
             except FailedError as failed:
                 if self._returns(failed):
                     raise
-                left = ", ".join(_named(rest) for rest in released[released.index(association) :])
+                left = ", ".join(
+                    f"API key {rest.key_id} in usage plan {rest.plan_id}" for rest in released[released.index(association) :]
+                )
                 reason = f"{failed}. What stays attached: {left}"
                 logger.error(reason)  # noqa: TRY400  # CloudFormation skips a failing clean-up in silence; this does not
                 raise FailedError(reason) from failed
@@ -299,9 +321,9 @@ class Service:
             raise
         self._change([association], lambda state: then(lifecycle.detached(state, marker, association)), marker)
 
-    def _finish_marks(self, request: Wish, state: State) -> None:
+    def _finish_marks(self, state: State, but: Iterable[Association]) -> None:
         """Finish the detachings that a death of an earlier request of this resource has left."""
-        others = [held for held in state.record.holds if held != request.wanted]
+        others = [held for held in state.record.holds if held not in but]
         entries = self._change(others, lambda state: state).entries if others else {}
         for association in others:
             if entries[association].detaching is not None:
@@ -374,7 +396,3 @@ class Service:
 
     def _now(self) -> int:
         return int(self._deadline.clock.time())
-
-
-def _named(association: Association) -> str:
-    return f"API key {association.key_id} to usage plan {association.plan_id}"

@@ -1,0 +1,422 @@
+"""The ledger on DynamoDB, in the table that template.yaml declares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
+from botocore.config import Config
+from botocore.exceptions import ReadTimeoutError
+from botocore.stub import Stubber
+from hypothesis import given
+from hypothesis import strategies as st
+from moto import mock_aws
+from samtranslator.yaml_helper import yaml_parse
+
+from tests.memory import Clock
+from usage_plan_key import ledger
+from usage_plan_key.association import Association, Holder
+from usage_plan_key.ledger import Table
+from usage_plan_key.lifecycle import REMEMBERED, Answer, Entry, FailedError, Hold, Record, State
+from usage_plan_key.retry import BEFORE_SHORT_CALL, Deadline, OutOfTimeError
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb import DynamoDBClient
+
+DECLARED: dict[str, Any] = yaml_parse((Path(__file__).parents[1] / "template.yaml").read_text())["Resources"]["Ledger"][
+    "Properties"
+]
+NAME = "usage-plan-key-ledger"
+NOW = 1_764_000_000
+FREE, PRO = Association("alice", "free"), Association("alice", "pro")
+A, B = (Holder("arn:aws:cloudformation:eu-west-1:123456789012:stack/one/0", name) for name in "AB")
+EMPTY: dict[str, Any] = {"Responses": [{}, {}]}
+
+
+def client() -> DynamoDBClient:
+    """As app.py makes it, and with nothing of the surroundings': neither their credentials nor their region."""
+    return boto3.client(
+        "dynamodb",
+        region_name="eu-central-1",
+        aws_access_key_id="testing",
+        aws_secret_access_key="testing",
+        config=Config(retries={"total_max_attempts": 1}),
+    )
+
+
+def deadline(seconds: float = 60.0, clock: Clock | None = None) -> Deadline:
+    return Deadline(seconds, clock or Clock(NOW), Random(0)).short()
+
+
+@pytest.fixture
+def dynamodb() -> Iterator[DynamoDBClient]:
+    with mock_aws():
+        dynamodb = client()
+        dynamodb.create_table(
+            TableName=NAME,
+            BillingMode=DECLARED["BillingMode"],
+            AttributeDefinitions=DECLARED["AttributeDefinitions"],
+            KeySchema=DECLARED["KeySchema"],
+        )
+        yield dynamodb
+
+
+@pytest.fixture
+def table(dynamodb: DynamoDBClient) -> Table:
+    return Table(dynamodb, NAME)
+
+
+def pages(dynamodb: DynamoDBClient) -> dict[str, dict[str, Any]]:
+    """All that is in the table, by key."""
+    return {item["pk"]["S"]: dict(item) for item in dynamodb.scan(TableName=NAME)["Items"]}
+
+
+def hold(holder: Holder, association: Association = FREE) -> Callable[[State], State]:
+    return lambda state: state.held(holder, association, Hold(f"request of {holder.logical_id}"))
+
+
+def let_go(holder: Holder, association: Association = FREE) -> Callable[[State], State]:
+    return lambda state: state.let_go(holder, association)
+
+
+def as_is(state: State) -> State:
+    return state
+
+
+class TestPages:
+    """What is written is read again."""
+
+    ids = st.text("abcXYZ019_-", min_size=1, max_size=19)
+    associations = st.builds(Association, ids, ids)
+    texts = st.text(max_size=20)
+    holders = st.builds(Holder, texts, texts)
+    numbers = st.integers(0, 2**40)
+    answers = st.builds(Answer, st.booleans(), st.text(min_size=1), texts, texts, texts, numbers)
+    records = st.builds(
+        Record,
+        holds=st.dictionaries(associations, st.builds(Hold, texts, st.booleans()), max_size=3),
+        order=numbers,
+        newest=texts,
+        wants=st.none() | associations,
+        foreign=st.frozensets(texts, max_size=3),
+        spared=st.none() | associations,
+        answers=st.dictionaries(texts, answers, max_size=3),
+    )
+    entries = st.builds(
+        Entry,
+        holders=st.frozensets(holders, min_size=1, max_size=3),
+        before=st.booleans(),
+        taken=st.booleans(),
+        detaching=st.none() | st.integers(1, 2**40),
+        moved=st.none() | st.text(min_size=1, max_size=20),
+        anew=st.none() | st.text(min_size=1),
+    )
+
+    @staticmethod
+    def through_dynamodb(page: dict[str, Any]) -> dict[str, Any]:
+        written = {name: TypeSerializer().serialize(value) for name, value in page.items()}
+        return {name: TypeDeserializer().deserialize(value) for name, value in written.items()}
+
+    @given(records)
+    def test_of_a_resource(self, record: Record) -> None:
+        """Nothing of a holder's page is lost on the way."""
+        assert ledger._record(self.through_dynamodb(ledger._record_page(A, record, NOW))) == record
+
+    @given(entries)
+    def test_of_an_association(self, entry: Entry) -> None:
+        """Nothing of an association's page is lost on the way."""
+        assert ledger._entry(self.through_dynamodb(ledger._entry_page(FREE, entry))) == entry
+
+    def test_in_the_table(self, table: Table, dynamodb: DynamoDBClient) -> None:
+        """Both pages change together, under the declared key; without any, all is empty."""
+        assert table.change(A, [FREE], as_is, deadline()) == State(Record(), {FREE: Entry()})
+        record = Record(order=7, newest="r", answers={"r": Answer(success=True, id="x", outcome="ATTACHED", at=NOW)})
+        written = table.change(A, [FREE], lambda state: hold(A)(replace(state, record=record)), deadline())
+        assert table.change(A, [FREE], as_is, deadline()) == written
+        assert written.entry(FREE) == Entry(frozenset({A}))
+        assert set(pages(dynamodb)) == {f"holder#{A.stack_id}#A", "association#alice:free"}
+        assert [key["AttributeName"] for key in DECLARED["KeySchema"]] == ["pk"]
+
+    def test_several_associations(self, table: Table) -> None:
+        """As many as are asked for, each once."""
+        table.change(A, [FREE, PRO, FREE], lambda state: hold(A, PRO)(hold(A, FREE)(state)), deadline())
+        assert set(table.change(B, [PRO, FREE], as_is, deadline()).entries) == {FREE, PRO}
+        assert table.change(B, [PRO], as_is, deadline()).entries == {PRO: Entry(frozenset({A}))}
+
+    def test_holders_do_not_see_each_other(self, table: Table) -> None:
+        """A page belongs to one resource of one stack; a stack's ARN has no place for another's."""
+        table.change(A, [FREE], hold(A), deadline())
+        assert table.change(B, [], as_is, deadline()).record == Record()
+
+    def test_a_page_without_holders_goes(self, table: Table, dynamodb: DynamoDBClient) -> None:
+        """Of an association that nobody holds nothing is known."""
+        table.change(A, [FREE], hold(A), deadline())
+        table.change(A, [FREE], let_go(A), deadline())
+        assert set(pages(dynamodb)) == {f"holder#{A.stack_id}#A"}
+
+    def test_what_changes_nothing_writes_nothing(self, table: Table, dynamodb: DynamoDBClient) -> None:
+        """The pages stand as they stood."""
+        table.change(A, [FREE], hold(A), deadline())
+        before = pages(dynamodb)
+        table.change(A, [FREE], as_is, deadline())
+        table.change(A, [FREE], hold(A), deadline())
+        assert pages(dynamodb) == before
+
+    def test_what_a_rule_raises_goes_through(self, table: Table, dynamodb: DynamoDBClient) -> None:
+        """And nothing is written."""
+
+        def refuse(_: State) -> State:
+            raise FailedError("refused")
+
+        with pytest.raises(FailedError, match=r"^refused$"):
+            table.change(A, [FREE], refuse, deadline())
+        assert not pages(dynamodb)
+
+    def test_a_holder_stays_while_it_holds_something_and_a_day_more(self, table: Table, dynamodb: DynamoDBClient) -> None:
+        """`expires`, which the template declares for TTL, is set when nothing is held and cleared when something is."""
+        ttl = DECLARED["TimeToLiveSpecification"]["AttributeName"]
+        assert (ttl, DECLARED["TimeToLiveSpecification"]["Enabled"]) == ("expires", True)
+        expires = []
+        for rule in (lambda state: replace(state, record=Record(order=1)), hold(A), let_go(A)):
+            table.change(A, [FREE], rule, deadline())
+            expires.append(pages(dynamodb)[f"holder#{A.stack_id}#A"].get(ttl))
+        assert expires == [{"N": str(NOW + REMEMBERED)}, None, {"N": str(NOW + REMEMBERED)}]
+
+
+class TestAtOnce:
+    """Two write to the same page."""
+
+    @staticmethod
+    def interrupted(by: Callable[[], object], rule: Callable[[State], State]) -> Callable[[State], State]:
+        """Somebody writes between this one's first reading and its writing."""
+        pending = [by]
+
+        def interrupted(state: State) -> State:
+            if pending:
+                pending.pop()()
+            return rule(state)
+
+        return interrupted
+
+    @pytest.mark.parametrize("earlier", [False, True], ids=["a new page", "a page that is there"])
+    def test_both_changes_are_there(self, table: Table, earlier: bool) -> None:
+        """The second one reads again what the first has written, and changes that; no change is lost."""
+        third = Holder("another stack", "C")
+        if earlier:
+            table.change(third, [FREE], hold(third), deadline())
+        rule = self.interrupted(lambda: table.change(B, [FREE], hold(B), deadline()), hold(A))
+        state = table.change(A, [FREE], rule, deadline())
+        assert state.entry(FREE).holders == {A, B} | ({third} if earlier else set())
+        assert table.change(A, [FREE], as_is, deadline()) == state
+        assert FREE in state.record.holds
+
+    def test_a_page_that_has_gone(self, table: Table) -> None:
+        """What was read and is no more is not written as it was."""
+        table.change(B, [FREE], hold(B), deadline())
+        rule = self.interrupted(lambda: table.change(B, [FREE], let_go(B), deadline()), hold(A))
+        assert table.change(A, [FREE], rule, deadline()).entry(FREE).holders == {A}
+
+    def test_the_last_one_to_go_finds_another(self, table: Table) -> None:
+        """A page is not taken away from who came meanwhile."""
+        table.change(A, [FREE], hold(A), deadline())
+        rule = self.interrupted(lambda: table.change(B, [FREE], hold(B), deadline()), let_go(A))
+        assert table.change(A, [FREE], rule, deadline()).entry(FREE).holders == {B}
+        assert table.change(B, [FREE], as_is, deadline()).entry(FREE).holders == {B}
+
+    def test_what_a_rule_says_to_what_stands_by_then(self, table: Table) -> None:
+        """It may refuse after all."""
+
+        def alone(state: State) -> State:
+            if state.entry(FREE).holders:
+                raise FailedError("held by now")
+            return hold(A)(state)
+
+        rule = self.interrupted(lambda: table.change(B, [FREE], hold(B), deadline()), alone)
+        with pytest.raises(FailedError, match="held by now"):
+            table.change(A, [FREE], rule, deadline())
+        assert table.change(A, [FREE], as_is, deadline()) == State(Record(), {FREE: Entry(frozenset({B}))})
+
+    def test_others_keep_changing_it(self, table: Table) -> None:
+        """It goes on until the time is up, and then says so."""
+        turns = iter(range(10_000))
+
+        def never(state: State) -> State:
+            order = next(turns)
+            table.change(A, [], lambda state: replace(state, record=replace(state.record, order=order + 1)), deadline())
+            return replace(state, record=replace(state.record, newest="x"))
+
+        with pytest.raises(OutOfTimeError, match=f"write to the ledger {NAME}: gave up after .* others keep changing"):
+            table.change(A, [], never, deadline())
+
+    def test_each_page_has_a_version(self, table: Table, dynamodb: DynamoDBClient) -> None:
+        """It changes with every write of the page, and of no other."""
+        table.change(A, [FREE], hold(A), deadline())
+        first = {pk: page["version"] for pk, page in pages(dynamodb).items()}
+        table.change(A, [], lambda state: replace(state, record=replace(state.record, order=1)), deadline())
+        second = {pk: page["version"] for pk, page in pages(dynamodb).items()}
+        assert len({*map(str, first.values())}) == 2
+        assert {pk: first[pk] == second[pk] for pk in first} == {f"holder#{A.stack_id}#A": False, "association#alice:free": True}
+
+
+class TestSeen:
+    """What an earlier change gave back spares the reading, and no more."""
+
+    @pytest.fixture
+    def reads(self, dynamodb: DynamoDBClient, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+        reads: list[Any] = []
+        read = dynamodb.transact_get_items
+
+        def counted(**what: Any) -> Any:
+            reads.append(what)
+            return read(**what)
+
+        monkeypatch.setattr(dynamodb, "transact_get_items", counted)
+        return reads
+
+    def test_it_spares_the_reading(self, table: Table, reads: list[Any]) -> None:
+        """A change that follows another one writes at once, also where that one has made a page or has let one go."""
+        seen = None
+        for rule in (hold(A), let_go(A), hold(A)):
+            seen = table.change(A, [FREE], rule, deadline(), seen)
+        assert len(reads) == 1
+        assert table.change(A, [FREE], as_is, deadline()) == seen
+
+    def test_it_is_read_where_something_was_not_seen(self, table: Table, reads: list[Any]) -> None:
+        """Of another association nothing is known yet."""
+        table.change(B, [PRO], hold(B, PRO), deadline())
+        seen = table.change(A, [FREE], hold(A), deadline())
+        reads.clear()
+        assert table.change(A, [PRO], hold(A, PRO), deadline(), seen).entry(PRO).holders == {A, B}
+        assert len(reads) == 1
+
+    def test_it_may_have_changed(self, table: Table) -> None:
+        """Then nothing is written on it: all is read again."""
+        seen = table.change(A, [FREE], as_is, deadline())
+        table.change(B, [FREE], hold(B), deadline())
+        assert table.change(A, [FREE], hold(A), deadline(), seen).entry(FREE).holders == {A, B}
+
+    def test_no_rule_ends_with_it(self, table: Table) -> None:
+        """A rule that raises or changes nothing is asked again on what stands there by now."""
+        seen = table.change(A, [FREE], as_is, deadline())
+        table.change(B, [FREE], hold(B), deadline())
+        assert table.change(A, [FREE], as_is, deadline(), seen).entry(FREE).holders == {B}
+
+        def only_with_another(state: State) -> State:
+            if not state.entry(FREE).holders:
+                raise FailedError("nobody")
+            return hold(A)(state)
+
+        assert table.change(A, [FREE], only_with_another, deadline(), seen).entry(FREE).holders == {A, B}
+
+
+class TestErrors:
+    """What DynamoDB says instead."""
+
+    @pytest.fixture
+    def stub(self) -> Iterator[Stubber]:
+        with Stubber(client()) as stub:
+            yield stub
+            stub.assert_no_pending_responses()
+
+    @staticmethod
+    def change(stub: Stubber, clock: Clock | None = None, seconds: float = 60) -> State:
+        dynamodb: Any = stub.client
+        return Table(dynamodb, NAME).change(A, [FREE], hold(A), deadline(seconds, clock))
+
+    @staticmethod
+    def cancelled(stub: Stubber, operation: str, *codes: str) -> None:
+        reasons = {"CancellationReasons": [{"Code": code} for code in codes]}
+        stub.add_client_error(operation, "TransactionCanceledException", http_status_code=400, modeled_fields=reasons)
+
+    def test_a_missing_table(self) -> None:
+        """FAILED at once, naming the table, the region and what to check."""
+        with mock_aws(), pytest.raises(FailedError, match=f"read the ledger {NAME} in eu-central-1: .*Check that the table is"):
+            Table(client(), NAME).change(A, [FREE], hold(A), deadline())
+
+    @pytest.mark.parametrize("code", ["AccessDeniedException", "ResourceNotFoundException", "ValidationException"])
+    @pytest.mark.parametrize("verb", ["read", "write"])
+    def test_refused_for_good(self, stub: Stubber, verb: str, code: str) -> None:
+        """Reading and writing alike: FAILED, naming the table and the error, without another attempt."""
+        if verb == "write":
+            stub.add_response("transact_get_items", EMPTY)
+        stub.add_client_error(f"transact_{'get' if verb == 'read' else 'write'}_items", code, "no", http_status_code=400)
+        with pytest.raises(
+            FailedError, match=f"^Could not {verb} the ledger {NAME} in eu-central-1: .*{code}.*the role may use it"
+        ):
+            self.change(stub)
+
+    @pytest.mark.parametrize(
+        ("code", "status"),
+        [
+            ("ThrottlingException", 400),
+            ("ProvisionedThroughputExceededException", 400),
+            ("RequestLimitExceeded", 400),
+            ("TransactionInProgressException", 400),
+            ("InternalServerError", 500),
+            ("ServiceUnavailable", 503),
+        ],
+    )
+    @pytest.mark.parametrize("verb", ["get", "write"])
+    def test_passing_trouble(self, stub: Stubber, verb: str, code: str, status: int) -> None:
+        """It is tried again after a pause."""
+        clock = Clock(NOW)
+        for operation in ("get", "write"):
+            if operation == verb:
+                stub.add_client_error(f"transact_{verb}_items", code, http_status_code=status)
+            stub.add_response(f"transact_{operation}_items", EMPTY if operation == "get" else {})
+        assert self.change(stub, clock).entry(FREE).holders == {A}
+        assert clock.now > NOW
+
+    @pytest.mark.parametrize("verb", ["get", "write"])
+    def test_a_conflict_of_transactions(self, stub: Stubber, verb: str) -> None:
+        """Another transaction was under way: the same is tried again, for nothing says that a page has changed."""
+        for operation in ("get", "write"):
+            if operation == verb:
+                self.cancelled(stub, f"transact_{verb}_items", "None", "TransactionConflict")
+            stub.add_response(f"transact_{operation}_items", EMPTY if operation == "get" else {})
+        assert self.change(stub).entry(FREE).holders == {A}
+
+    def test_a_page_has_changed(self, stub: Stubber) -> None:
+        """A condition that fails, whatever else does: all is read again."""
+        stub.add_response("transact_get_items", EMPTY)
+        self.cancelled(stub, "transact_write_items", "TransactionConflict", "ConditionalCheckFailed")
+        stub.add_response("transact_get_items", {"Responses": [{}, {"Item": {"pk": {"S": "x"}, "before": {"BOOL": True}}}]})
+        stub.add_response("transact_write_items", {})
+        assert self.change(stub).entry(FREE) == Entry(frozenset({A}), before=True)
+
+    def test_attempts_of_one_write_are_one_transaction(self) -> None:
+        """A write whose reply was lost is not done twice: its attempts carry the same token, and other writes another."""
+        tokens: list[str] = []
+
+        class Writes:
+            """DynamoDB; the first reply to a write is lost."""
+
+            meta = client().meta
+
+            def transact_get_items(self, **_: Any) -> dict[str, Any]:
+                return EMPTY
+
+            def transact_write_items(self, **arguments: Any) -> dict[str, Any]:
+                tokens.append(arguments["ClientRequestToken"])
+                if len(tokens) == 1:
+                    raise ReadTimeoutError(endpoint_url="https://dynamodb")
+                return {}
+
+        table = Table(Writes(), NAME)  # type: ignore[arg-type]  # a fake
+        for _ in range(2):
+            table.change(A, [FREE], hold(A), deadline())
+        assert len(tokens) == 3
+        assert tokens[0] == tokens[1] != tokens[2]
+
+    def test_until_no_time_is_left(self, stub: Stubber) -> None:
+        """FAILED with the attempts, as for API Gateway."""
+        for _ in range(2):
+            stub.add_client_error("transact_get_items", "ThrottlingException", "slow", http_status_code=400)
+        with pytest.raises(OutOfTimeError, match=f"read the ledger {NAME} .*: gave up after 2 attempts .*slow"):
+            self.change(stub, seconds=BEFORE_SHORT_CALL + 0.6)

@@ -1,0 +1,528 @@
+"""The rules, row by row of CONTRACT.md's tables, on the pure functions."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from usage_plan_key import lifecycle
+from usage_plan_key.association import Association, Holder
+from usage_plan_key.lifecycle import (
+    MOST_ANSWERS,
+    REMEMBERED,
+    Answer,
+    Entry,
+    FailedError,
+    Hold,
+    Outcome,
+    Record,
+    Standing,
+    State,
+    SupersededError,
+)
+from usage_plan_key.request import Create, Delete, Invalid, OnExisting, Request, Update, Wish
+
+FREE, PRO, GOLD = (Association("alice", plan) for plan in ("free", "pro", "gold"))
+THIS, SIBLING, NAMESAKE = (
+    Holder(f"arn:aws:cloudformation:eu-west-1:1:stack/{stack}", name)
+    for stack, name in (("one/1", "A"), ("one/1", "B"), ("one/2", "A"))
+)
+FAIL, ADOPT, TAKE = OnExisting
+NOW = 1_764_000_000
+COMMON: dict[str, Any] = {"holder": THIS, "response_url": "https://x", "service_timeout": 3600}
+
+
+def create(wanted: Association = FREE, on_existing: OnExisting = FAIL, *, id_: str = "c", at: int | None = 1) -> Create:
+    return Create(id=id_, wanted=wanted, on_existing=on_existing, order=at, **COMMON)
+
+
+def update(
+    had: Association | str = FREE,
+    wanted: Association = FREE,
+    on_existing: OnExisting = FAIL,
+    *,
+    id_: str = "u",
+    at: int | None = 2,
+) -> Update:
+    physical_id = had.id if isinstance(had, Association) else had
+    return Update(id=id_, physical_id=physical_id, wanted=wanted, on_existing=on_existing, order=at, **COMMON)
+
+
+def delete(had: Association | str = FREE, *, id_: str = "d", at: int | None = 3) -> Delete:
+    return Delete(id=id_, physical_id=had.id if isinstance(had, Association) else had, order=at, **COMMON)
+
+
+def by(*holders: Holder, **marks: Any) -> Entry:
+    return Entry(frozenset(holders), **marks)
+
+
+def ledger(entry: Entry, record: Record | None = None, of: Association = FREE, hold: Hold | None = None) -> State:
+    """Both pages: what `entry` says that this resource holds stands in its record too."""
+    record = record or Record()
+    if THIS in entry.holders:
+        record = replace(record, holds={of: hold or Hold("earlier")} | dict(record.holds))
+    return State(record, {of: entry})
+
+
+def arrived(*requests: Request, record: Record | None = None) -> Record:
+    record = record or Record()
+    for request in requests:
+        record = lifecycle.arrive(record, request)
+    return record
+
+
+class TestWanting:
+    """A resource wants an association."""
+
+    @pytest.mark.parametrize(
+        ("entry", "stands"),
+        [
+            pytest.param(by(), Standing.NOBODY, id="nobody"),
+            pytest.param(by(THIS), Standing.THIS, id="this alone"),
+            pytest.param(by(THIS, SIBLING, NAMESAKE), Standing.THIS, id="this among others"),
+            pytest.param(by(SIBLING), Standing.SIBLING, id="another of this stack"),
+            pytest.param(by(SIBLING, NAMESAKE), Standing.SIBLING, id="another of this stack among strangers"),
+            pytest.param(by(NAMESAKE), Standing.STRANGERS, id="a deleted stack's namesake is a stranger"),
+        ],
+    )
+    def test_who_holds_it(self, entry: Entry, stands: Standing) -> None:
+        """A stack is its ARN, not its name; whoever else holds it, this resource's own hold counts first, then a sibling's."""
+        assert lifecycle.standing(entry, THIS) is stands
+
+    @pytest.mark.parametrize(
+        ("request_", "entry", "present", "expected"),
+        [
+            pytest.param(create(), by(), False, Outcome.ATTACHED, id="nobody, absent: attached"),
+            pytest.param(update(), by(), False, Outcome.ATTACHED, id="nobody, absent, Update: attached"),
+            pytest.param(create(FREE, ADOPT), by(), True, Outcome.ADOPTED, id="nobody, present: adopted"),
+            pytest.param(create(FREE, TAKE), by(), True, Outcome.ADOPTED, id="nobody, present, Take: adopted first"),
+            pytest.param(update(), by(THIS), True, Outcome.VERIFIED, id="this, present: verified"),
+            pytest.param(update(FREE, FREE, TAKE), by(THIS), True, Outcome.VERIFIED, id="this, own already: nothing to take"),
+            pytest.param(update(FREE, FREE, TAKE), by(THIS, before=True), True, Outcome.TAKEN, id="this, before, Take: taken"),
+            pytest.param(update(FREE, FREE, ADOPT), by(THIS, before=True), True, Outcome.VERIFIED, id="this, before, Adopt"),
+            pytest.param(update(PRO, FREE, TAKE), by(THIS, before=True), True, Outcome.VERIFIED, id="Take with another id"),
+            pytest.param(create(FREE, TAKE), by(THIS, before=True), True, Outcome.ATTACHED, id="this, Create with Take"),
+            pytest.param(create(), by(THIS), True, Outcome.ATTACHED, id="this, present, Create: repeated"),
+            pytest.param(update(), by(THIS), False, Outcome.REPAIRED, id="this, absent: repaired"),
+            pytest.param(update(FREE, FREE, TAKE), by(THIS, before=True), False, Outcome.REPAIRED, id="before, gone: repaired"),
+            pytest.param(create(), by(THIS), False, Outcome.ATTACHED, id="this, absent, Create: attached"),
+            pytest.param(create(), by(SIBLING), True, Outcome.JOINED, id="sibling, present: joined"),
+            pytest.param(create(), by(SIBLING), False, Outcome.REPAIRED, id="sibling, absent: repaired"),
+            pytest.param(create(FREE, ADOPT), by(NAMESAKE), True, Outcome.JOINED, id="strangers, present: joined"),
+            pytest.param(create(FREE, TAKE), by(NAMESAKE), False, Outcome.REPAIRED, id="strangers, absent: repaired"),
+        ],
+    )
+    def test_what_it_comes_to(self, request_: Wish, entry: Entry, present: bool, expected: Outcome) -> None:
+        """Who held it and whether it was in the plan decide the outcome."""
+        assert lifecycle.outcome(request_, lifecycle.standing(entry, THIS), entry, present=present) is expected
+
+    @pytest.mark.parametrize("on_existing", OnExisting)
+    @pytest.mark.parametrize("entry", [by(), by(SIBLING), by(SIBLING, NAMESAKE)], ids=["nobody", "sibling", "both"])
+    def test_hold_comes_first(self, entry: Entry, on_existing: OnExisting) -> None:
+        """Before anything is attached the holder stands on both pages, with the RequestId."""
+        state = lifecycle.take_hold(ledger(entry), create(FREE, on_existing))
+        assert state.entry(FREE).holders == entry.holders | {THIS}
+        assert state.record.holds == {FREE: Hold("c")}
+
+    def test_a_hold_that_stands_is_left_as_it_is(self) -> None:
+        """Holding again does not forget which request took hold, nor that an id has named it."""
+        state = ledger(by(THIS), hold=Hold("earlier", named=True))
+        assert lifecycle.take_hold(state, update()) == state
+
+    def test_strangers_are_not_joined_unasked(self) -> None:
+        """Where other stacks alone hold it, `Fail` refuses, naming the resource and the stack, and what would do instead."""
+        with pytest.raises(FailedError, match=r"A of stack one\b.*Adopt or Take"):
+            lifecycle.take_hold(ledger(by(NAMESAKE)), create())
+
+    @pytest.mark.parametrize("on_existing", [ADOPT, TAKE])
+    def test_strangers_are_joined_when_told(self, on_existing: OnExisting) -> None:
+        """With `Adopt` and `Take` it is held together with other stacks."""
+        assert lifecycle.take_hold(ledger(by(NAMESAKE)), create(FREE, on_existing)).entry(FREE) == by(THIS, NAMESAKE)
+
+
+class TestBefore:
+    """What was there before us."""
+
+    def test_fail_refuses_it(self) -> None:
+        """With `Fail` a key that is in the plan already is refused, and the Reason says what `Adopt` and `Take` would do."""
+        with pytest.raises(FailedError, match=r"Adopt would .* leave it there on Delete; Take would .* own it"):
+            lifecycle.check_existing(create())
+
+    @pytest.mark.parametrize("on_existing", [ADOPT, TAKE])
+    def test_it_is_used_when_told(self, on_existing: OnExisting) -> None:
+        """`Adopt` and `Take` would have it all the same."""
+        lifecycle.check_existing(create(FREE, on_existing))
+
+    @pytest.mark.parametrize(
+        ("entry", "before"),
+        [
+            pytest.param(by(THIS), True, id="alone"),
+            pytest.param(by(THIS, SIBLING), True, id="somebody has joined since"),
+            pytest.param(by(THIS, SIBLING, anew="u"), False, id="somebody has joined since, and attached it"),
+        ],
+    )
+    def test_it_is_marked(self, entry: Entry, before: bool) -> None:
+        """What was in the plan when the first who held it came to attach it was there before all."""
+        assert lifecycle.found(ledger(entry), create(FREE, ADOPT)).entry(FREE) == replace(entry, before=before)
+
+    def test_attaching_anew_makes_it_ours(self) -> None:
+        """What is attached again by us was not there before us any more, is not `taken` from anybody, and has not moved."""
+        state = ledger(by(THIS, before=True, taken=True, moved="u"))
+        assert lifecycle.attaching_anew(state, create(FREE), FREE).entry(FREE) == by(THIS, anew=create(FREE).id)
+
+    @pytest.mark.parametrize(
+        ("by_whom", "marked"),
+        [pytest.param("this", True, id="this request"), pytest.param("other", False, id="another one since")],
+    )
+    def test_the_marks_are_put_back_where_it_was_not_attached(self, by_whom: str, marked: bool) -> None:
+        """Attaching anew was refused: what was there before us, or was put back meanwhile, still is not ours."""
+        request = create(FREE)
+        cleared = by(THIS, anew=request.id if by_whom == "this" else "other")
+        earlier = by(THIS, before=True, taken=True, moved="u")
+        after = lifecycle.not_attached_anew(ledger(cleared), request, earlier).entry(FREE)
+        assert after == (earlier if marked else cleared)
+
+    def test_only_an_update_that_had_it_as_its_id_takes_it(self) -> None:
+        """So no rollback of what found it, nor of the change to `Take`, can detach it."""
+        before = by(THIS, before=True)
+        assert lifecycle.takes(update(FREE, FREE, TAKE), before)
+        assert not lifecycle.takes(create(FREE, TAKE), before)
+        assert not lifecycle.takes(update(PRO, FREE, TAKE), before)
+        assert not lifecycle.takes(update(FREE, FREE, ADOPT), before)
+        assert not lifecycle.takes(update(FREE, FREE, TAKE), by(THIS))
+        assert not lifecycle.takes(update(FREE, FREE, TAKE), by(SIBLING, before=True))
+
+    def test_taking_is_written_down(self) -> None:
+        """The mark `taken` is added to `before`, which stays."""
+        state = lifecycle.present(ledger(by(THIS, before=True)), update(FREE, FREE, TAKE))
+        assert state.entry(FREE) == by(THIS, before=True, taken=True)
+
+    def test_a_change_back_from_take_keeps_the_mark(self) -> None:
+        """`taken` is history; whether it still stands is for the Delete's own properties to say."""
+        state = ledger(by(THIS, before=True, taken=True))
+        assert lifecycle.present(state, update()) == state
+
+    @pytest.mark.parametrize(
+        ("entry", "take", "owned"),
+        [
+            pytest.param(by(THIS), False, True, id="attached by us"),
+            pytest.param(by(THIS, before=True), False, False, id="before"),
+            pytest.param(by(THIS, before=True), True, False, id="before, Take but not taken"),
+            pytest.param(by(THIS, before=True, taken=True), True, True, id="taken"),
+            pytest.param(by(THIS, before=True, taken=True), False, False, id="taken, and Take is no longer said"),
+        ],
+    )
+    def test_whose_it_is(self, entry: Entry, take: bool, owned: bool) -> None:
+        """What we attached is ours; what was there before us only if it was taken and the Delete still says `Take`."""
+        assert entry.owned(take=take) is owned
+
+
+class TestTakingBack:
+    """Attaching was refused for good, so nothing was attached."""
+
+    def test_what_this_request_held_is_let_go(self) -> None:
+        """The hold is taken back by the request that took it; nothing remains of a page without holders."""
+        state = lifecycle.take_hold(ledger(by()), create())
+        assert lifecycle.take_back(state, create()) == State(Record(), {FREE: by()})
+
+    def test_others_keep_theirs(self) -> None:
+        """Who held it before holds it still, as it was."""
+        earlier = by(SIBLING, before=True)
+        state = lifecycle.take_hold(ledger(earlier), create())
+        assert lifecycle.take_back(state, create()) == State(Record(), {FREE: earlier})
+
+    @pytest.mark.parametrize("entry", [by(THIS), by(SIBLING)], ids=["held by an earlier request", "let go of meanwhile"])
+    def test_what_it_has_not_taken_is_not_touched(self, entry: Entry) -> None:
+        """A repair that fails does not make a resource lose what it held, nor anybody else."""
+        assert lifecycle.take_back(ledger(entry), create()) == ledger(entry)
+
+
+class TestMoving:
+    """Refused, for the key is in a plan that covers the same API stage."""
+
+    MAY: tuple[Any, ...] = (
+        pytest.param(update(FREE, PRO), by(THIS), Hold("c", named=True), True, id="what its id names"),
+        pytest.param(update(GOLD, PRO), by(THIS), Hold("u0"), True, id="what a superseded Update left"),
+        pytest.param(update(GOLD, PRO), by(THIS), Hold("c", named=True), False, id="what another event's id has named"),
+        pytest.param(create(PRO), by(THIS), Hold("c0"), False, id="a Create has nothing yet"),
+        pytest.param(update(FREE, PRO), by(THIS, SIBLING), Hold("c"), False, id="a sibling holds it too"),
+        pytest.param(update(FREE, PRO), by(SIBLING), None, False, id="a sibling alone holds it"),
+        pytest.param(update(FREE, PRO), by(), None, False, id="nobody holds it"),
+        pytest.param(update(FREE, PRO), by(THIS, before=True), Hold("c"), False, id="it was there before"),
+        pytest.param(update(FREE, PRO, TAKE), by(THIS, before=True), Hold("c"), False, id="before, and not taken"),
+        pytest.param(update(FREE, PRO, TAKE), by(THIS, before=True, taken=True), Hold("c"), True, id="taken"),
+        pytest.param(update(FREE, PRO), by(THIS, before=True, taken=True), Hold("c"), False, id="taken, no longer said"),
+    )
+
+    @pytest.mark.parametrize(("request_", "entry", "hold", "may"), MAY)
+    def test_who_may(self, request_: Wish, entry: Entry, hold: Hold | None, may: bool) -> None:
+        """A resource detaches for a move only what it holds alone, what is its own, and what is of its present life."""
+        assert lifecycle.may_move(ledger(entry, hold=hold), request_, FREE) is may
+
+    @pytest.mark.parametrize(("request_", "entry", "hold", "may"), MAY)
+    def test_marked_before_it_is_detached(self, request_: Wish, entry: Entry, hold: Hold | None, may: bool) -> None:
+        """The mark says when and for which request, and is set only where the move is allowed at that very moment."""
+        after = lifecycle.move_away(ledger(entry, hold=hold), request_, FREE, NOW).entry(FREE)
+        assert after == (replace(entry, detaching=NOW, moved="u") if may else entry)
+
+    def test_the_detached_one_stays_held(self) -> None:
+        """What was detached for a move is held until CloudFormation's Delete for it, which then lets go without detaching."""
+        state = lifecycle.move_away(ledger(by(THIS)), update(FREE, PRO), FREE, NOW)
+        state = lifecycle.detached(state, THIS, FREE)
+        assert state == ledger(by(THIS, moved="u"))
+        state = lifecycle.release(state, THIS, FREE, take=False, now=NOW)
+        assert state == ledger(by())
+
+    def test_a_refused_detaching_leaves_no_mark(self) -> None:
+        """What is still attached is neither being detached nor moved."""
+        state = lifecycle.move_away(ledger(by(THIS)), update(FREE, PRO), FREE, NOW)
+        assert lifecycle.still_attached(state, FREE) == ledger(by(THIS))
+
+
+class TestLettingGo:
+    """Mark, detach, then let go."""
+
+    @pytest.mark.parametrize(
+        ("entry", "take", "left"),
+        [
+            pytest.param(by(THIS), False, by(THIS, detaching=NOW), id="last holder: marked, to be detached"),
+            pytest.param(by(THIS, SIBLING), False, by(SIBLING), id="one of several: out of the set"),
+            pytest.param(by(THIS, NAMESAKE, before=True), False, by(NAMESAKE, before=True), id="the mark outlives it"),
+            pytest.param(by(THIS, before=True), False, by(), id="there before us: stays attached"),
+            pytest.param(by(THIS, before=True), True, by(), id="there before us, Take never served by an Update"),
+            pytest.param(by(THIS, before=True, taken=True), False, by(), id="taken, Take no longer said"),
+            pytest.param(by(THIS, before=True, taken=True), True, by(THIS, before=True, taken=True, detaching=NOW), id="taken"),
+            pytest.param(by(THIS, moved="u"), False, by(), id="moved away from: detached already"),
+            pytest.param(by(THIS, detaching=NOW - 5), False, by(THIS, detaching=NOW - 5), id="already being detached"),
+            pytest.param(by(SIBLING), False, by(SIBLING), id="not held: nothing is touched"),
+        ],
+    )
+    def test_release(self, entry: Entry, take: bool, left: Entry) -> None:
+        """The last holder of what is ours marks it first; whoever else lets go is taken out at once."""
+        state = lifecycle.release(ledger(entry), THIS, FREE, take=take, now=NOW)
+        assert state.entry(FREE) == left
+        assert (FREE in state.record.holds) is (THIS in left.holders)
+
+    def test_no_delete_releases_what_the_newest_request_wants(self) -> None:
+        """A newer request may want it again by the time that its Delete is served."""
+        state = ledger(by(THIS), Record(wants=FREE))
+        assert lifecycle.release(state, THIS, FREE, take=False, now=NOW) == state
+
+    def test_after_the_detaching_the_holder_is_taken_out(self) -> None:
+        """With its last holder all that is known of an association goes."""
+        assert lifecycle.detached(ledger(by(THIS, detaching=NOW)), THIS, FREE) == ledger(by())
+
+    def test_who_is_left_is_not_being_detached(self) -> None:
+        """A mark goes with who has set it."""
+        assert ledger(by(THIS, SIBLING, detaching=NOW)).let_go(THIS, FREE).entry(FREE) == by(SIBLING)
+
+    @pytest.mark.parametrize("entry", [by(THIS), by(SIBLING, detaching=NOW)], ids=["the mark is gone", "another's mark"])
+    def test_a_detaching_that_somebody_else_finished_changes_nothing(self, entry: Entry) -> None:
+        """Whoever comes late to the end of a detaching leaves alone who holds it by then."""
+        assert lifecycle.detached(ledger(entry), THIS, FREE) == ledger(entry)
+
+
+class TestDelete:
+    """What a Delete releases."""
+
+    HOLDS: tuple[Any, ...] = (
+        pytest.param(delete(FREE), Record({FREE: Hold("c"), PRO: Hold("u")}), [FREE], id="what its id names"),
+        pytest.param(delete(FREE), Record({PRO: Hold("u")}), [], id="not what it does not hold"),
+        pytest.param(delete(FREE), Record({FREE: Hold("c")}, wants=FREE), [], id="not what is wanted again"),
+        pytest.param(delete(FREE), Record({FREE: Hold("c")}, spared=FREE), [], id="not what a failed Create had not taken"),
+        pytest.param(
+            delete("invented"), Record({FREE: Hold("c"), PRO: Hold("u")}), [FREE, PRO], id="an invented id: all of its own"
+        ),
+        pytest.param(
+            delete("invented"), Record({FREE: Hold("c0", named=True), PRO: Hold("c")}), [PRO], id="not what was retained"
+        ),
+        pytest.param(
+            delete("former"), Record({FREE: Hold("u")}, foreign=frozenset({"former"})), [], id="not for a former provider's id"
+        ),
+    )
+
+    @pytest.mark.parametrize(("request_", "record", "released"), HOLDS)
+    def test_releases(self, request_: Delete, record: Record, released: list[Association]) -> None:
+        """An id that names an association releases that one, an invented one what its cancelled Create took."""
+        assert lifecycle.releases(record, request_) == released
+
+
+class TestLeftovers:
+    """What an Update finds that a superseded one left."""
+
+    RECORD = Record({FREE: Hold("c", named=True), PRO: Hold("u0"), GOLD: Hold("u1", named=True)})
+
+    def test_what_no_id_has_named_is_released(self) -> None:
+        """What an id has named is CloudFormation's to delete or to retain."""
+        assert lifecycle.leftovers(self.RECORD, update(FREE, FREE)) == [PRO]
+
+    @pytest.mark.parametrize("request_", [create(FREE), update(GOLD, FREE)], ids=["Create", "replacement"])
+    def test_only_an_update_in_place_releases_anything(self, request_: Wish) -> None:
+        """After a replacement CloudFormation sends Deletes itself."""
+        assert lifecycle.leftovers(self.RECORD, request_) == []
+
+    def test_what_it_wants_is_none(self) -> None:
+        """What has never been named is no leftover while it is wanted."""
+        assert lifecycle.leftovers(Record({FREE: Hold("c")}), update(FREE, FREE)) == []
+
+
+class TestFence:
+    """The newest request wins."""
+
+    @pytest.mark.parametrize(
+        ("first", "second", "superseded"),
+        [
+            pytest.param(create(at=1), delete(at=7), True, id="a newer one"),
+            pytest.param(update(at=8), delete(at=3), False, id="an older one"),
+            pytest.param(update(at=6), update(id_="u2", at=6), True, id="the same second: the later arrival"),
+            pytest.param(update(at=6), update(at=6), False, id="itself again"),
+            pytest.param(update(at=None), delete(at=7), False, id="without an issue time of its own"),
+            pytest.param(update(at=6), delete(at=None), False, id="without an issue time of the other"),
+        ],
+    )
+    def test_who_is_superseded(self, first: Create | Update, second: Request, superseded: bool) -> None:
+        """A request that is not older than what stands there supersedes it; without issue times there is no fence."""
+        record = arrived(first, second)
+        if not superseded:
+            lifecycle.check_superseded(record, first)
+            return
+        with pytest.raises(SupersededError, match="Superseded"):
+            lifecycle.check_superseded(record, first)
+        with pytest.raises(SupersededError):
+            lifecycle.take_hold(State(record, {FREE: by()}), first)
+
+    def test_a_late_one_does_not_move_the_fence_back(self) -> None:
+        """Requests may arrive in any order."""
+        late = update(FREE, PRO, at=6)
+        record = arrived(update(FREE, GOLD, id_="new", at=10), late)
+        assert (record.newest, record.order, record.wants) == ("new", 10, GOLD)
+        with pytest.raises(SupersededError):
+            lifecycle.check_superseded(record, late)
+
+    @pytest.mark.parametrize(
+        ("requests", "wants"),
+        [
+            pytest.param([create(FREE)], FREE, id="Create"),
+            pytest.param([create(FREE), update(FREE, PRO)], PRO, id="Update"),
+            pytest.param([update(FREE, PRO), delete(FREE)], PRO, id="a Delete of the old leaves the new"),
+            pytest.param([create(FREE), delete(FREE)], None, id="a Delete of what is wanted"),
+            pytest.param([create(FREE), delete("invented")], None, id="a Delete with an invented id"),
+            pytest.param([update("former", FREE), delete("former")], FREE, id="a Delete of a former provider's id"),
+            pytest.param([update(FREE, PRO, at=6), delete(PRO, at=3)], PRO, id="an older Delete"),
+            pytest.param([create(FREE, at=None)], None, id="without an issue time nothing is known"),
+        ],
+    )
+    def test_what_is_wanted(self, requests: list[Request], wants: Association | None) -> None:
+        """A Delete leaves standing what is wanted unless it names it, or carries a foreign id that no Update has brought."""
+        assert arrived(*requests).wants == wants
+
+    def test_an_event_names_what_its_id_says(self) -> None:
+        """From then on it is CloudFormation's; also when the event is late, and also for a Delete."""
+        holds = {FREE: Hold("c"), PRO: Hold("u0"), GOLD: Hold("u1")}
+        record = arrived(update(FREE, GOLD, at=9), delete(PRO, at=1), record=Record(holds, order=8))
+        assert {held: hold.named for held, hold in record.holds.items()} == {FREE: True, PRO: True, GOLD: False}
+
+    def test_foreign_ids_that_updates_bring_are_remembered(self) -> None:
+        """An Update's is a former provider's; a Delete's may be CloudFormation's invention."""
+        assert arrived(update("former"), delete("invented")).foreign == {"former"}
+
+    def test_a_create_begins_a_new_life(self) -> None:
+        """What is held from an earlier one was retained, so it is named; what the Create itself holds already is not."""
+        record = arrived(create(id_="c2"), record=Record({FREE: Hold("c1"), PRO: Hold("c2")}))
+        assert record.holds == {FREE: Hold("c1", named=True), PRO: Hold("c2")}
+
+    @pytest.mark.parametrize(("request_", "spared"), [(create(PRO), None), (update(), None), (delete(), FREE)])
+    def test_what_was_spared_is_spared_from_deletes_alone(self, request_: Request, spared: Association | None) -> None:
+        """The mark ends with the next Create or Update."""
+        assert arrived(request_, record=Record(spared=FREE)).spared == spared
+
+    def test_what_has_been_answered_arrives_no_more(self) -> None:
+        """A request that comes again after its answer changes nothing, whatever it would say."""
+        record = Record({FREE: Hold("c")}, answers={"d": Answer(success=True, id="x")})
+        assert arrived(delete(FREE), record=record) == record
+
+
+class TestAnswers:
+    """The same request, the same answer."""
+
+    @staticmethod
+    def answer(at: int = NOW, *, success: bool = True) -> Answer:
+        return Answer(success=success, id="x", at=at)
+
+    def test_the_first_one_stands(self) -> None:
+        """Never two different answers."""
+        record = lifecycle.answered(Record(), create(), self.answer())
+        assert lifecycle.answered(record, create(), self.answer(success=False)) == record
+        assert record.answers == {"c": self.answer()}
+
+    def test_they_are_remembered_for_a_day(self) -> None:
+        """An older one is dropped when another is written."""
+        record = Record(answers={"old": self.answer(NOW - REMEMBERED), "new": self.answer(NOW - REMEMBERED + 1)})
+        assert set(lifecycle.answered(record, create(), self.answer()).answers) == {"new", "c"}
+
+    def test_the_oldest_are_dropped_when_there_are_too_many(self) -> None:
+        """A holder's page cannot outgrow DynamoDB's limit."""
+        answers = {f"r{age}": self.answer(NOW - age) for age in range(1, MOST_ANSWERS + 1)}
+        kept = lifecycle.answered(Record(answers=answers), create(), self.answer()).answers
+        assert set(kept) == set(answers) - {f"r{MOST_ANSWERS}"} | {"c"}
+
+    INVALID = Invalid(id="i", physical_id=None, wanted=FREE, faults=("?",), order=1, **COMMON)
+
+    @pytest.mark.parametrize(
+        ("request_", "hold", "success", "spared"),
+        [
+            pytest.param(create(), Hold("c0"), False, FREE, id="a failed Create"),
+            pytest.param(INVALID, Hold("c0"), False, FREE, id="a Create with unusable properties"),
+            pytest.param(create(), Hold("c"), False, None, id="what it took itself is not spared"),
+            pytest.param(create(), None, False, None, id="what is not held neither"),
+            pytest.param(create(), Hold("c0"), True, None, id="after a success its Delete is meant"),
+            pytest.param(update(), Hold("c0"), False, None, id="after a failed Update no Delete follows"),
+        ],
+    )
+    def test_a_failed_create_spares_what_was_retained(
+        self, request_: Request, hold: Hold | None, success: bool, spared: Association | None
+    ) -> None:
+        """CloudFormation follows a failed Create with a Delete of its id; what an earlier life retained outlives that."""
+        record = Record({FREE: hold} if hold else {})
+        assert lifecycle.answered(record, request_, self.answer(success=success)).spared == spared
+
+
+def test_how_long_things_last() -> None:
+    """A mark is stale after 15 minutes, for no function runs longer; answers and fences last for a day."""
+    assert lifecycle.STALE_MARK == 15 * 60
+    assert lifecycle.REMEMBERED == 24 * 60 * 60
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        ("A", "A of stack one"),
+        ("CBA", "A of stack one, B of stack one, C of stack one"),
+        ("DCBA", "A of stack one, B of stack one, C of stack one and 1 more"),
+    ],
+    ids=["one", "three", "four"],
+)
+def test_holders_are_named_three_at_most(names: str, text: str) -> None:
+    """A Reason has room for some, always in the same order."""
+    assert lifecycle.listed(Holder("arn:aws:cloudformation:eu-west-1:1:stack/one/1", name) for name in names) == text
+
+
+@pytest.mark.parametrize(
+    ("request_", "looked_at"),
+    [
+        pytest.param(create(FREE), [FREE], id="Create"),
+        pytest.param(update(PRO, FREE), [FREE, PRO], id="Update"),
+        pytest.param(delete(PRO), [PRO], id="Delete"),
+        pytest.param(delete("invented"), [], id="a foreign id"),
+        pytest.param(TestAnswers.INVALID, [FREE], id="unusable properties"),
+    ],
+)
+def test_what_serving_begins_with(request_: Request, looked_at: list[Association]) -> None:
+    """What is wanted and what the id names are read from the ledger at once."""
+    assert lifecycle.looked_at(request_) == looked_at
+
+
+def test_a_page_that_was_not_read_is_an_error() -> None:
+    """Of what was not read nobody knows the holders."""
+    with pytest.raises(KeyError):
+        ledger(by(), of=PRO).entry(FREE)

@@ -1,0 +1,1261 @@
+"""The contract as CloudFormation sees it: requests are served on the strict API with a ledger in memory, one rule at a time."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from random import Random
+from typing import Any, TypeVar
+
+import pytest
+from botocore.exceptions import ClientError, ReadTimeoutError
+
+from tests.aws import rules
+from tests.aws.fake import ApiGateway as StrictApi
+from tests.aws.fake import Key, Plan
+from tests.memory import Clock, MemoryLedger
+from usage_plan_key.api_gateway import ApiGateway
+from usage_plan_key.association import Association, Holder
+from usage_plan_key.ledger import EventsWord
+from usage_plan_key.lifecycle import STALE_MARK, Answer, Entry, FailedError, State
+from usage_plan_key.request import Create, Delete, Invalid, OnExisting, Request, Update
+from usage_plan_key.retry import Deadline, OutOfTimeError
+from usage_plan_key.service import Served, Service
+
+FAIL, ADOPT, TAKE = OnExisting
+FREE, PRO, GOLD = "alice:free", "alice:pro", "alice:gold"  # Free and Pro share a stage, Gold has one of its own.
+CREATE, GET, DELETE = "create_usage_plan_key", "get_usage_plan_key", "delete_usage_plan_key"
+
+
+def error(status: int, code: str, message: str = "") -> ClientError:
+    response: Any = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(response, "Call")
+
+
+BUSY = error(409, "ConflictException", rules.BUSY.message)
+THROTTLED = error(429, "TooManyRequestsException", "Too Many Requests")
+BROKEN = error(500, "InternalFailure", "Broken")
+DENIED = error(403, "AccessDeniedException", "Not authorized")
+BAD = error(400, "BadRequestException", "Bad")
+LOST = ReadTimeoutError(endpoint_url="https://apigateway")
+
+
+class Death(BaseException):
+    """The function ends here and now."""
+
+
+R = TypeVar("R", bound=Request)
+Step = Callable[[Callable[[], Any]], Any]
+"""What happens at a call: it gets the call and makes it, or not."""
+
+
+def fails(with_: BaseException) -> Step:
+    """The call is not served."""
+
+    def step(_: Callable[[], Any]) -> Any:
+        raise with_
+
+    return step
+
+
+def served_then(with_: BaseException) -> Step:
+    """The call is served, and its reply is not seen."""
+
+    def step(call: Callable[[], Any]) -> Any:
+        call()
+        raise with_
+
+    return step
+
+
+def preceded_by(action: Callable[[], object]) -> Step:
+    """Somebody does something just before the call."""
+
+    def step(call: Callable[[], Any]) -> Any:
+        action()
+        return call()
+
+    return step
+
+
+def followed_by(action: Callable[[], object]) -> Step:
+    """Somebody does something just after the call."""
+
+    def step(call: Callable[[], Any]) -> Any:
+        reply = call()
+        action()
+        return reply
+
+    return step
+
+
+def usual(call: Callable[[], Any]) -> Any:
+    return call()
+
+
+class Watch(Clock):
+    """A clock; somebody may do something while the function sleeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: list[Callable[[], object]] = []
+
+    def sleep(self, seconds: float, /) -> None:
+        super().sleep(seconds)
+        if self.meanwhile:
+            self.meanwhile.pop(0)()
+
+
+class CloudFormation(MemoryLedger):
+    """The driver: sends requests and knows what is attached and who holds it. It is its own ledger, to see each write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clock = Watch()
+        self.meta = StrictApi().meta
+        self.api = StrictApi()
+        self.api.keys = {key: Key(f"Key of {key}", f"value-of-{key}") for key in ("alice", "bob")}
+        self.api.plans = {
+            "free": Plan("Free", (("api", "prod"),)),
+            "pro": Plan("Pro", (("api", "prod"), ("api", "beta"))),
+            "gold": Plan("Gold", (("other", "prod"),)),
+        }
+        self.script: dict[str, Iterator[Step]] = defaultdict(lambda: iter(()))
+        self.tick: Callable[[], None] = lambda: None
+        self.has_ledger = True
+        self.seconds = 900.0
+        self.resumable = False
+        self.warm: ApiGateway | None = None
+        self.serial = itertools.count(1)
+
+    # Asking.
+
+    def a_create(self, name: str, wanted: str, on_existing: OnExisting = FAIL, **more: Any) -> Create:
+        return self._request(Create, name, wanted=pair(wanted), on_existing=on_existing, **more)
+
+    def an_update(self, name: str, had: str, wanted: str, on_existing: OnExisting = FAIL, **more: Any) -> Update:
+        return self._request(Update, name, physical_id=had, wanted=pair(wanted), on_existing=on_existing, **more)
+
+    def a_delete(self, name: str, had: str, **more: Any) -> Delete:
+        return self._request(Delete, name, physical_id=had, **more)
+
+    def create(self, *what: Any, **more: Any) -> Answer:
+        return self.send(self.a_create(*what, **more)).answer
+
+    def update(self, *what: Any, **more: Any) -> Answer:
+        return self.send(self.an_update(*what, **more)).answer
+
+    def delete(self, *what: Any, **more: Any) -> Answer:
+        return self.send(self.a_delete(*what, **more)).answer
+
+    def _request(self, kind: Callable[..., R], name: str, *, stack: str = "one", **fields: Any) -> R:
+        self.clock.now += 1
+        fields = {"order": int(self.clock.now), "id": f"request-{next(self.serial)}", **fields}
+        return kind(holder=holder(name, stack), response_url="https://x", service_timeout=3600, **fields)
+
+    def service(self, request: Request) -> Service:
+        ledger = self if self.has_ledger else EventsWord(request.holder, request.physical_id, request.id)
+        deadline = Deadline(self.seconds, self.clock, Random(0))
+        return Service(request, ledger, self.warm or ApiGateway(self), deadline, resumable=self.resumable)  # type: ignore[arg-type]  # a fake
+
+    def arrives(self, request: Request) -> None:
+        """It waits for its turn."""
+        self.service(request).arrive()
+
+    def send(self, request: Request) -> Served:
+        service = self.service(request)
+        service.arrive()
+        return service.serve()
+
+    # What happens on the way.
+
+    def at(self, operation: str, *steps: Step) -> None:
+        """What happens at the next calls of an operation; afterwards all is well."""
+        self.script[operation] = iter(steps)
+
+    def __getattr__(self, operation: str) -> Callable[..., Any]:
+        call = getattr(self.api, operation)
+
+        def scripted(**arguments: Any) -> Any:
+            self.tick()
+            reply = next(self.script[operation], usual)(lambda: call(**arguments))
+            self.tick()
+            return reply
+
+        return scripted
+
+    def written(self, holder: Holder, after: State) -> None:
+        self.tick()
+        super().written(holder, after)
+        self.tick()
+
+    # Seeing.
+
+    @property
+    def attached(self) -> set[str]:
+        return {f"{key}:{plan}" for key, plan in self.api.attached}
+
+    def by_hand(self, id_: str, *, attached: bool = True) -> None:
+        key, plan = id_.split(":")
+        (self.api.attached.add if attached else self.api.attached.remove)((key, plan))
+
+    def entry(self, id_: str) -> Entry:
+        return self.entries.get(pair(id_), Entry())
+
+    def holders(self, id_: str) -> set[Holder]:
+        return set(self.entry(id_).holders)
+
+    def calls(self) -> dict[str, int]:
+        """The calls since it was last asked."""
+        calls = dict(self.api.calls)
+        self.api.calls.clear()
+        return calls
+
+
+def pair(id_: str) -> Association:
+    association = Association.parse(id_)
+    assert association
+    return association
+
+
+def holder(name: str, stack: str = "one") -> Holder:
+    return Holder(f"arn:aws:cloudformation:eu-west-1:1:stack/{stack}/0", name)
+
+
+def failed(answer: Answer, *words: str) -> bool:
+    """It is FAILED, and its Reason has these words."""
+    assert not answer.success
+    missing = [word for word in words if word not in answer.reason]
+    assert not missing, f"{missing} not in {answer.reason!r}"
+    return True
+
+
+def outcome(answer: Answer) -> str:
+    assert answer.success, answer.reason
+    return answer.outcome
+
+
+@pytest.fixture
+def cfn() -> CloudFormation:
+    return CloudFormation()
+
+
+class TestWanting:
+    """A resource wants an association."""
+
+    def test_attached(self, cfn: CloudFormation) -> None:
+        """What nobody holds and is not in the plan is attached, with one call; the answer has the id and the key's name."""
+        answer = cfn.create("A", FREE)
+        assert outcome(answer) == "ATTACHED"
+        assert (answer.id, answer.key_name, answer.at) == (FREE, "Key of alice", int(cfn.clock.now))
+        assert cfn.calls() == {"CreateUsagePlanKey": 1}
+        assert cfn.attached == {FREE}
+        assert cfn.holders(FREE) == {holder("A")}
+
+    def test_held_before_it_is_attached(self, cfn: CloudFormation) -> None:
+        """Hold, then attach: at the call the holder stands in the ledger already."""
+        seen: list[set[Holder]] = []
+        cfn.at(CREATE, preceded_by(lambda: seen.append(cfn.holders(FREE))))
+        cfn.create("A", FREE)
+        assert seen == [{holder("A")}]
+
+    def test_there_already(self, cfn: CloudFormation) -> None:
+        """With `Fail` what somebody else attached is refused, with what would do instead, and neither held nor touched."""
+        cfn.by_hand(FREE)
+        assert failed(cfn.create("A", FREE), "Adopt", "leave it there on Delete", "Take", "own it")
+        assert cfn.attached == {FREE}
+        assert not cfn.entries
+
+    @pytest.mark.parametrize("on_existing", [ADOPT, TAKE])
+    def test_adopted(self, cfn: CloudFormation, on_existing: OnExisting) -> None:
+        """What was there before is used, and left there by a Delete, also by one that says `Take` where no Update has."""
+        cfn.by_hand(FREE)
+        assert outcome(cfn.create("A", FREE, on_existing)) == "ADOPTED"
+        assert cfn.delete("A", FREE, take=on_existing is TAKE).success
+        assert cfn.attached == {FREE}
+        assert not cfn.entries
+
+    def test_verified(self, cfn: CloudFormation) -> None:
+        """An Update of what is held and attached looks, and does no more."""
+        cfn.create("A", FREE)
+        cfn.calls()
+        assert outcome(cfn.update("A", FREE, FREE)) == "VERIFIED"
+        assert cfn.calls() == {"GetUsagePlanKey": 1}
+
+    @pytest.mark.parametrize(("take", "left"), [(True, set()), (False, {FREE})], ids=["Take", "Take no longer said"])
+    def test_taken(self, cfn: CloudFormation, take: bool, left: set[str]) -> None:
+        """From the next Update with `Take` on it is owned; a Delete detaches it if it still says so."""
+        cfn.by_hand(FREE)
+        cfn.create("A", FREE, TAKE)
+        assert outcome(cfn.update("A", FREE, FREE, TAKE)) == "TAKEN"
+        cfn.delete("A", FREE, take=take)
+        assert cfn.attached == left
+
+    def test_repaired(self, cfn: CloudFormation) -> None:
+        """What is held and was removed by hand is attached again, by an Update."""
+        cfn.create("A", FREE)
+        cfn.by_hand(FREE, attached=False)
+        assert outcome(cfn.update("A", FREE, FREE)) == "REPAIRED"
+        assert cfn.attached == {FREE}
+
+    def test_repairing_makes_it_ours(self, cfn: CloudFormation) -> None:
+        """What was there before and has been attached anew is detached with its last holder."""
+        cfn.by_hand(FREE)
+        cfn.create("A", FREE, ADOPT)
+        cfn.by_hand(FREE, attached=False)
+        cfn.update("A", FREE, FREE, ADOPT)
+        cfn.delete("A", FREE)
+        assert not cfn.attached
+
+    def test_put_back_just_before_the_repair(self, cfn: CloudFormation) -> None:
+        """What was there before, and was put back between our look and our call, is still not ours."""
+        cfn.by_hand(FREE)
+        cfn.create("A", FREE, ADOPT)
+        cfn.by_hand(FREE, attached=False)
+        cfn.at(CREATE, preceded_by(lambda: cfn.by_hand(FREE)))
+        assert outcome(cfn.update("A", FREE, FREE, ADOPT)) == "VERIFIED"
+        cfn.delete("A", FREE)
+        assert cfn.attached == {FREE}
+
+    @pytest.mark.parametrize("present", [True, False], ids=["attached", "removed by hand"])
+    def test_created_again(self, cfn: CloudFormation, present: bool) -> None:
+        """A Create of what this resource holds already (repeated, or retained once) is ATTACHED."""
+        cfn.create("A", FREE)
+        if not present:
+            cfn.by_hand(FREE, attached=False)
+        assert outcome(cfn.create("A", FREE)) == "ATTACHED"
+        assert cfn.attached == {FREE}
+
+    def test_renamed(self, cfn: CloudFormation) -> None:
+        """The new name joins, and the Delete of the old one leaves it attached; the new one's detaches it."""
+        cfn.create("Old", FREE)
+        cfn.calls()
+        assert outcome(cfn.create("New", FREE)) == "JOINED"
+        assert cfn.delete("Old", FREE).success
+        assert cfn.attached == {FREE}
+        assert cfn.calls() == {"GetUsagePlanKey": 1}
+        cfn.delete("New", FREE)
+        assert not cfn.attached
+
+    @pytest.mark.parametrize("present", [True, False], ids=["in the plan", "not in the plan"])
+    def test_another_stacks(self, cfn: CloudFormation, present: bool) -> None:
+        """What other stacks alone hold is refused with `Fail`, in the plan or not, naming who holds it, without a call."""
+        cfn.create("Theirs", FREE, stack="two")
+        if not present:
+            cfn.by_hand(FREE, attached=False)
+        cfn.calls()
+        assert failed(cfn.create("A", FREE), "Theirs of stack two", "Adopt", "Take")
+        assert not cfn.calls()
+        assert cfn.holders(FREE) == {holder("Theirs", "two")}
+
+    @pytest.mark.parametrize("on_existing", [ADOPT, TAKE])
+    def test_shared_between_stacks(self, cfn: CloudFormation, on_existing: OnExisting) -> None:
+        """With `Adopt` or `Take` it is held together, and detached when the last of them goes."""
+        cfn.create("Theirs", FREE, stack="two")
+        assert outcome(cfn.create("A", FREE, on_existing)) == "JOINED"
+        cfn.delete("Theirs", FREE, stack="two")
+        assert cfn.attached == {FREE}
+        cfn.delete("A", FREE)
+        assert not cfn.attached
+
+    @pytest.mark.parametrize(("stack", "on_existing"), [("one", FAIL), ("two", ADOPT)], ids=["a sibling", "another stack"])
+    def test_others_hold_it_and_it_is_gone(self, cfn: CloudFormation, stack: str, on_existing: OnExisting) -> None:
+        """What others hold and somebody removed is held too and attached."""
+        cfn.create("B", FREE, stack=stack)
+        cfn.by_hand(FREE, attached=False)
+        assert outcome(cfn.create("A", FREE, on_existing)) == "REPAIRED"
+        assert cfn.attached == {FREE}
+        assert cfn.holders(FREE) == {holder("A"), holder("B", stack)}
+
+
+class TestUpdate:
+    """An Update that names something else, and what comes after it."""
+
+    def test_replaced(self, cfn: CloudFormation) -> None:
+        """The answer carries the new id, and the old one stays attached and held until its Delete comes."""
+        cfn.create("A", FREE)
+        answer = cfn.update("A", FREE, GOLD)
+        assert outcome(answer) == "ATTACHED"
+        assert answer.id == GOLD
+        assert cfn.attached == {FREE, GOLD}
+        cfn.delete("A", FREE)
+        assert cfn.attached == {GOLD}
+
+    @pytest.mark.parametrize("carried", [FREE, GOLD], ids=["with the old id", "with the new id"])
+    def test_rolled_back(self, cfn: CloudFormation, carried: str) -> None:
+        """An Update with the properties swapped comes out right, whichever id it carries."""
+        cfn.create("A", FREE)
+        cfn.update("A", FREE, GOLD)
+        assert cfn.update("A", carried, FREE).id == FREE
+        cfn.delete("A", GOLD)
+        assert cfn.attached == {FREE}
+
+    def test_a_former_providers_id(self, cfn: CloudFormation) -> None:
+        """A foreign id is served like any other, and its Delete releases nothing."""
+        assert cfn.update("A", "former", FREE).id == FREE
+        assert cfn.delete("A", "former").id == "former"
+        assert cfn.attached == {FREE}
+
+    def test_what_a_superseded_one_left(self, cfn: CloudFormation) -> None:
+        """The rollback of an Update that nobody waited for releases what it had attached."""
+        cfn.create("A", FREE)
+        cfn.update("A", FREE, GOLD)  # CloudFormation cancelled it, and does not know its id.
+        assert outcome(cfn.update("A", FREE, FREE)) == "VERIFIED"
+        assert cfn.attached == {FREE}
+
+    def test_what_an_id_has_named_is_left_alone(self, cfn: CloudFormation) -> None:
+        """It may have been retained: UpdateReplacePolicy's Delete never comes."""
+        cfn.create("A", FREE)
+        cfn.update("A", FREE, GOLD)
+        cfn.update("A", GOLD, GOLD)
+        assert cfn.attached == {FREE, GOLD}
+
+    def test_a_former_life_is_retained(self, cfn: CloudFormation) -> None:
+        """What a resource of the same name left with DeletionPolicy: Retain outlives a cancelled Create."""
+        cfn.create("A", GOLD)
+        cfn.create("A", FREE)
+        cfn.delete("A", "invented")
+        assert cfn.attached == {GOLD}
+
+    def test_a_failed_create_is_followed_by_a_delete(self, cfn: CloudFormation) -> None:
+        """That Delete does not undo what an earlier life of the resource retained."""
+        cfn.create("A", FREE)
+        cfn.at(GET, fails(DENIED))
+        answer = cfn.create("A", FREE)
+        assert failed(answer)
+        cfn.delete("A", answer.id)
+        assert cfn.attached == {FREE}
+
+
+class TestRefused:
+    """What API Gateway says instead."""
+
+    @pytest.mark.parametrize(
+        ("wanted", "words"),
+        [
+            ("alice:nope", ["alice", "there is no usage plan nope", "eu-central-1"]),
+            ("carol:free", ["free", "there is no API key carol", "eu-central-1"]),
+        ],
+        ids=["plan", "key"],
+    )
+    def test_not_found(self, cfn: CloudFormation, wanted: str, words: list[str]) -> None:
+        """The plan or the key: which it was is named, and the region; nothing is held."""
+        answer = cfn.create("A", wanted)
+        assert failed(answer, *words)
+        assert (answer.id, answer.at) == (wanted, int(cfn.clock.now))
+        assert not cfn.entries
+
+    @pytest.mark.parametrize(
+        ("refusal", "words"),
+        [
+            (BAD, ["bad request", "Bad", "Check KeyId and UsagePlanId"]),
+            (error(401, "UnauthorizedException"), ["apigateway:POST on ", "eu-central-1::/usageplans/free/keys,"]),
+            (DENIED, ["apigateway:POST on ", "eu-central-1::/usageplans/free/keys,"]),
+        ],
+        ids=["bad request", "unauthorized", "access denied"],
+    )
+    def test_refused_for_good(self, cfn: CloudFormation, refusal: ClientError, words: list[str]) -> None:
+        """What was being done to which ids, where, why it failed and what to do; the hold is taken back."""
+        cfn.at(CREATE, fails(refusal))
+        assert failed(cfn.create("A", FREE), "API key alice to usage plan free in eu-central-1", *words)
+        assert not cfn.attached
+        assert not cfn.entries
+
+    def test_an_update_fails_with_its_own_id(self, cfn: CloudFormation) -> None:
+        """Any other would be a replacement; and what it had is still held."""
+        cfn.create("A", FREE)
+        answer = cfn.update("A", FREE, "alice:nope")
+        assert failed(answer)
+        assert answer.id == FREE
+        assert cfn.holders(FREE) == {holder("A")}
+
+    def test_a_repair_that_is_refused(self, cfn: CloudFormation) -> None:
+        """What was held before stays held, with its marks as they were."""
+        cfn.by_hand(FREE)
+        cfn.create("A", FREE, ADOPT)
+        cfn.by_hand(FREE, attached=False)
+        cfn.at(CREATE, fails(DENIED))
+        assert failed(cfn.update("A", FREE, FREE, ADOPT))
+        assert cfn.holders(FREE) == {holder("A")}
+        assert cfn.entry(FREE).before
+
+    def test_a_repeated_create_that_cannot_look(self, cfn: CloudFormation) -> None:
+        """Its first delivery may have attached the key, so the hold stays, and the Delete that follows detaches it."""
+        request = cfn.a_create("A", FREE)
+        cfn.at(CREATE, served_then(Death()))
+        with pytest.raises(Death):
+            cfn.send(request)
+        cfn.at(GET, fails(DENIED))
+        assert failed(cfn.send(request).answer, "apigateway:GET")
+        assert cfn.holders(FREE) == {holder("A")}
+        cfn.delete("A", FREE)
+        assert not cfn.attached
+
+    def test_a_joiner_that_cannot_look(self, cfn: CloudFormation) -> None:
+        """It has attached nothing, so it holds nothing; the other one still does."""
+        cfn.create("B", FREE)
+        cfn.at(GET, fails(DENIED))
+        assert failed(cfn.create("A", FREE), "apigateway:GET")
+        assert cfn.holders(FREE) == {holder("B")}
+
+    @pytest.mark.parametrize("trouble", [BUSY, THROTTLED, BROKEN, LOST], ids=["busy", "throttled", "broken", "lost"])
+    def test_passing_trouble(self, cfn: CloudFormation, trouble: Exception) -> None:
+        """It is tried again until it passes."""
+        cfn.at(CREATE, fails(trouble), fails(trouble))
+        assert outcome(cfn.create("A", FREE)) == "ATTACHED"
+        assert cfn.attached == {FREE}
+
+    @pytest.mark.parametrize("trouble", [BUSY, THROTTLED], ids=["busy", "throttled"])
+    def test_out_of_time(self, cfn: CloudFormation, trouble: ClientError) -> None:
+        """FAILED with the attempts, the time and the last error. A clear refusal of each leaves nothing to hold."""
+        cfn.at(CREATE, *[fails(trouble)] * 999)
+        answer = cfn.create("A", FREE)
+        assert failed(answer, "gave up after ", " attempts in 8", trouble.response["Error"]["Message"].rstrip("."))
+        assert not cfn.entries
+
+    @pytest.mark.parametrize("trouble", [BROKEN, LOST], ids=["broken", "lost"])
+    def test_out_of_time_and_nobody_knows(self, cfn: CloudFormation, trouble: Exception) -> None:
+        """Where an attempt may have been served the hold stays, so that the Delete that follows detaches it."""
+        cfn.at(CREATE, served_then(trouble), *[fails(BUSY)] * 999)
+        answer = cfn.create("A", FREE)
+        assert failed(answer)
+        assert cfn.attached == {FREE}
+        assert cfn.holders(FREE) == {holder("A")}
+        cfn.delete("A", answer.id)
+        assert not cfn.attached
+
+    def test_a_lost_reply(self, cfn: CloudFormation) -> None:
+        """The next attempt is refused as a duplicate, and finds its own: ATTACHED, and a Delete detaches it."""
+        cfn.at(CREATE, served_then(LOST))
+        assert outcome(cfn.create("A", FREE)) == "ATTACHED"
+        cfn.delete("A", FREE)
+        assert not cfn.attached
+
+    def test_unusable_properties(self, cfn: CloudFormation) -> None:
+        """All faults are named, and nothing is touched."""
+        answer = cfn.send(cfn._request(Invalid, "A", physical_id=None, wanted=None, faults=("one", "two"))).answer
+        assert failed(answer, "one; two")
+        assert answer.id == "A"
+        assert not cfn.calls()
+
+    def test_an_internal_error(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
+        """CloudFormation is answered all the same; what may be attached stays held."""
+        cfn.at(CREATE, served_then(ZeroDivisionError("oops")))
+        assert failed(cfn.create("A", FREE), "internal error", "ZeroDivisionError: oops")
+        assert cfn.holders(FREE) == {holder("A")}
+        assert "An internal error" in caplog.text
+
+    def test_no_ledger_to_write_to(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
+        """A ledger that cannot be read fails the request and leaves nobody hanging."""
+
+        def broken() -> None:
+            raise FailedError("no table")
+
+        request = cfn.a_create("A", FREE)
+        cfn.tick = broken
+        assert failed(cfn.service(request).serve().answer, "no table")
+        assert "could not be written down" in caplog.text
+        assert not cfn.calls()
+
+
+class TestMoving:
+    """Between plans that share a stage."""
+
+    def test_moved(self, cfn: CloudFormation) -> None:
+        """The old one is detached and the wanted one attached; the Delete for the old one then has nothing to detach."""
+        cfn.create("A", FREE)
+        answer = cfn.update("A", FREE, PRO)
+        assert outcome(answer) == "MOVED"
+        assert answer.id == PRO
+        assert cfn.attached == {PRO}
+        assert cfn.holders(FREE) == {holder("A")}
+        cfn.calls()
+        assert cfn.delete("A", FREE).success
+        assert not cfn.calls()
+        assert not cfn.holders(FREE)
+
+    @pytest.mark.parametrize("carried", [FREE, PRO], ids=["with the old id", "with the new id"])
+    def test_moved_and_rolled_back(self, cfn: CloudFormation, carried: str) -> None:
+        """The rollback moves it back."""
+        cfn.create("A", FREE)
+        cfn.update("A", FREE, PRO)
+        assert outcome(cfn.update("A", carried, FREE)) == "MOVED"
+        cfn.delete("A", PRO)
+        assert cfn.attached == {FREE}
+
+    def test_marked_while_it_is_detached(self, cfn: CloudFormation) -> None:
+        """Mark, then detach."""
+        marks: list[Entry] = []
+        cfn.create("A", FREE)
+        cfn.at(DELETE, preceded_by(lambda: marks.append(cfn.entry(FREE))))
+        request = cfn.an_update("A", FREE, PRO)
+        cfn.send(request)
+        assert [(entry.detaching is not None, entry.moved) for entry in marks] == [(True, request.id)]
+        assert cfn.entry(FREE).detaching is None
+
+    def test_a_detaching_takes_a_moment(self, cfn: CloudFormation) -> None:
+        """DeleteUsagePlanKey answers 202: a refusal that still names the detached plan is retried, and nothing detached twice."""
+        cfn.create("A", FREE)
+        cfn.calls()
+        cfn.at(DELETE, lambda _: {})
+        cfn.at(CREATE, usual, usual, usual, preceded_by(lambda: cfn.by_hand(FREE, attached=False)))
+        assert outcome(cfn.update("A", FREE, PRO)) == "MOVED"
+        assert cfn.attached == {PRO}
+        assert cfn.calls()["CreateUsagePlanKey"] == 4
+
+    def test_refused_for_good_after_the_detaching(self, cfn: CloudFormation) -> None:
+        """The old one is attached again."""
+        cfn.create("A", FREE)
+        cfn.at(CREATE, usual, fails(DENIED))
+        assert failed(cfn.update("A", FREE, PRO), "apigateway:POST")
+        assert cfn.attached == {FREE}
+        assert cfn.entries == {pair(FREE): Entry(frozenset({holder("A")}), anew="request-2")}
+
+    def test_neither_way(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
+        """When the old one cannot be attached again either, the Reason and an ERROR say so, and it stays held to be repaired."""
+        cfn.create("A", FREE)
+        cfn.at(CREATE, usual, fails(DENIED), fails(BAD))
+        assert failed(cfn.update("A", FREE, PRO), "apigateway:POST", "could not be attached again", "usage plan free")
+        assert ("usage_plan_key.service", logging.ERROR, f"Not attached again: {FREE}") in caplog.record_tuples
+        assert outcome(cfn.update("A", FREE, FREE)) == "REPAIRED"
+        assert cfn.attached == {FREE}
+
+    def test_the_detaching_is_refused(self, cfn: CloudFormation) -> None:
+        """What was not detached is as it was, without a mark."""
+        cfn.create("A", FREE)
+        earlier = dict(cfn.entries)
+        cfn.at(DELETE, fails(DENIED))
+        assert failed(cfn.update("A", FREE, PRO), "apigateway:DELETE", "/usageplans/free/keys/alice")
+        assert cfn.attached == {FREE}
+        assert cfn.entries == earlier
+
+    def test_taken_and_moved(self, cfn: CloudFormation) -> None:
+        """What was there before may be moved once it was taken."""
+        cfn.by_hand(FREE)
+        cfn.create("A", FREE, TAKE)
+        cfn.update("A", FREE, FREE, TAKE)
+        assert outcome(cfn.update("A", FREE, PRO, TAKE)) == "MOVED"
+
+    def test_kept_from_it_by_what_was_there_before(self, cfn: CloudFormation) -> None:
+        """What was adopted is not broken for a move: the Reason names the plan, the stage, who holds it and what to do."""
+        cfn.by_hand(FREE)
+        cfn.create("A", FREE, ADOPT)
+        words = ["API key alice to usage plan pro", "usage plan free (Free)", "api:prod", "A of stack one, and was there before"]
+        assert failed(cfn.update("A", FREE, PRO), *words, "Remove it there first")
+        assert cfn.attached == {FREE}
+        assert not cfn.holders(PRO)
+
+    def test_kept_from_it_by_hand(self, cfn: CloudFormation) -> None:
+        """What no stack holds is not touched."""
+        cfn.by_hand(FREE)
+        assert failed(cfn.create("A", PRO), "usage plan free (Free)", "api:prod", "held by no stack")
+        assert cfn.attached == {FREE}
+
+    @pytest.mark.parametrize("stack", ["one", "two"])
+    def test_kept_from_it_by_another(self, cfn: CloudFormation, stack: str) -> None:
+        """What another resource holds too is not detached."""
+        cfn.create("B", FREE, stack=stack)
+        cfn.create("A", FREE, ADOPT)
+        answer = cfn.update("A", FREE, PRO)
+        assert failed(answer, f"held by A of stack one, B of stack {stack}, so it was left alone")
+        assert cfn.attached == {FREE}
+        assert cfn.entry(FREE).detaching is None
+
+    def test_a_create_never_moves(self, cfn: CloudFormation) -> None:
+        """What an earlier life of the resource retained stays retained."""
+        cfn.create("A", FREE)
+        assert failed(cfn.create("A", PRO), "usage plan free (Free)", "A of stack one")
+        assert cfn.attached == {FREE}
+
+    def test_all_or_none(self, cfn: CloudFormation) -> None:
+        """Where one of several plans in the way is not ours, none is detached."""
+        cfn.api.plans["beta"] = Plan("Beta", (("api", "beta"),))
+        cfn.create("A", FREE)
+        cfn.by_hand("alice:beta")
+        assert failed(cfn.update("A", FREE, PRO), "usage plan beta (Beta)", "api:beta")
+        assert cfn.attached == {FREE, "alice:beta"}
+
+    def test_joined_on_the_way(self, cfn: CloudFormation) -> None:
+        """What another resource has come to hold since the move began is not detached, and the move is undone."""
+        cfn.api.plans["beta"] = Plan("Beta", (("api", "beta"),))
+        cfn.create("A", FREE)
+        cfn.update("A", FREE, "alice:beta")
+        cfn.at(DELETE, followed_by(lambda: cfn.create("B", "alice:beta")))
+        assert failed(cfn.update("A", FREE, PRO), "usage plan beta (Beta)", "B of stack one")
+        assert cfn.attached == {FREE, "alice:beta"}
+
+    def test_superseded_on_the_way(self, cfn: CloudFormation) -> None:
+        """A move that CloudFormation gives up while it waits puts the old one back."""
+        cfn.create("A", FREE)
+        rollback = cfn.an_update("A", FREE, FREE, order=int(cfn.clock.now) + 9)
+        cfn.at(CREATE, usual, fails(BUSY))
+        cfn.clock.meanwhile = [lambda: cfn.arrives(rollback)]
+        assert failed(cfn.update("A", FREE, PRO), "Superseded")
+        assert cfn.attached == {FREE}
+        assert outcome(cfn.send(rollback).answer) == "VERIFIED"
+
+
+class TestMovingAgain:
+    """A function that has lately seen that two plans share a stage."""
+
+    @pytest.fixture
+    def cfn(self, cfn: CloudFormation) -> CloudFormation:
+        cfn.warm = ApiGateway(cfn)  # type: ignore[arg-type]  # a fake
+        cfn.create("A", FREE)
+        cfn.create("B", "bob:free")
+        assert outcome(cfn.update("A", FREE, PRO)) == "MOVED"
+        cfn.calls()
+        return cfn
+
+    def test_within_seconds(self, cfn: CloudFormation) -> None:
+        """It takes two calls."""
+        assert outcome(cfn.update("B", "bob:free", "bob:pro")) == "MOVED"
+        assert cfn.calls() == {"DeleteUsagePlanKey": 1, "CreateUsagePlanKey": 1}
+        assert cfn.attached == {PRO, "bob:pro"}
+
+    def test_later(self, cfn: CloudFormation) -> None:
+        """What was seen longer ago is looked at again."""
+        cfn.clock.now += 11
+        assert outcome(cfn.update("B", "bob:free", "bob:pro")) == "MOVED"
+        assert cfn.calls()["GetUsagePlan"] == 1
+
+    def test_what_it_may_not_detach(self, cfn: CloudFormation) -> None:
+        """The rules are the same."""
+        cfn.create("C", "bob:free")
+        assert failed(cfn.update("B", "bob:free", "bob:pro"), "C of stack one")
+        assert cfn.attached == {PRO, "bob:free"}
+
+    def test_a_plan_that_has_lost_the_stage_seconds_ago(self, cfn: CloudFormation) -> None:
+        """It is moved all the same: what was seen in the same batch counts. Once it is answered nothing is different."""
+        cfn.api.plans["pro"] = Plan("Pro", (("api", "beta"),))
+        assert outcome(cfn.update("B", "bob:free", "bob:pro")) == "MOVED"
+        assert cfn.attached == {PRO, "bob:pro"}
+
+    def test_a_plan_without_that_stage(self, cfn: CloudFormation) -> None:
+        """Nothing is broken before it is made."""
+        assert outcome(cfn.update("B", "bob:free", "bob:gold")) == "ATTACHED"
+        assert cfn.attached == {PRO, "bob:free", "bob:gold"}
+
+
+class TestResumable:
+    """Served from the queue: out of the function's time, not of CloudFormation's, a request is served again."""
+
+    @pytest.fixture
+    def cfn(self, cfn: CloudFormation) -> CloudFormation:
+        cfn.resumable = True
+        return cfn
+
+    def goes_on(self, cfn: CloudFormation, request: Request, operation: str, *steps: Step) -> Answer:
+        cfn.at(operation, *steps, *[fails(BUSY)] * 999)
+        with pytest.raises(OutOfTimeError):
+            cfn.send(request)
+        assert request.id not in cfn.records[request.holder].answers
+        cfn.at(operation)
+        return cfn.send(request).answer
+
+    def test_a_create_goes_on(self, cfn: CloudFormation) -> None:
+        """It is not answered before it has come to an end."""
+        assert outcome(self.goes_on(cfn, cfn.a_create("A", FREE), CREATE)) == "ATTACHED"
+        assert cfn.holders(FREE) == {holder("A")}
+
+    def test_a_move_goes_on(self, cfn: CloudFormation) -> None:
+        """What was detached is not attached again meanwhile, and stays held."""
+        cfn.create("A", FREE)
+        assert self.goes_on(cfn, cfn.an_update("A", FREE, PRO), CREATE, usual).success
+        assert cfn.attached == {PRO}
+        assert cfn.holders(FREE) == {holder("A")}
+
+    def test_a_move_goes_on_to_its_end(self, cfn: CloudFormation) -> None:
+        """Where the attaching is refused for good at last, what was detached earlier is attached again."""
+        cfn.create("A", FREE)
+        request = cfn.an_update("A", FREE, PRO)
+        cfn.at(CREATE, usual, *[fails(BUSY)] * 999)
+        with pytest.raises(OutOfTimeError):
+            cfn.send(request)
+        assert not cfn.attached
+        cfn.at(CREATE, fails(DENIED))
+        assert failed(cfn.send(request).answer, "apigateway:POST")
+        assert cfn.attached == {FREE}
+
+    def test_a_delete_goes_on(self, cfn: CloudFormation) -> None:
+        """Nothing is said to stay attached before it does."""
+        cfn.create("A", FREE)
+        assert self.goes_on(cfn, cfn.a_delete("A", FREE), DELETE).success
+        assert not cfn.attached
+
+    def test_refused_for_good(self, cfn: CloudFormation) -> None:
+        """Only time is to be had again."""
+        cfn.at(CREATE, fails(DENIED))
+        assert failed(cfn.create("A", FREE), "apigateway:POST")
+
+
+class TestDelete:
+    """What a Delete does."""
+
+    def test_the_last_holder_detaches(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
+        """With one call, and nothing is left in the ledger; the answer has the event's id."""
+        cfn.create("A", FREE)
+        cfn.calls()
+        caplog.set_level(logging.INFO)
+        answer = cfn.delete("A", FREE)
+        assert answer.success
+        assert (answer.id, answer.at) == (FREE, int(cfn.clock.now))
+        assert cfn.calls() == {"DeleteUsagePlanKey": 1}
+        assert "nothing is touched" not in caplog.text
+        assert not cfn.attached
+        assert not cfn.entries
+
+    @pytest.mark.parametrize("id_", [FREE, "invented"])
+    def test_not_held(self, cfn: CloudFormation, id_: str, caplog: pytest.LogCaptureFixture) -> None:
+        """SUCCESS with the event's own id; nothing is touched, and a line in the log says so."""
+        caplog.set_level(logging.INFO)
+        cfn.by_hand(FREE)
+        answer = cfn.delete("A", id_)
+        assert answer.success
+        assert answer.id == id_
+        assert not cfn.calls()
+        assert f"does not hold {id_}: nothing is touched" in caplog.text
+
+    @pytest.mark.parametrize("gone", ["association", "plan", "key"])
+    def test_not_found_is_forgiven(self, cfn: CloudFormation, gone: str) -> None:
+        """Whatever part of it is gone."""
+        cfn.create("A", FREE)
+        cfn.by_hand(FREE, attached=False)
+        cfn.api.plans.pop("free" if gone == "plan" else "", None)
+        cfn.api.keys.pop("alice" if gone == "key" else "", None)
+        assert cfn.delete("A", FREE).success
+        assert not cfn.entries
+
+    def test_an_invented_id(self, cfn: CloudFormation) -> None:
+        """CloudFormation makes one up when a Create was cancelled: all that it took is released."""
+        cfn.create("A", FREE)
+        assert cfn.delete("A", "invented").id == "invented"
+        assert not cfn.attached
+
+    def test_it_must_fail(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
+        """The Reason and an ERROR name what stays attached, and it stays held, so that another Delete succeeds."""
+        cfn.create("A", FREE)
+        cfn.at(DELETE, fails(DENIED))
+        answer = cfn.delete("A", FREE)
+        assert failed(answer, "apigateway:DELETE", "What stays attached: API key alice in usage plan free")
+        assert answer.id == FREE
+        assert (logging.ERROR, answer.reason) in [(level, text) for _, level, text in caplog.record_tuples]
+        assert cfn.entry(FREE) == Entry(frozenset({holder("A")}))
+        assert cfn.delete("A", FREE).success
+        assert not cfn.attached
+
+    def test_out_of_time(self, cfn: CloudFormation) -> None:
+        """It names the attempts and what stays attached."""
+        cfn.create("A", FREE)
+        cfn.at(DELETE, *[fails(BUSY)] * 999)
+        assert failed(cfn.delete("A", FREE), "gave up after", "What stays attached: API key alice in usage plan free")
+
+    def test_the_first_of_several_fails(self, cfn: CloudFormation) -> None:
+        """All that stays attached is named, also what was not tried."""
+        cfn.create("A", FREE)
+        cfn.update("A", "other", "bob:free")
+        cfn.at(DELETE, fails(DENIED))
+        assert failed(cfn.delete("A", "invented"), "What stays attached: API key alice in", ", API key bob in usage plan free")
+
+    def test_the_last_of_several_fails(self, cfn: CloudFormation) -> None:
+        """There is no SUCCESS before all is released; what is detached already is not named."""
+        cfn.create("A", FREE)
+        cfn.update("A", "other", "bob:free")
+        cfn.at(DELETE, usual, fails(DENIED))
+        answer = cfn.delete("A", "invented")
+        assert failed(answer, "What stays attached: API key bob in usage plan free")
+        assert "alice" not in answer.reason
+        assert cfn.attached == {"bob:free"}
+
+    @pytest.mark.parametrize("id_", [FREE, "invented"])
+    def test_nothing_that_is_wanted_again(self, cfn: CloudFormation, id_: str) -> None:
+        """A Delete that is served after a newer Update has arrived leaves alone what that wants."""
+        cfn.create("A", FREE)
+        late = cfn.a_delete("A", id_)
+        cfn.arrives(cfn.an_update("A", GOLD, FREE))
+        cfn.send(late)
+        assert cfn.attached == {FREE}
+        assert cfn.holders(FREE) == {holder("A")}
+
+
+class TestWaiting:
+    """Somebody is detaching what is wanted."""
+
+    @pytest.fixture
+    def dead(self, cfn: CloudFormation) -> Delete:
+        """B's Delete has died between its mark and its call."""
+        cfn.create("B", FREE)
+        request = cfn.a_delete("B", FREE)
+        cfn.at(DELETE, fails(Death()))
+        with pytest.raises(Death):
+            cfn.send(request)
+        assert cfn.entry(FREE).detaching is not None
+        return request
+
+    def test_until_it_is_done(self, cfn: CloudFormation, dead: Delete) -> None:
+        """It waits for the mark to go, and then attaches; the marker's own next delivery finishes it."""
+        cfn.clock.meanwhile = [lambda: None, lambda: cfn.send(dead)]
+        assert outcome(cfn.create("A", FREE)) == "ATTACHED"
+        assert cfn.holders(FREE) == {holder("A")}
+        assert cfn.attached == {FREE}
+
+    def test_in_vain(self, cfn: CloudFormation, dead: Delete) -> None:
+        """Out of time it is FAILED, naming whom it waited for; the mark and the association are left alone."""
+        cfn.seconds = 300
+        assert failed(cfn.create("A", FREE), "API key alice to usage plan free", "being detached for B of stack one")
+        assert cfn.holders(FREE) == {dead.holder}
+        assert cfn.attached == {FREE}
+
+    def test_a_stale_mark(self, cfn: CloudFormation, dead: Delete) -> None:
+        """What has been marked for 15 minutes is finished by whoever waits for it."""
+        marked = cfn.entry(FREE).detaching
+        assert marked
+        cfn.clock.now = marked + STALE_MARK - 1.5
+        waits: list[float] = []
+        cfn.clock.meanwhile = [lambda: waits.append(cfn.clock.now)] * 9
+        assert outcome(cfn.create("A", FREE)) == "ATTACHED"
+        assert len(waits) == 1
+        assert cfn.holders(FREE) == {holder("A")}
+        assert dead.holder not in cfn.records or not cfn.records[dead.holder].holds
+
+    @pytest.mark.parametrize("wanted", [FREE, GOLD], ids=["the same", "another"])
+    def test_its_own_mark(self, cfn: CloudFormation, dead: Delete, wanted: str) -> None:
+        """The holder's next request finishes at once what its dead one began."""
+        began = cfn.clock.now
+        assert outcome(cfn.update("B", "former", wanted)) == "ATTACHED"
+        assert cfn.clock.now - began == 1
+        assert cfn.attached == {wanted}
+        assert cfn.entry(FREE).detaching is None
+
+    def test_a_superseded_request_finishes_nothing(self, cfn: CloudFormation, dead: Delete) -> None:
+        """It touches nothing, what its dead predecessor began included."""
+        late = cfn.an_update("B", FREE, GOLD)
+        cfn.arrives(cfn.an_update("B", FREE, PRO))
+        cfn.calls()
+        assert failed(cfn.send(late).answer, "Superseded")
+        assert not cfn.calls()
+        assert cfn.holders(FREE) == {dead.holder}
+
+    def test_superseded_while_it_waits(self, cfn: CloudFormation, dead: Delete) -> None:
+        """What CloudFormation gives up meanwhile is passed over, and touches nothing."""
+        request = cfn.a_create("A", FREE)
+        cfn.clock.meanwhile = [lambda: cfn.arrives(cfn.a_delete("A", "invented"))]
+        cfn.calls()
+        assert failed(cfn.send(request).answer, "Superseded")
+        assert cfn.holders(FREE) == {dead.holder}
+        assert not cfn.calls()
+
+
+class TestOrder:
+    """The newest request wins; the same request gets the same answer."""
+
+    @pytest.mark.parametrize("kind", [Create, Update])
+    def test_superseded(self, cfn: CloudFormation, kind: type[Request]) -> None:
+        """A Create or an Update is FAILED when a newer request has arrived, and touches nothing."""
+        late = cfn.a_create("A", FREE) if kind is Create else cfn.an_update("A", GOLD, FREE)
+        cfn.arrives(cfn.a_delete("A", "invented"))
+        answer = cfn.send(late).answer
+        assert failed(answer, "Superseded", "nothing was touched")
+        assert answer.id == late.answer_id
+        assert not cfn.calls()
+        assert not cfn.entries
+
+    def test_superseded_between_two_attempts(self, cfn: CloudFormation) -> None:
+        """It stops at the next pause and takes back its hold."""
+        cfn.at(CREATE, *[fails(BUSY)] * 9)
+        cfn.clock.meanwhile = [lambda: None, lambda: cfn.arrives(cfn.a_delete("A", "invented"))]
+        assert failed(cfn.create("A", FREE), "Superseded")
+        assert not cfn.entries
+        assert not cfn.attached
+
+    def test_without_issue_times_there_is_no_fence(self, cfn: CloudFormation) -> None:
+        """What comes is served as if it were new."""
+        late = cfn.a_create("A", FREE, order=None)
+        cfn.send(cfn.a_delete("A", "invented", order=None))
+        assert outcome(cfn.send(late).answer) == "ATTACHED"
+
+    def test_the_same_answer(self, cfn: CloudFormation) -> None:
+        """A request that comes again is given its answer again, whatever has come since, and nothing is touched."""
+        request = cfn.a_create("A", FREE)
+        answer = cfn.send(request).answer
+        cfn.delete("A", FREE)
+        cfn.calls()
+        assert cfn.send(request).answer == answer
+        assert not cfn.attached
+        assert not cfn.calls()
+
+    def test_the_same_failure(self, cfn: CloudFormation) -> None:
+        """FAILED stays FAILED, also when it would succeed by now."""
+        request = cfn.a_create("A", "alice:nope")
+        answer = cfn.send(request).answer
+        cfn.api.plans["nope"] = Plan("Nope")
+        assert cfn.send(request).answer == answer
+        assert not cfn.attached
+
+    def test_the_value_is_never_written_down(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
+        """It goes out where it was asked for alone, and is looked up for an answer that goes out again."""
+        request = cfn.a_create("A", FREE, include_value=True)
+        assert cfn.send(request).value == "value-of-alice"
+        assert "value-of-alice" not in repr(cfn.records)
+        assert cfn.send(request).value == "value-of-alice"
+        assert cfn.send(cfn.an_update("A", FREE, FREE)).value is None
+        cfn.at(GET, fails(DENIED))
+        assert cfn.send(request).value is None
+        cfn.by_hand(FREE, attached=False)
+        assert cfn.send(request).value is None
+        assert "An internal error" not in caplog.text
+
+    def test_the_hold_is_lost(self, cfn: CloudFormation) -> None:
+        """A Delete served between the attaching and the answer let go of it: it is detached again, and the Create FAILED."""
+        cfn.at(CREATE, preceded_by(lambda: cfn.delete("A", "invented")))
+        assert failed(cfn.create("A", FREE), "Superseded")
+        assert not cfn.attached
+        assert not cfn.entries
+
+    def test_the_hold_is_lost_and_somebody_else_has_one(self, cfn: CloudFormation) -> None:
+        """Then it stays attached, for them."""
+
+        def meanwhile() -> None:
+            cfn.delete("A", "invented")
+            cfn.at(CREATE)
+            cfn.create("B", FREE)
+
+        cfn.at(CREATE, followed_by(meanwhile))
+        assert failed(cfn.create("A", FREE), "Superseded")
+        assert cfn.attached == {FREE}
+        assert cfn.holders(FREE) == {holder("B")}
+
+
+Given = Callable[[CloudFormation], Request]
+
+
+def _fresh(cfn: CloudFormation) -> Request:
+    return cfn.a_create("A", FREE)
+
+
+def _joining(cfn: CloudFormation) -> Request:
+    cfn.create("B", FREE)
+    return cfn.a_create("A", FREE)
+
+
+def _repairing(cfn: CloudFormation) -> Request:
+    cfn.create("A", FREE)
+    cfn.by_hand(FREE, attached=False)
+    return cfn.an_update("A", FREE, FREE)
+
+
+def _taking(cfn: CloudFormation) -> Request:
+    cfn.by_hand(FREE)
+    cfn.create("A", FREE, TAKE)
+    return cfn.an_update("A", FREE, FREE, TAKE)
+
+
+def _replacing(cfn: CloudFormation) -> Request:
+    cfn.create("A", FREE)
+    return cfn.an_update("A", FREE, GOLD)
+
+
+def _moving(cfn: CloudFormation) -> Request:
+    cfn.create("A", FREE)
+    return cfn.an_update("A", FREE, PRO)
+
+
+def _moving_back(cfn: CloudFormation) -> Request:
+    cfn.create("A", FREE)
+    cfn.update("A", FREE, PRO)
+    return cfn.an_update("A", FREE, FREE)
+
+
+def _deleting(cfn: CloudFormation) -> Request:
+    cfn.create("A", FREE)
+    return cfn.a_delete("A", FREE)
+
+
+def _deleting_one_of_two(cfn: CloudFormation) -> Request:
+    cfn.create("B", FREE)
+    cfn.create("A", FREE)
+    return cfn.a_delete("A", FREE)
+
+
+def _deleting_all(cfn: CloudFormation) -> Request:
+    cfn.create("A", FREE)
+    cfn.update("A", FREE, GOLD)
+    return cfn.a_delete("A", "invented")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        _fresh, _joining, _repairing, _taking, _replacing, _moving, _moving_back, _deleting, _deleting_one_of_two, _deleting_all
+    ],
+)  # fmt: skip
+def test_a_death_between_any_two_steps_is_harmless(given: Given) -> None:
+    """Whichever call or write was the last, the next delivery comes to what would have been."""
+    undisturbed = CloudFormation()
+    expected = undisturbed.send(given(undisturbed)).answer
+    assert expected.success
+    for last in itertools.count(1):
+        cfn = CloudFormation()
+        request = given(cfn)
+        steps = itertools.count(1)
+
+        def tick(last: int = last, steps: Iterator[int] = steps) -> None:
+            if next(steps) == last:
+                raise Death
+
+        cfn.tick = tick
+        try:
+            cfn.send(request)
+        except Death:
+            cfn.tick = lambda: None
+        else:
+            assert last > 4
+            break
+        answer = cfn.send(request).answer
+        assert (answer.success, answer.id) == (True, expected.id), f"step {last}: {answer.reason}"
+        assert cfn.attached == undisturbed.attached, f"step {last}"
+        assert cfn.holders(FREE) == undisturbed.holders(FREE), f"step {last}"
+        assert not [entry for entry in cfn.entries.values() if entry.detaching]
+        marks = [[(entry.before, entry.taken) for entry in ledger.entries.values()] for ledger in (cfn, undisturbed)]
+        assert marks[0] == marks[1], f"step {last}"
+
+
+class TestNoLedger:
+    """No table is configured: the event is taken at its word."""
+
+    @pytest.fixture
+    def cfn(self, cfn: CloudFormation) -> CloudFormation:
+        cfn.has_ledger = False
+        return cfn
+
+    def test_a_resource_holds_what_its_id_names(self, cfn: CloudFormation) -> None:
+        """So it is created, verified, repaired, moved and deleted."""
+        assert outcome(cfn.create("A", FREE)) == "ATTACHED"
+        assert outcome(cfn.update("A", FREE, FREE)) == "VERIFIED"
+        cfn.by_hand(FREE, attached=False)
+        assert outcome(cfn.update("A", FREE, FREE)) == "REPAIRED"
+        assert outcome(cfn.update("A", FREE, PRO)) == "MOVED"
+        assert cfn.delete("A", PRO).success
+        assert not cfn.attached
+        assert not cfn.records
+
+    def test_a_create_holds_nothing_yet(self, cfn: CloudFormation) -> None:
+        """What is there already was there before."""
+        cfn.by_hand(FREE)
+        assert failed(cfn.create("A", FREE), "Adopt", "Take")
+        assert outcome(cfn.create("A", FREE, ADOPT)) == "ADOPTED"
+
+    def test_a_foreign_id_names_nothing(self, cfn: CloudFormation) -> None:
+        """Its Delete touches nothing."""
+        cfn.by_hand(FREE)
+        assert cfn.delete("A", "invented").success
+        assert not cfn.calls()
+
+
+class TestAtTheSameTime:
+    """Without a queue, and between stacks, requests are served at the same time."""
+
+    @pytest.mark.parametrize(("stack", "on_existing"), [("one", FAIL), ("two", ADOPT)], ids=["a sibling", "another stack"])
+    def test_two_want_it(self, cfn: CloudFormation, stack: str, on_existing: OnExisting) -> None:
+        """One attaches it, the other one joins; the last to go detaches it."""
+        cfn.at(CREATE, preceded_by(lambda: cfn.create("B", FREE, on_existing, stack=stack)))
+        assert outcome(cfn.create("A", FREE)) == "JOINED"
+        cfn.delete("A", FREE)
+        assert cfn.attached == {FREE}
+        cfn.delete("B", FREE, stack=stack)
+        assert not cfn.attached
+
+    @pytest.mark.parametrize("on_existing", [FAIL, ADOPT])
+    def test_one_request_twice(self, cfn: CloudFormation, on_existing: OnExisting) -> None:
+        """Both deliveries give the answer of the first, and what that attached is held and ours."""
+        request = cfn.a_create("A", FREE, on_existing)
+        first: list[Answer] = []
+        cfn.at(CREATE, preceded_by(lambda: first.append(cfn.send(request).answer)))
+        assert cfn.send(request).answer == first[0]
+        assert outcome(first[0]) == "ATTACHED"
+        assert cfn.entry(FREE) == Entry(frozenset({holder("A")}), anew=request.id)
+
+    def test_one_request_twice_and_one_dies(self, cfn: CloudFormation) -> None:
+        """What a delivery attached before it died is this resource's own."""
+        request = cfn.a_create("A", FREE)
+
+        def other_delivery() -> None:
+            with pytest.raises(Death):
+                cfn.send(request)
+
+        cfn.at(CREATE, preceded_by(other_delivery), served_then(Death()))
+        assert cfn.send(request).answer.success
+        assert cfn.entry(FREE) == Entry(frozenset({holder("A")}), anew=request.id)
+
+    def test_one_request_twice_and_one_is_refused(self, cfn: CloudFormation) -> None:
+        """A delivery that fails takes nothing back from one that has succeeded."""
+        request = cfn.a_create("A", FREE)
+
+        def other_delivery(_: Callable[[], Any]) -> Any:
+            assert cfn.send(request).answer.success
+            raise DENIED
+
+        cfn.at(CREATE, other_delivery)
+        assert cfn.send(request).answer.success
+        assert cfn.holders(FREE) == {holder("A")}
+
+    def test_the_hold_on_what_was_adopted_is_lost(self, cfn: CloudFormation) -> None:
+        """What this request has only seen it does not detach, though the hold on it was lost before the answer."""
+        cfn.by_hand(FREE)
+        cfn.create("A", FREE, ADOPT)
+        cfn.at(GET, followed_by(lambda: cfn.delete("A", FREE)))
+        assert failed(cfn.update("A", FREE, FREE, ADOPT), "Superseded")
+        assert cfn.attached == {FREE}
+
+    def test_repaired_while_somebody_joins(self, cfn: CloudFormation) -> None:
+        """Whoever joins meanwhile does not put back the mark `before`, which the repair has cleared."""
+        cfn.by_hand(FREE)
+        cfn.create("A", FREE, ADOPT)
+        cfn.by_hand(FREE, attached=False)
+        cfn.at(GET, preceded_by(lambda: cfn.update("A", FREE, FREE, ADOPT)))
+        cfn.create("B", FREE)
+        cfn.delete("A", FREE)
+        cfn.delete("B", FREE)
+        assert not cfn.attached
+
+    def test_joined_before_it_was_known_to_be_there(self, cfn: CloudFormation) -> None:
+        """What was there before both is not ours, though the other held it too when the refusal came."""
+        cfn.by_hand(FREE)
+        cfn.at(CREATE, preceded_by(lambda: cfn.create("B", FREE)))
+        cfn.create("A", FREE)
+        cfn.delete("A", FREE)
+        cfn.delete("B", FREE)
+        assert cfn.attached == {FREE}
+
+
+class TestHalfWay:
+    """What failed after something had been attached."""
+
+    @pytest.mark.parametrize("operation", [GET, "get_usage_plans"])
+    def test_a_lost_reply_and_no_look(self, cfn: CloudFormation, operation: str) -> None:
+        """Where an attempt may have been served the hold stays, also when it cannot be looked at afterwards."""
+        step = served_then(LOST) if operation == GET else fails(LOST)
+        cfn.at(CREATE, step, fails(error(409, "ConflictException", "Conflict")))
+        cfn.at(operation, fails(DENIED))
+        assert failed(cfn.create("A", FREE))
+        assert cfn.holders(FREE) == {holder("A")}
+
+    def test_repaired_and_a_leftover_stays(self, cfn: CloudFormation) -> None:
+        """What was repaired is ours, also when the Update fails for what a superseded one left."""
+        cfn.by_hand(FREE)
+        cfn.create("A", FREE, ADOPT)
+        cfn.update("A", FREE, GOLD)
+        cfn.by_hand(FREE, attached=False)
+        cfn.at(DELETE, fails(DENIED))
+        assert failed(cfn.update("A", FREE, FREE, ADOPT), "apigateway:DELETE")
+        assert FREE in cfn.attached
+        assert not cfn.entry(FREE).before
+
+    def test_moved_back_in_vain(self, cfn: CloudFormation) -> None:
+        """Where somebody has put the key into a third plan for the stage, the Reason says that the old one is detached."""
+        cfn.api.plans["third"] = Plan("Third", (("api", "prod"),))
+        cfn.create("A", FREE)
+        cfn.at(DELETE, followed_by(lambda: cfn.by_hand("alice:third")))
+        assert failed(cfn.update("A", FREE, PRO), "usage plan third (Third)", "could not be attached again")
