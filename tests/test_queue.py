@@ -209,14 +209,23 @@ class TestServing:
         """CloudFormation waits for an hour: nobody is answered, and none has died."""
         for name in ("alice", "bob", "carol"):
             world.arrives(name)
+        ids = {message["MessageDeduplicationId"] for message in world.sqs.sent}
         world.at_create = [BUSY] * 999
         assert world.serve() == []
         assert not world.answers
         assert world.sqs.deleted == ["receipt-0", "receipt-1", "receipt-2"]
+        assert not ids & {message["MessageDeduplicationId"] for message in world.sqs.sent}, "it would be dropped"
         assert world.sent_again() == [("Create-one-alice", 1, 0), ("Create-one-bob", 1, 0), ("Create-one-carol", 1, 0)]
         world.at_create = []
         world.serve()
         assert [answer["Status"] for answer in world.answers] == ["SUCCESS"] * 3
+
+    def test_going_back_clears_a_suspect(self, world: World) -> None:
+        """It was begun and ran out of time, so nothing died of it."""
+        world.arrives("alice")
+        world.at_create = [BUSY] * 999
+        world.serve(2)
+        assert world.sent_again() == [("Create-one-alice", 1, 0)]
 
     def test_out_of_cloudformations_time_it_is_answered(self, world: World) -> None:
         world.arrives("alice", ResourceProperties={"KeyId": "alice", "UsagePlanId": "free", "ServiceTimeout": "60"})
