@@ -23,7 +23,11 @@ logger = logging.getLogger(__name__)
 
 
 class _AnsweredError(Exception):
-    """Raised when another delivery of the request has answered it meanwhile."""
+    """Raised when another delivery of the request has answered it."""
+
+    def __init__(self, given: Answer) -> None:
+        super().__init__()
+        self.given = given
 
 
 class _LostError(Exception):
@@ -81,8 +85,8 @@ class Service:
                     return self._delete(request, state)
                 case Invalid():
                     raise FailedError(f"The properties are not usable: {'; '.join(request.faults)}")
-        except _AnsweredError:
-            return self._again(self._change([], _as_is, answered=True).record.answers[request.id])
+        except _AnsweredError as answered:
+            return self._again(answered.given)
         except FailedError as failed:
             if self._returns(failed):
                 raise
@@ -387,8 +391,9 @@ class Service:
             return self._ledger.change(holder, associations, rule, self._deadline.short())
 
         def checked(state: State) -> State:
-            if not answered and self._request.id in state.record.answers:
-                raise _AnsweredError
+            given = state.record.answers.get(self._request.id)
+            if given is not None and not answered:
+                raise _AnsweredError(given)
             return rule(state)
 
         self._seen = self._ledger.change(self._holder, associations, checked, self._deadline.short(), self._seen)
