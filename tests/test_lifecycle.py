@@ -179,7 +179,7 @@ class TestBefore:
         request = create(FREE)
         cleared = by(THIS, anew=request.id if by_whom == "this" else "other")
         earlier = by(THIS, before=True, taken=True, moved="u")
-        after = lifecycle.not_attached_anew(ledger(cleared), request, earlier).entry(FREE)
+        after = lifecycle.not_attached_anew(ledger(cleared), request, FREE, earlier).entry(FREE)
         assert after == (earlier if marked else cleared)
 
     def test_only_an_update_that_had_it_as_its_id_takes_it(self) -> None:
@@ -293,7 +293,7 @@ class TestLettingGo:
             pytest.param(by(THIS, before=True, taken=True), False, by(), id="taken, Take no longer said"),
             pytest.param(by(THIS, before=True, taken=True), True, by(THIS, before=True, taken=True, detaching=NOW), id="taken"),
             pytest.param(by(THIS, moved="u"), False, by(), id="moved away from: detached already"),
-            pytest.param(by(THIS, detaching=NOW - 5), False, by(THIS, detaching=NOW - 5), id="already being detached"),
+            pytest.param(by(THIS, detaching=NOW - 5), False, by(THIS, detaching=NOW), id="being detached: taken up again"),
             pytest.param(by(SIBLING), False, by(SIBLING), id="not held: nothing is touched"),
         ],
     )

@@ -36,14 +36,22 @@ class Sqs:
         self.sent: list[dict[str, Any]] = []
         self.deleted: list[str] = []
         self.fails: list[Exception] = []
+        self.refuses: list[str] = []
 
     def send_message(self, **message: Any) -> None:
         if self.fails:
             raise self.fails.pop(0)
         self.sent.append(message)
 
-    def delete_message(self, *, QueueUrl: str, ReceiptHandle: str) -> None:
-        self.deleted.append(ReceiptHandle)
+    def send_message_batch(self, *, QueueUrl: str, Entries: list[dict[str, Any]]) -> dict[str, Any]:
+        if self.fails:
+            raise self.fails.pop(0)
+        taken = [entry for entry in Entries if entry["Id"] not in self.refuses]
+        self.sent += taken
+        return {"Successful": [{"Id": entry["Id"]} for entry in taken], "Failed": [{"Id": id_} for id_ in self.refuses]}
+
+    def delete_message_batch(self, *, QueueUrl: str, Entries: list[dict[str, Any]]) -> None:
+        self.deleted += [entry["ReceiptHandle"] for entry in Entries]
 
 
 class Inline(Executor):
@@ -120,7 +128,7 @@ class World:
             {
                 "messageId": f"message-{number}",
                 "receiptHandle": f"receipt-{number}",
-                "attributes": {"ApproximateReceiveCount": str(count)},
+                "attributes": {"ApproximateReceiveCount": str(count), "MessageGroupId": message["MessageGroupId"]},
                 "body": message["MessageBody"],
             }
             for number, (message, count) in enumerate(zip(self.sqs.sent, counts, strict=True))
@@ -136,6 +144,11 @@ class World:
         """Which requests went back: RequestId, turn, and how often their serving was begun."""
         bodies = [json.loads(message["MessageBody"]) for message in self.sqs.sent]
         return [(body["event"]["RequestId"], body["turn"], body["received"]) for body in bodies]
+
+
+def received(record: dict[str, Any], count: int) -> dict[str, Any]:
+    """The same message, received once more."""
+    return {**record, "attributes": {**record["attributes"], "ApproximateReceiveCount": str(count)}}
 
 
 @pytest.fixture
@@ -201,7 +214,7 @@ class TestServing:
         world.unreachable = True
         assert world.serve() == ["message-0"]
         world.unreachable = False
-        world.function.by_queue([{**message[0], "attributes": {"ApproximateReceiveCount": "2"}}], world)
+        world.function.by_queue([received(message[0], 2)], world)
         assert world.answers[0]["Data"]["Outcome"] == "ATTACHED"
         assert world.api.calls["CreateUsagePlanKey"] == 1
 
@@ -235,7 +248,7 @@ class TestServing:
         assert "ServiceTimeout" in world.answers[0]["Reason"]
         assert not world.sqs.sent
 
-    def test_a_lane_waits_one_to_two_seconds_for_the_door(self, world: World) -> None:
+    def test_a_lane_waits_for_the_door(self, world: World) -> None:
         world.arrives("alice")
         world.at_create = [BUSY] * 3
         began = world.clock.now
@@ -244,6 +257,15 @@ class TestServing:
 
 
 class TestDying:
+    def test_a_batch_is_one_stacks(self, world: World) -> None:
+        """Whatever a function dies of takes no other stack with it: the others go back before anything is begun."""
+        world.arrives("alice")
+        world.arrives("bob", stack="two")
+        world.arrives("carol")
+        world.serve()
+        assert [answer["LogicalResourceId"] for answer in world.answers] == ["Alice", "Carol"]
+        assert world.sent_again() == [("Create-two-bob", 1, 0)]
+
     def test_what_a_function_died_with_is_served_alone(self, world: World) -> None:
         """The others go back: it is to take none with it, and their count is not raised by what they did not begin."""
         for name in ("alice", "bob", "carol"):
@@ -266,12 +288,32 @@ class TestDying:
         world.arrives("alice")
         assert world.serve(MOST_RECEIVES) == []
         assert world.answers[0]["Status"] == "FAILED"
-        assert f"died {MOST_RECEIVES - 1} times" in world.answers[0]["Reason"]
+        assert f"{MOST_RECEIVES - 1} invocations died" in world.answers[0]["Reason"]
         assert not world.api.calls
+
+    def test_the_last_time_it_is_answered_though_nothing_can_be_put_back(self, world: World) -> None:
+        """Whatever else fails: nothing ends in the dead-letter queue unanswered."""
+        world.arrives("alice")
+        world.arrives("bob", "Delete", PhysicalResourceId="bob:free")
+        records = world.records(1, MOST_RECEIVES)
+        world.sqs.fails = [ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "SendMessageBatch")]
+        with pytest.raises(ClientError):
+            world.function.by_queue(records, world)
+        assert world.answers[0]["Status"] == "FAILED"
+        assert "What stays attached: bob:free" in world.answers[0]["Reason"]
+
+    def test_what_could_not_be_put_back_is_not_deleted(self, world: World) -> None:
+        world.arrives("alice")
+        world.arrives("bob", stack="two")
+        world.arrives("carol", stack="three")
+        world.sqs.refuses = ["1"]
+        with pytest.raises(UnclearError):
+            world.serve()
+        assert world.sqs.deleted == ["receipt-1"]
 
     def test_the_last_time_an_answer_that_was_given_stands(self, world: World) -> None:
         world.arrives("alice")
         message = world.records()
         world.serve()
-        world.function.by_queue([{**message[0], "attributes": {"ApproximateReceiveCount": str(MOST_RECEIVES)}}], world)
+        world.function.by_queue([received(message[0], MOST_RECEIVES)], world)
         assert world.answers[0] == world.answers[1]

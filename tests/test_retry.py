@@ -14,10 +14,10 @@ from usage_plan_key.retry import (
     BEFORE_CALL,
     BEFORE_DELIVERY,
     BEFORE_SHORT_CALL,
+    CAPS,
     CONNECT_TIMEOUT,
-    FIRST_CAP,
+    CROWD_CAPS,
     LANE_PAUSE,
-    LAST_CAP,
     READ_TIMEOUT,
     SHORT_CONNECT_TIMEOUT,
     SHORT_READ_TIMEOUT,
@@ -84,7 +84,7 @@ class TestBackOff:
         caps = [0.5, 1, 2, 4, 8, 16, 20, 20]
         assert dice.rolled == [(0, cap) for cap in caps]
         assert clock.slept == caps
-        assert (FIRST_CAP, LAST_CAP) == (0.5, 20)
+        assert CAPS == (0.5, 20)
 
     @given(times=st.integers(1, 2000), seed=st.integers())
     def test_its_bounds(self, times: int, seed: int) -> None:
@@ -92,7 +92,7 @@ class TestBackOff:
         clock = Sleepless()
         persist(failing(times), "x", Deadline(99, clock, Random(seed)), again())
         assert len(clock.slept) == times
-        assert all(0 <= seconds <= LAST_CAP for seconds in clock.slept)
+        assert all(0 <= seconds <= CAPS[1] for seconds in clock.slept)
 
     @pytest.mark.parametrize(("at_least", "slept"), [(0.2, 0.5), (30, 30)], ids=["less than rolled", "more"])
     def test_retry_after_is_a_minimum(self, at_least: float, slept: float) -> None:
@@ -113,7 +113,8 @@ class TestBackOff:
         """Served where they arrived, all have to make room for each other."""
         clock, dice = Sleepless(), Dice()
         persist(failing(3), "x", Deadline(99, clock, dice), again(busy=True))
-        assert clock.slept == [0.5, 1, 2]
+        assert clock.slept == [5, 10, 20]
+        assert CROWD_CAPS == (5, 40)
 
     def test_retry_after_beyond_the_deadline(self) -> None:
         """It is not slept through for nothing."""
@@ -152,7 +153,7 @@ class TestDeadline:
         clock = Clock(0.0)
         with pytest.raises(OutOfTimeError, match="after 2 attempts in 0 s"):
             persist(failing(9), "x", Deadline(BEFORE_CALL + 1, clock, Dice()), again())
-        assert clock.now == FIRST_CAP
+        assert clock.now == CAPS[0]
 
     def test_the_short_one_is_the_same_deadline(self) -> None:
         """What writes down and delivers still fits in when API Gateway's time is over."""
@@ -198,8 +199,8 @@ class TestPersist:
         with pytest.raises(OutOfTimeError) as raised:
             persist(failing(999, clock, 10), "Could not do it", Deadline(100, clock, Random(1)), again(after=10))
         assert str(raised.value) == (
-            "Could not do it: gave up after 4 attempts in 70 s, for the time of CloudFormation (ServiceTimeout) or of the "
-            "function is nearly up. The last error: refusal 4. Deploy again when that is over"
+            "Could not do it: gave up after 5 attempts in 90 s, for the time of CloudFormation (ServiceTimeout) or of the "
+            "function is nearly up. The last error: refusal 5. Deploy again when that is over"
         )
 
     @pytest.mark.parametrize("unclear", [True, False], ids=["unclear", "clear"])

@@ -717,7 +717,7 @@ class TestMovingAgain:
 
     def test_later(self, cfn: CloudFormation) -> None:
         """What was seen longer ago is looked at again."""
-        cfn.clock.now += 11
+        cfn.clock.now += 61
         assert outcome(cfn.update("B", "bob:free", "bob:pro")) == "MOVED"
         assert cfn.calls()["GetUsagePlan"] == 1
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any
 
-from botocore.exceptions import ClientError, EndpointConnectionError
+from botocore.exceptions import ClientError, ReadTimeoutError
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -72,7 +72,7 @@ class ShakyApi:
             if strike == "dies after":
                 raise Death
             if strike == "reply lost":
-                raise EndpointConnectionError(endpoint_url="https://apigateway")
+                raise ReadTimeoutError(endpoint_url="https://apigateway")
             return reply
 
         return shaky

@@ -200,7 +200,7 @@ class Sender:
     """Delivers answers. One TLS context and one pool of connections serve all invocations: a context costs 20 ms of CPU."""
 
     def __init__(self) -> None:
-        self._pool = urllib3.PoolManager(ssl_context=ssl.create_default_context(), retries=False)
+        self._pool = urllib3.PoolManager(maxsize=10, ssl_context=ssl.create_default_context(), retries=False)
 
     def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:
         """PUT an answer to its ResponseURL.

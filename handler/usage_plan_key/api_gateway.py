@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    HTTPClientError,
+    ProxyConnectionError,
+)
 from botocore.exceptions import ConnectionError as NoConnectionError
 
 from .association import Association
@@ -25,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 #: Looks at a conflict that nothing explains. One that is passing is over by then: what it was has changed meanwhile.
 MOST_UNEXPLAINED: Final = 3
-#: Seconds for which a plan's stages are remembered: some batches. A move that is known to be one takes two calls, not six.
-REMEMBERED: Final = 10
+#: Seconds for which a plan's stages are remembered. A move that is known to be one takes two calls, not six.
+REMEMBERED: Final = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,8 @@ def transient(error: Exception) -> Again | None:
     at a time in a region and answers the others 409 with it, 400 in old reports
     (https://github.com/serverless/serverless/issues/12065).
     """
+    if isinstance(error, EndpointConnectionError | ConnectTimeoutError | ProxyConnectionError):
+        return Again()  # It never got there.
     if isinstance(error, HTTPClientError | NoConnectionError):
         return Again(unclear=True)
     if not isinstance(error, ClientError):
@@ -78,7 +87,7 @@ def transient(error: Exception) -> Again | None:
     if status >= 500:
         return Again(unclear=True)
     if status == 429:
-        return Again(after=_retry_after(error))
+        return Again(after=_retry_after(error), busy=True)
     return Again(busy=True) if "try again later" in _message(error).lower() else None
 
 

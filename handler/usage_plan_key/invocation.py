@@ -32,13 +32,16 @@ logger = logging.getLogger(__name__)
 about: ContextVar[Mapping[str, str | None]] = ContextVar("about")
 
 #: Under sam local somebody waits at a terminal, and an endpoint that cannot be reached is tried for seconds alone.
-LOCAL_TIME: Final = 30.0
+LOCAL_TIME: Final = 35.0
 #: Seconds at the end of a batch's invocation for what the background has yet to deliver, and for what goes back into the queue.
 CLOSING_TIME: Final = 10.0
+#: Seconds for which a batch's answer is tried to be delivered; what was not comes again.
+DELIVERY_TIME: Final = 20.0
 
 
-def _one_thread() -> Executor:
-    return ThreadPoolExecutor(1)
+def _threads() -> Executor:
+    """As many as a batch has messages: one that cannot be delivered is not to hold up the others."""
+    return ThreadPoolExecutor(10)
 
 
 class Context(Protocol):
@@ -73,7 +76,7 @@ class Invocation:
     url_suffix: str | None = None
     local: bool = False
     clock: Clock = time
-    background: Callable[[], Executor] = _one_thread
+    background: Callable[[], Executor] = _threads
 
     def by_cloudformation(self, event: Mapping[str, Any], context: Context) -> dict[str, Any] | None:
         """Take a request, and serve it where there is no queue. Gives back the answer under sam local alone.
@@ -112,20 +115,28 @@ class Invocation:
         """
         batch = messages(records)
         ends = self.clock.time() + context.get_remaining_time_in_millis() / 1000
-        suspect = max(batch, key=lambda message: message.receives)
-        if suspect.receives > 1:
-            # A function died with it in its batch. It is to take no others with it, so it is served alone.
-            self._put_back([message for message in batch if message is not suspect], ends)
-            batch = [suspect]
+        # A batch dies as one, so it is one stack's; and what a function died with is served alone.
+        first = max(batch, key=lambda message: message.receives)
+        chosen = [first] if first.receives > 1 else [message for message in batch if message.group == first.group]
+        others = [message for message in batch if message not in chosen]
+        last_time = first.receives >= MOST_RECEIVES
+        if not last_time:
+            self._put_back(others, ends)
         answers: dict[str, list[Future[None]]] = {}
         with self.background() as background:
-            for number, message in enumerate(batch):
+            for number, message in enumerate(chosen):
                 sent = answers.setdefault(message.id, [])
                 if not self._turn(message, ends, context, background, sent):
                     self._put_back([message], ends, begun=True)
-                    self._put_back(batch[number + 1 :], ends)
+                    self._put_back(chosen[number + 1 :], ends)
                     break
-        undelivered = [id_ for id_, sent in answers.items() if any(future.exception() for future in sent)]
+        if last_time:
+            self._put_back(others, ends)
+        undelivered = []
+        for id_, sent in answers.items():
+            for error in filter(None, (future.exception() for future in sent)):
+                logger.error("Not delivered, so it comes again: %s", error)
+                undelivered.append(id_)
         return {"batchItemFailures": [{"itemIdentifier": id_} for id_ in undelivered]}
 
     def _turn(self, message: Message, ends: float, context: Context, background: Executor, sent: list[Future[None]]) -> bool:
@@ -138,10 +149,14 @@ class Invocation:
         service = self._service(request, Deadline(min(here, there), self.clock, lane=True), resumable=here < there)
         serve = service.serve
         if message.receives >= MOST_RECEIVES:
-            serve = partial(_fail, service, f"The function died {message.receives - 1} times at this request. Look into its log")
+            tries = message.receives - 1
+            serve = partial(
+                _fail, service, f"{tries} invocations died at this request, or were throttled. See the function's log"
+            )
 
         def deliver(body: bytes) -> None:
-            sent.append(background.submit(copy_context().run, self.sender.deliver, request, end, body))
+            deadline = Deadline(min(DELIVERY_TIME, ends - self.clock.time()), self.clock)
+            sent.append(background.submit(copy_context().run, self.sender.deliver, request, deadline, body))
 
         try:
             self._answer(request, message.event, context, serve, deliver, end)
@@ -151,9 +166,8 @@ class Invocation:
         return True
 
     def _put_back(self, batch: Sequence[Message], ends: float, *, begun: bool = False) -> None:
-        for message in batch:
-            if self.queue:
-                self.queue.put_back(message, Deadline(ends - self.clock.time(), self.clock), begun=begun)
+        if self.queue:
+            self.queue.put_back(batch, Deadline(ends - self.clock.time(), self.clock), begun=begun)
 
     def _service(self, request: Request, deadline: Deadline, *, resumable: bool = False) -> Service:
         ledger = self.table or EventsWord(request.holder, request.physical_id, request.id)

@@ -334,13 +334,13 @@ def attaching_anew(state: State, request: Wish, association: Association) -> Sta
     return state.with_entry(association, entry)
 
 
-def not_attached_anew(state: State, request: Wish, earlier: Entry) -> State:
+def not_attached_anew(state: State, request: Wish, association: Association, earlier: Entry) -> State:
     """It was not this request that has attached it again: put back the marks, unless another one is at it since."""
-    entry = state.entry(request.wanted)
+    entry = state.entry(association)
     if entry.anew != request.id:
         return state
     marks = replace(entry, before=earlier.before, taken=earlier.taken, moved=earlier.moved, anew=earlier.anew)
-    return state.with_entry(request.wanted, marks)
+    return state.with_entry(association, marks)
 
 
 def take_back(state: State, request: Wish) -> State:
@@ -377,12 +377,20 @@ def move_away(state: State, request: Wish, association: Association, now: int) -
 def releases(record: Record, request: Delete) -> list[Association]:
     """Name what a Delete releases."""
     named = Association.parse(request.physical_id)
+    # What a failed Update may have attached, and no rollback has come for.
+    failed = [held for held, hold in record.holds.items() if not hold.named and _has_failed(record, hold)]
     if named is not None:
-        return [named] if named in record.holds and named not in (record.spared, record.wants) else []
-    if request.physical_id in record.foreign:
-        return []  # A former provider's: it was not attached by us.
-    # CloudFormation invents an id when a Create was cancelled or never answered: what that Create took goes.
-    return [association for association, hold in record.holds.items() if not hold.named]
+        released = [named] if named in record.holds and named != record.spared else []
+    elif request.physical_id in record.foreign:
+        released = []  # A former provider's: it was not attached by us.
+    else:
+        # CloudFormation invents an id when a Create was cancelled or never answered: what that Create took goes.
+        released = [held for held, hold in record.holds.items() if not hold.named]
+    return [held for held in dict.fromkeys(released + failed) if held != record.wants]
+
+
+def _has_failed(record: Record, hold: Hold) -> bool:
+    return hold.request in record.answers and not record.answers[hold.request].success
 
 
 def leftovers(record: Record, request: Wish) -> list[Association]:
@@ -395,11 +403,19 @@ def leftovers(record: Record, request: Wish) -> list[Association]:
 def release(state: State, holder: Holder, association: Association, *, take: bool, now: int) -> State:
     """Let go of an association, or mark it `detaching` where it is to be detached first."""
     entry = state.entry(association)
-    if association not in state.record.holds or state.record.wants == association or entry.detaching is not None:
+    if association not in state.record.holds or state.record.wants == association:
         return state
+    if entry.detaching is not None:
+        return renewed(state, association, now)
     if entry.others(holder) or entry.moved or not entry.owned(take=take):
         return state.let_go(holder, association)
     return state.with_entry(association, replace(entry, detaching=now))
+
+
+def renewed(state: State, association: Association, now: int) -> State:
+    """Take up a detaching that a death has left: whoever waits for it waits anew."""
+    entry = state.entry(association)
+    return state if entry.detaching is None else state.with_entry(association, replace(entry, detaching=now))
 
 
 def detached(state: State, holder: Holder, association: Association) -> State:
@@ -429,12 +445,14 @@ def answered(record: Record, request: Request, answer: Answer) -> Record:
         ((id_, given) for id_, given in record.answers.items() if given.at > answer.at - REMEMBERED),
         key=lambda pair: pair[1].at,
     )[1 - MOST_ANSWERS :]
-    spared = record.spared
+    spared, wants = record.spared, record.wants
+    if not answer.success and record.newest == request.id and not isinstance(request, Delete):
+        wants = Association.parse(request.physical_id) if request.physical_id else None  # What it had stays.
     if isinstance(request, Create | Invalid) and request.physical_id is None and not answer.success:
         # CloudFormation follows a failed Create with a Delete of its id. That must not undo what was retained.
         hold = record.holds.get(request.wanted) if request.wanted else None
         spared = request.wanted if hold is not None and hold.request != request.id else None
-    return replace(record, answers={**dict(kept), request.id: answer}, spared=spared)
+    return replace(record, answers={**dict(kept), request.id: answer}, spared=spared, wants=wants)
 
 
 def attaching(association: Association) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
 
 #: How often a message is received at most; template.yaml has the same number. The last time it is answered FAILED.
-MOST_RECEIVES: Final = 4
+MOST_RECEIVES: Final = 5
 
 
 class UnclearError(Exception):
@@ -36,6 +36,7 @@ class Message:
 
     Attributes:
         id: SQS's, by which a failed one is reported.
+        group: Its message group: its stack.
         receipt: What deletes it.
         event: CloudFormation's; its ResponseURL is a secret.
         arrived: When CloudFormation's invocation arrived, in epoch seconds.
@@ -45,6 +46,7 @@ class Message:
     """
 
     id: str
+    group: str
     receipt: str = field(repr=False)
     event: Mapping[str, Any] = field(repr=False)
     arrived: float
@@ -57,6 +59,7 @@ def messages(records: Iterable[Mapping[str, Any]]) -> list[Message]:
     return [
         Message(
             id=record["messageId"],
+            group=record["attributes"]["MessageGroupId"],
             receipt=record["receiptHandle"],
             event=body["event"],
             arrived=body["arrived"],
@@ -76,7 +79,7 @@ class Queue:
         self._client = client
         self._url = url
 
-    def put(self, event: Mapping[str, Any], arrived: float, deadline: Deadline, *, turn: int = 0, received: int = 0) -> None:
+    def put(self, event: Mapping[str, Any], arrived: float, deadline: Deadline) -> None:
         """Queue a request. Delivered again within five minutes, it is taken for the same by its RequestId.
 
         Raises:
@@ -84,13 +87,7 @@ class Queue:
             UnclearError: Nobody knows whether it was taken.
         """
         what = "Could not queue the request"
-        call = partial(
-            self._client.send_message,
-            QueueUrl=self._url,
-            MessageBody=json.dumps({"event": event, "arrived": arrived, "turn": turn, "received": received}),
-            MessageGroupId=_digest(event["StackId"]),
-            MessageDeduplicationId=_digest(f"{event['RequestId']} {turn}"),
-        )
+        call = partial(self._client.send_message, QueueUrl=self._url, **_message(event, arrived))
         try:
             persist(call, what, deadline.short(), _again)
         except OutOfTimeError as error:
@@ -100,12 +97,39 @@ class Queue:
         except (ClientError, BotoCoreError) as error:
             raise FailedError(f"{what}: {error}. Check that the queue is there and that the role may use it") from error
 
-    def put_back(self, message: Message, deadline: Deadline, *, begun: bool) -> None:
-        """Queue a message again, behind the others of its stack. One that was begun ran out of time: nothing died of it."""
-        received = 0 if begun else message.receives - 1
-        self.put(message.event, message.arrived, deadline, turn=message.turn + 1, received=received)
-        call = partial(self._client.delete_message, QueueUrl=self._url, ReceiptHandle=message.receipt)
-        persist(call, "Could not delete a message", deadline.short(), _again)
+    def put_back(self, batch: Sequence[Message], deadline: Deadline, *, begun: bool = False) -> None:
+        """Queue messages again, behind the others of their stacks. What was `begun` ran out of time: nothing died of it.
+
+        Raises:
+            Exception: It could not be done. What was not deleted comes again by itself.
+        """
+        if not batch:
+            return
+        entries = [
+            {
+                "Id": str(number),
+                **_message(message.event, message.arrived, message.turn + 1, 0 if begun else message.receives - 1),
+            }
+            for number, message in enumerate(batch)
+        ]
+        what = "Could not put requests back into the queue"
+        send = partial(self._client.send_message_batch, QueueUrl=self._url, Entries=entries)  # type: ignore[arg-type]  # plain
+        sent = persist(send, what, deadline.short(), _again)
+        taken = {entry["Id"] for entry in sent.get("Successful", [])}
+        receipts = [{"Id": id_, "ReceiptHandle": batch[int(id_)].receipt} for id_ in sorted(taken)]
+        if receipts:
+            delete = partial(self._client.delete_message_batch, QueueUrl=self._url, Entries=receipts)  # type: ignore[arg-type]  # plain
+            persist(delete, what, deadline.short(), _again)
+        if len(taken) < len(batch):
+            raise UnclearError(f"{what}: {sent.get('Failed')}")
+
+
+def _message(event: Mapping[str, Any], arrived: float, turn: int = 0, received: int = 0) -> dict[str, Any]:
+    return {
+        "MessageBody": json.dumps({"event": event, "arrived": arrived, "turn": turn, "received": received}),
+        "MessageGroupId": _digest(event["StackId"]),
+        "MessageDeduplicationId": _digest(f"{event['RequestId']} {turn}"),
+    }
 
 
 def _digest(text: str) -> str:

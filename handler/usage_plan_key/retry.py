@@ -13,7 +13,7 @@ from .lifecycle import FailedError
 
 #: Seconds that one call to AWS may take: to connect, and then to be answered.
 CONNECT_TIMEOUT: Final = 2.0
-READ_TIMEOUT: Final = 8.0
+READ_TIMEOUT: Final = 5.0
 #: Seconds that one attempt to write to the ledger or to deliver the answer may take: both answer in milliseconds.
 SHORT_CONNECT_TIMEOUT: Final = 1.0
 SHORT_READ_TIMEOUT: Final = 2.0
@@ -25,10 +25,11 @@ BEFORE_DELIVERY: Final = SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT
 BEFORE_SHORT_CALL: Final = SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT + BEFORE_DELIVERY
 #: The back-off: full jitter below a cap that doubles from the first to the second figure, in seconds.
 #: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
-FIRST_CAP: Final = 0.5
-LAST_CAP: Final = 20.0
-#: The pause of a lane that finds the door to API Gateway taken, in seconds: whoever has it keeps it for a batch, and the other
-#: lane is a patient spare.
+CAPS: Final = (0.5, 20.0)
+#: The same where API Gateway is busy, and a crowd may be at its door (no queue). `make benchmark` shows what other caps come to.
+CROWD_CAPS: Final = (5.0, 40.0)
+#: The pause of a lane that finds API Gateway busy, in seconds: whoever has its door keeps it for a batch, and the other lane is a
+#: patient spare.
 LANE_PAUSE: Final = (1.0, 2.0)
 
 T = TypeVar("T")
@@ -54,7 +55,7 @@ class Again:
 
     Attributes:
         after: Seconds that the server asked to wait, its `Retry-After`.
-        busy: Another call has the door to API Gateway, which lets in one at a time.
+        busy: API Gateway is busy with others: it lets in one call at a time, and ten a second.
     """
 
     after: float = 0.0
@@ -90,6 +91,10 @@ class Deadline:
         self.reserve = BEFORE_CALL
         self.given_up: Callable[[], None] = lambda: None
 
+    def moving(self) -> Deadline:
+        """The same deadline, for calls that something is detached for: afterwards there has to be time to undo that."""
+        return self._with_reserve(CONNECT_TIMEOUT + READ_TIMEOUT + BEFORE_CALL)
+
     def short(self) -> Deadline:
         """The same deadline, for calls to all others than API Gateway: some fit in when its time is over."""
         return self._with_reserve(BEFORE_SHORT_CALL)
@@ -115,8 +120,9 @@ class Deadline:
         Raises:
             OutOfTimeError: Another call would not be over in time.
         """
-        cap = min(LAST_CAP, FIRST_CAP * 2 ** min(attempt - 1, 10))
-        seconds = self._dice.uniform(*LANE_PAUSE) if self._lane and again.busy else max(again.after, self._dice.uniform(0, cap))
+        first, last_cap = CROWD_CAPS if again.busy else CAPS
+        bounds = LANE_PAUSE if self._lane and again.busy else (0.0, min(last_cap, first * 2 ** min(attempt - 1, 10)))
+        seconds = max(again.after, self._dice.uniform(*bounds))
         self.allow(what, attempt, last, seconds)
         self.clock.sleep(seconds)
         self.given_up()

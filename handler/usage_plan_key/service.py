@@ -7,9 +7,10 @@ write the answer down, then send it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Final
 
 from . import lifecycle
 from .api_gateway import ApiGateway, Attached, Found, Key, Rival
@@ -17,9 +18,14 @@ from .association import Association, Holder
 from .ledger import Ledger, Rule
 from .lifecycle import Answer, Entry, FailedError, Outcome, Record, Standing, State
 from .request import Create, Delete, Invalid, Request, Update, Wish
-from .retry import Again, Deadline, OutOfTimeError
+from .retry import CONNECT_TIMEOUT, READ_TIMEOUT, Again, Deadline, OutOfTimeError
 
 logger = logging.getLogger(__name__)
+
+#: What the Reason of every Delete that fails says.
+STAYS: Final = "What stays attached"
+#: Characters of a Reason that are written down: no answer takes more.
+MOST_REASON: Final = 4096
 
 
 class _AnsweredError(Exception):
@@ -28,6 +34,10 @@ class _AnsweredError(Exception):
     def __init__(self, given: Answer) -> None:
         super().__init__()
         self.given = given
+
+
+class _UnmarkedError(Exception):
+    """Raised when somebody else has finished a detaching meanwhile."""
 
 
 class _LostError(Exception):
@@ -97,7 +107,9 @@ class Service:
 
     def fail(self, reason: str) -> Answer:
         """Write down a FAILED answer; if another has been given meanwhile, that one stands."""
-        answer = Answer(success=False, id=self._request.answer_id, reason=reason, at=self._now())
+        if isinstance(self._request, Delete) and STAYS not in reason:
+            reason = f"{reason}. {STAYS}: {self._request.physical_id}, if it was"
+        answer = Answer(success=False, id=self._request.answer_id, reason=reason[:MOST_REASON], at=self._now())
         try:
             return self._answer(answer)
         except FailedError as failed:
@@ -158,7 +170,7 @@ class Service:
                 return seen
             (marker,) = seen.holders  # The mark is set by the last holder, and keeps others from joining.
             if marker == self._holder or seen.detaching <= self._now() - lifecycle.STALE_MARK:
-                self._detach(marker, request.wanted)
+                self._finish(marker, request.wanted, seen.detaching)
                 continue
             attempt += 1
             what = lifecycle.attaching(request.wanted)
@@ -169,21 +181,23 @@ class Service:
 
         Gives back the key, the outcome, and whether it was this request that has attached it.
         """
-        cleared = self._attach_anew(request) if stands is not Standing.NOBODY else None
+        cleared = self._attach_anew(request, request.wanted) if stands is not Standing.NOBODY else None
         result = lifecycle.outcome(request, stands, earlier, present=False)
         attempt = 0
         try:
             if self._is_known_move(request):
                 result = Outcome.MOVED
             while True:
-                match self._api.attach(request.wanted, self._watched):
+                # Once something is detached for it, there has to be time to undo that.
+                deadline = self._watched.moving() if result is Outcome.MOVED else self._watched
+                match self._api.attach(request.wanted, deadline):
                     case Attached(key):
                         return key, result, True
                     case Found(key):
                         # Where it was held and not there when we looked, somebody has just put it back.
                         if cleared is None:
                             return key, self._found(request), False
-                        self._not_attached_anew(request, cleared)
+                        self._not_attached_anew(request, request.wanted, cleared)
                         return key, self._present(request, stands, earlier), False
                     case rivals:
                         if self._move_away(request, rivals):
@@ -191,28 +205,28 @@ class Service:
                         else:  # DeleteUsagePlanKey answers 202: what it was asked to detach goes a moment later.
                             attempt += 1
                             what = lifecycle.attaching(request.wanted)
-                            self._watched.pause(attempt, what, f"still kept from it by {rivals[0]}")
+                            deadline.pause(attempt, what, f"still kept from it by {rivals[0]}")
         except FailedError as failed:
             if failed.clear and cleared is not None:
-                self._not_attached_anew(request, cleared)
-            if not failed.clear or self._returns(failed):
-                raise
-            raise self._moved_back(request, failed) from failed
+                self._not_attached_anew(request, request.wanted, cleared)
+            if failed.clear:
+                self._move_back(request, failed)
+            raise
 
-    def _attach_anew(self, request: Wish) -> Entry:
+    def _attach_anew(self, request: Wish, association: Association) -> Entry:
         """Write down that what is held is attached again; gives back the page as it stood before."""
         cleared = Entry()
 
         def rule(state: State) -> State:
             nonlocal cleared
-            cleared = state.entry(request.wanted)
-            return lifecycle.attaching_anew(state, request, request.wanted)
+            cleared = state.entry(association)
+            return lifecycle.attaching_anew(state, request, association)
 
-        self._change([request.wanted], rule)
+        self._change([association], rule)
         return cleared
 
-    def _not_attached_anew(self, request: Wish, cleared: Entry) -> None:
-        self._change([request.wanted], lambda state: lifecycle.not_attached_anew(state, request, cleared))
+    def _not_attached_anew(self, request: Wish, association: Association, cleared: Entry) -> None:
+        self._change([association], lambda state: lifecycle.not_attached_anew(state, request, association, cleared))
 
     def _present(self, request: Wish, stands: Standing, earlier: Entry) -> Outcome:
         """It was seen in the plan, and others or this resource held it before."""
@@ -231,7 +245,7 @@ class Service:
         """Move away at once from what the id names, where it was lately seen to keep the key from what is wanted."""
         held = Association.parse(request.physical_id) if request.physical_id else None
         rival = self._api.known_rival(held, request.wanted, self._deadline) if held else None
-        if rival is None or not lifecycle.may_move(self._change([rival.association], _as_is), request, rival.association):
+        if rival is None or not lifecycle.may_move(self._look_up([rival.association]), request, rival.association):
             return False
         return self._move_away(request, [rival])
 
@@ -241,8 +255,7 @@ class Service:
         Raises:
             FailedError: One of them is not for this resource to detach; then none is.
         """
-        associations = [rival.association for rival in rivals]
-        state = self._change(associations, lambda state: state)
+        state = self._look_up([rival.association for rival in rivals])
         waiting = [rival for rival in rivals if state.entry(rival.association).moved == request.id]
         rest = [rival for rival in rivals if rival not in waiting]
         for rival in rest:
@@ -254,6 +267,7 @@ class Service:
                     f"{lifecycle.attaching(request.wanted)}: the key is in {rival} already, and API Gateway takes a key "
                     f"once for each stage. That association is held by {by}{before}, so it was left alone. Remove it there first"
                 )
+        self._watched.moving().allow(lifecycle.attaching(request.wanted), ahead=CONNECT_TIMEOUT + READ_TIMEOUT)
         for rival in rest:
             association = rival.association
             mark = partial(lifecycle.move_away, request=request, association=association, now=self._now())
@@ -262,20 +276,27 @@ class Service:
                 self._detach(self._holder, association)
         return bool(rest)
 
-    def _moved_back(self, request: Wish, failed: FailedError) -> FailedError:
-        """Attaching was refused for good: attach again what was detached for it."""
-        held = self._change([], lambda state: state).record.holds
-        moved = self._change(held, lambda state: state).entries
+    def _move_back(self, request: Wish, failed: FailedError) -> None:
+        """Attaching has come to nothing: attach again what was detached for it.
+
+        Raises:
+            FailedError: That was not to be either.
+        """
+        held = self._change([], _as_is).record.holds
+        moved = self._change(held, _as_is).entries
         for association in [held for held, entry in moved.items() if entry.moved == request.id]:
+            cleared = self._attach_anew(request, association)
             try:
-                self._change([association], partial(lifecycle.attaching_anew, request=request, association=association))
                 rivals = self._api.attach(association, self._deadline)
                 if isinstance(rivals, list):
                     raise FailedError(f"it is kept from it by {rivals[0]}")
             except FailedError as again:
+                if again.clear:
+                    self._not_attached_anew(request, association, cleared)
                 logger.error("Not attached again: %s", association.id)  # noqa: TRY400  # no traceback: the Reason says it all
-                failed = FailedError(f"{failed}. And what was detached for it could not be attached again: {again}")
-        return failed
+                if self._returns(failed):
+                    continue
+                raise FailedError(f"{failed}. And what was detached for it could not be attached again: {again}") from again
 
     # --- Delete ---
 
@@ -296,7 +317,7 @@ class Service:
                 left = ", ".join(
                     f"API key {rest.key_id} in usage plan {rest.plan_id}" for rest in released[released.index(association) :]
                 )
-                reason = f"{failed}. What stays attached: {left}"
+                reason = f"{failed}. {STAYS}: {left}"
                 logger.error(reason)  # noqa: TRY400  # CloudFormation skips a failing clean-up in silence; this does not
                 raise FailedError(reason) from failed
         return Served(self._seen_answer() or self._answer(answer))
@@ -308,8 +329,12 @@ class Service:
             after = lifecycle.release(state, self._holder, association, take=take, now=self._now())
             return after if self._marked(after, association) else then(after)
 
-        if self._marked(self._change([association], rule), association):
-            self._detach(self._holder, association, then)
+        state = self._change([association], rule)
+        if self._marked(state, association):
+            moved = state.entry(association).moved is not None
+            self._detach(self._holder, association, _as_is if moved else then)
+            if moved:  # It was for a move that it was marked: that took off the mark alone.
+                self._release(association, take=take, then=then)
 
     def _marked(self, state: State, association: Association) -> bool:
         entry = state.entry(association)
@@ -317,8 +342,18 @@ class Service:
 
     def _detach(self, marker: Holder, association: Association, then: Rule = _as_is) -> None:
         """Detach what `marker` has marked, then let go of it for it."""
+
+        def check() -> None:
+            # While this one paused, somebody else may have finished it, and another one may have attached the key since.
+            entry = self._ledger.change(marker, [association], _as_is, self._deadline.short()).entry(association)
+            if entry.detaching is None or marker not in entry.holders:
+                raise _UnmarkedError
+
         try:
-            self._api.detach(association, self._deadline)
+            self._api.detach(association, self._deadline.watched(check))
+        except _UnmarkedError:
+            self._seen = None
+            return
         except FailedError as failed:
             if failed.clear:
                 self._change([association], lambda state: lifecycle.still_attached(state, association), marker)
@@ -328,10 +363,23 @@ class Service:
     def _finish_marks(self, state: State, but: Iterable[Association]) -> None:
         """Finish the detachings that a death of an earlier request of this resource has left."""
         others = [held for held in state.record.holds if held not in but]
-        entries = self._change(others, lambda state: state).entries if others else {}
+        entries = self._look_up(others).entries if others else {}
         for association in others:
-            if entries[association].detaching is not None:
-                self._detach(self._holder, association)
+            if (since := entries[association].detaching) is not None:
+                self._finish(self._holder, association, since)
+
+    def _finish(self, marker: Holder, association: Association, since: int) -> None:
+        """Finish a detaching that was begun `since`, if nobody else has taken it up by now."""
+        taken_up = False
+
+        def rule(state: State) -> State:
+            nonlocal taken_up
+            taken_up = state.entry(association).detaching == since and marker in state.entry(association).holders
+            return lifecycle.renewed(state, association, self._now()) if taken_up else state
+
+        self._change([association], rule, marker)
+        if taken_up:
+            self._detach(marker, association)
 
     def _detach_lost(self, association: Association) -> None:
         """Detach what was attached just after it had been let go of, unless others hold it by now."""
@@ -371,9 +419,17 @@ class Service:
             return Served(given)
         try:
             key = self._api.look(self._request.wanted, self._deadline)
-        except FailedError:
+        except FailedError as failed:
+            if self._returns(failed):
+                raise
             return Served(given)
         return Served(given, key.value if key else None)
+
+    def _look_up(self, associations: Sequence[Association]) -> State:
+        """Give back what was seen last, or read: for what a write will rest on, whose conditions tell whether it still stands."""
+        seen = self._seen
+        covered = seen is not None and seen.entries.keys() >= set(associations)
+        return seen if seen is not None and covered else self._change(associations, _as_is)
 
     def _check_superseded(self) -> None:
         def rule(state: State) -> State:

@@ -232,7 +232,7 @@ class Aws:
 def _batch(event: dict[str, Any]) -> dict[str, Any]:
     """Make what the queue invokes the function with."""
     body = json.dumps({"event": event, "arrived": time.time(), "turn": 0, "received": 0})
-    attributes = {"ApproximateReceiveCount": "1"}
+    attributes = {"ApproximateReceiveCount": "1", "MessageGroupId": "1"}
     return {"Records": [{"messageId": "1", "receiptHandle": "1", "attributes": attributes, "body": body}]}
 
 
