@@ -1,4 +1,4 @@
-# make demo, test, lint, build, clean. Needed: make, PyPI, and python3, 3.11 or newer, with venv.
+# make demo, test, benchmark, honest, lint, build, clean. Needed: make, PyPI, and python3, 3.11 or newer, with venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,13 +8,19 @@ READY := .venv/ready
 export PIP_USER := 0
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: demo test lint build clean
+.PHONY: demo test benchmark honest lint build clean
 
 demo: $(READY) ## the whole thing on an embedded AWS, step by step
 	@$(BIN)/python -m examples.demo
 
 test: $(READY) ## ARGS="-k name" hands arguments to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+benchmark: $(READY) ## everything at once, in virtual time: the table, and benchmarks/waves.svg; about a minute
+	@PYTHONPATH=.:handler $(BIN)/python -m benchmarks $(ARGS)
+
+honest: $(READY) ## the same in real time, in a hundred processes
+	@PYTHONPATH=.:handler $(BIN)/python -m benchmarks.honest $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check
@@ -28,7 +34,7 @@ build: $(READY) ## what AWS gets, without sam: build/
 
 clean:
 	rm -rf .venv build .aws-sam .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find handler tests examples -name __pycache__ -prune -exec rm -rf {} +
+	find handler tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): tests/requirements.txt handler/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
