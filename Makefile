@@ -8,7 +8,7 @@ READY := .venv/ready
 export PIP_USER := 0
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: demo test benchmark honest lint build clean
+.PHONY: demo test benchmark honest sam-local lint build clean
 
 demo: $(READY) ## the whole thing on an embedded AWS, step by step
 	@$(BIN)/python -m examples.demo
@@ -21,6 +21,9 @@ benchmark: $(READY) ## everything at once, in virtual time: the table, and bench
 
 honest: $(READY) ## the same in real time, in a hundred processes
 	@PYTHONPATH=.:handler $(BIN)/python -m benchmarks.honest $(ARGS)
+
+sam-local: $(READY) ## SAM itself, with Docker: validate, build, and invoke every event; see tests/sam_local.py
+	@PYTHONPATH=.:handler $(BIN)/python -m tests.sam_local $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check
@@ -36,7 +39,7 @@ clean:
 	rm -rf .venv build .aws-sam .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find handler tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
-$(READY): tests/requirements.txt handler/requirements.txt
+$(READY): tests/requirements.txt tests/runtime.txt handler/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	    echo "Python 3.11 or newer is needed, here as python3 or as make PYTHON=/path/to/it. Found: $$($(PYTHON) --version 2>&1)" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
@@ -46,4 +49,9 @@ $(READY): tests/requirements.txt handler/requirements.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
 	@# The tests build the artifact, and without a network.
 	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --dest .venv/wheels --requirement handler/requirements.txt
+	@# Lambda's own runtime interface, and the emulator of it that is in SAM's wheel: of the rest of SAM nothing is needed.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/runtime --requirement tests/runtime.txt
+	@test ! -d .venv/runtime/samcli || \
+	    mv .venv/runtime/samcli/local/rapid/aws-lambda-rie-$$(uname -m | sed s/aarch64/arm64/) .venv/runtime/aws-lambda-rie
+	@rm -rf .venv/runtime/samcli .venv/runtime/aws_sam_cli-* .venv/runtime/bin
 	@touch $@

@@ -1,0 +1,120 @@
+"""What a person does with sam, by one command: validate, build, and invoke every file in events/, checking each printed answer.
+
+Needed: Linux, Docker, Python 3.13 on PATH, and aws-sam-cli in an environment of its own, as it pins what others pin otherwise:
+
+    python3 -m venv /tmp/sam && /tmp/sam/bin/pip install aws-sam-cli
+    make sam-local ARGS="--sam /tmp/sam/bin/sam"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from .aws.fake import ApiGateway, Key, Plan
+from .runtime import ROOT, Api
+from .test_events import EVENTS, FREE, IN_FREE, KEY, PRO, SITUATIONS, VALUE, whole
+
+FUNCTION = "UsagePlanKeyFunction"
+#: One after the other on one API: attached, verified, detached.
+LIFE = ("create", "update-verify", "delete")
+#: What needs no API at all.
+ALONE = ("create-bad-property", "delete-after-failed-create")
+
+
+class Sam:
+    """The command, in this repository."""
+
+    def __init__(self, command: str, options: list[str]) -> None:
+        self._command = command
+        self._options = options
+        aws = {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "testing"}
+        self._environment = {**os.environ, **aws, "AWS_SECRET_ACCESS_KEY": "testing", "SAM_CLI_TELEMETRY": "0"}
+
+    def __call__(self, *arguments: str) -> str:
+        """Run a subcommand; gives back what it printed on standard output."""
+        began = time.monotonic()
+        done = subprocess.run(
+            [self._command, *arguments], cwd=ROOT, env=self._environment, check=False, capture_output=True, text=True
+        )
+        if done.returncode:
+            sys.exit(f"sam {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
+        print(f"{time.monotonic() - began:5.1f} s  sam {' '.join(arguments)}", flush=True)
+        return done.stdout
+
+    def invoke(self, name: str, variables: Path | None = None) -> dict[str, Any]:
+        """Invoke the function with a file, under samconfig.toml's variables or others; its answer is the last line."""
+        more = ["--env-vars", str(variables)] if variables else []
+        printed = self("local", "invoke", "--event", f"events/{name}.json", *more, *self._options)
+        return json.loads(printed.strip().splitlines()[-1])  # type: ignore[no-any-return]  # an answer is an object
+
+
+def main() -> None:
+    """Do it all; ends with an error at the first answer that is not the expected one."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sam", default=shutil.which("sam"), help="the command")
+    parser.add_argument("--skip-pull-image", action="store_true", help="the base image is here already")
+    options = parser.parse_args()
+    if not options.sam:
+        sys.exit("There is no sam on PATH, and none was named (--sam)")
+    sam = Sam(options.sam, ["--skip-pull-image"] if options.skip_pull_image else [])
+    sam("validate", "--lint")
+    sam("build")
+    for name in ALONE:
+        _check(name, sam.invoke(name))
+    gateway = ApiGateway()
+    gateway.plans = {FREE: Plan("Free", (("api1", "prod"),)), PRO: Plan("Pro", (("api1", "prod"),))}
+    gateway.keys = {KEY: Key("alice", VALUE)}
+    # A container reaches this machine's servers at the bridge's address: not at the loopback's, and no other machine does.
+    with tempfile.TemporaryDirectory() as folder, Api(gateway, _bridge()) as api:
+        variables = Path(folder, "env.json")
+        given = json.loads((ROOT / "env.json").read_text())
+        given[FUNCTION]["AWS_ENDPOINT_URL_API_GATEWAY"] = api.url
+        variables.write_text(json.dumps(given))
+        for name in LIFE:
+            _check(name, sam.invoke(name, variables))
+            _check_attached(name, gateway)
+        for name in EVENTS.keys() - {*LIFE, *ALONE}:
+            before, attached, _, _ = SITUATIONS[name]
+            gateway.attached = attached | ({IN_FREE} if before else set())
+            _check(name, sam.invoke(name, variables))
+            _check_attached(name, gateway)
+    print(f"All {len(EVENTS)} files were answered as they should be")
+
+
+def _bridge() -> str:
+    """Ask Docker for the address that containers have for this machine."""
+    form = "{{(index .IPAM.Config 0).Gateway}}"
+    done = subprocess.run(
+        ["docker", "network", "inspect", "bridge", "--format", form], check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(f"Docker is needed, and it does not answer: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+def _check(name: str, answer: dict[str, Any]) -> None:
+    expected = whole(name)
+    for reasoned in (expected, answer):  # A container's log stream has a name of its own.
+        if "Reason" in reasoned:
+            reasoned["Reason"] = reasoned["Reason"].rpartition(" (log stream: ")[0]
+    if answer != expected:
+        sys.exit(f"{name} was answered {json.dumps(answer, indent=2)}\ninstead of {json.dumps(expected, indent=2)}")
+    print(f"         {answer['Status']} {answer.get('Data', {}).get('Outcome', '')}", flush=True)
+
+
+def _check_attached(name: str, gateway: ApiGateway) -> None:
+    if gateway.attached != SITUATIONS[name][3]:
+        sys.exit(f"After {name}, attached is {gateway.attached}")
+
+
+if __name__ == "__main__":
+    main()
