@@ -21,7 +21,7 @@ from usage_plan_key.association import Association, Holder
 from usage_plan_key.ledger import EventsWord
 from usage_plan_key.lifecycle import STALE_MARK, Answer, Entry, FailedError, State
 from usage_plan_key.request import Create, Delete, Invalid, OnExisting, Request, Update
-from usage_plan_key.retry import Deadline, OutOfTimeError
+from usage_plan_key.retry import BEFORE_CALL, Deadline, OutOfTimeError
 from usage_plan_key.service import Served, Service
 
 FAIL, ADOPT, TAKE = OnExisting
@@ -1259,3 +1259,58 @@ class TestHalfWay:
         cfn.create("A", FREE)
         cfn.at(DELETE, followed_by(lambda: cfn.by_hand("alice:third")))
         assert failed(cfn.update("A", FREE, PRO), "usage plan third (Third)", "could not be attached again")
+
+    @pytest.mark.parametrize("known", [False, True], ids=["seen for the first time", "known"])
+    @pytest.mark.parametrize("resumable", [False, True], ids=["to be answered", "resumable"])
+    def test_a_move_with_time_for_the_detaching_alone(self, cfn: CloudFormation, known: bool, resumable: bool) -> None:
+        """Nothing is detached unless there is time to undo it."""
+        cfn.warm = ApiGateway(cfn)  # type: ignore[arg-type]  # a fake
+        cfn.create("A", FREE)
+        if known:
+            cfn.create("B", "bob:free")
+            cfn.update("B", "bob:free", "bob:pro")
+        cfn.seconds, cfn.resumable = BEFORE_CALL + 5, resumable
+        update = cfn.an_update("A", FREE, PRO)
+        if resumable:
+            with pytest.raises(OutOfTimeError):
+                cfn.send(update)
+        else:
+            assert failed(cfn.send(update).answer, "no time was left")
+        assert FREE in cfn.attached
+
+    def test_a_detaching_that_another_lane_has_finished(self, cfn: CloudFormation) -> None:
+        """After a pause it looks whether its mark still stands: by then the key may be somebody else's."""
+        cfn.create("A", FREE)
+        delete = cfn.a_delete("A", FREE)
+
+        def other_lane() -> None:
+            cfn.at(DELETE)
+            assert cfn.send(delete).answer.success
+            assert outcome(cfn.create("B", FREE, stack="two")) == "ATTACHED"
+
+        cfn.at(DELETE, fails(BUSY))
+        cfn.clock.meanwhile = [other_lane]
+        assert cfn.send(delete).answer.success
+        assert cfn.attached == {FREE}
+
+    def test_a_delete_of_what_a_dead_move_has_marked(self, cfn: CloudFormation) -> None:
+        """It lets go of it: no holder is left that no stack has."""
+        cfn.create("A", FREE)
+        cfn.at(DELETE, fails(Death()))
+        with pytest.raises(Death):
+            cfn.send(cfn.an_update("A", FREE, PRO))
+        assert cfn.delete("A", FREE).success
+        assert not cfn.attached
+        assert pair(FREE) not in cfn.entries
+
+    def test_a_delete_after_a_failed_update_and_no_rollback(self, cfn: CloudFormation) -> None:
+        """What the Update may have attached goes, too."""
+        cfn.create("A", FREE)
+        cfn.seconds = 60
+        cfn.at(CREATE, served_then(BROKEN), *[fails(BROKEN)] * 99)
+        assert failed(cfn.update("A", FREE, GOLD))
+        cfn.seconds = 900
+        cfn.at(CREATE)
+        assert cfn.delete("A", FREE).success
+        assert not cfn.attached
+        assert not cfn.entries
