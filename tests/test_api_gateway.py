@@ -165,7 +165,7 @@ class TestEveryCall:
             aws.refuses(operation, status, code, message)
         aws.answers(operation, reply)
         assert do(aws) == result
-        assert 0 < aws.waited < 5 + 10 + 20 + 40
+        assert 0 < aws.waited < (4 * 60 if status == 429 else 5 + 10 + 20 + 40)
 
     @each_call
     @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ class TestEveryCall:
     def test_honours_retry_after(self, aws: Aws, operation: str, do: Do, reply: Any, result: Any, code: str) -> None:
         aws.refuses(operation, 429, code, retry_after="33").answers(operation, reply)
         assert do(aws) == result
-        assert aws.waited == 33
+        assert 33 <= aws.waited <= 33 + 60
 
     @each_call
     @pytest.mark.parametrize("retry_after", ["soon", "-5", "Wed, 21 Oct 2026 07:28:00 GMT", "nan"])
@@ -194,16 +194,16 @@ class TestEveryCall:
     ) -> None:
         aws.refuses(operation, 429, "TooManyRequestsException", retry_after=retry_after).answers(operation, reply)
         assert do(aws) == result
-        assert 0 < aws.waited <= 5
+        assert 0 < aws.waited <= 60
 
     @each_call
     @pytest.mark.parametrize("code", ["TooManyRequestsException", "LimitExceededException"])
     def test_throttled_out_of_time_it_says_how_often_and_how_long(
         self, aws: Aws, operation: str, do: Do, reply: Any, result: Any, code: str
     ) -> None:
-        aws.refuses(operation, 429, code, retry_after="10").refuses(operation, 429, code, retry_after="50")
-        with pytest.raises(OutOfTimeError, match=rf"gave up after 2 attempts in 10 s, .*\({code}\)"):
-            do(aws, BEFORE_CALL + 40)
+        aws.refuses(operation, 429, code, retry_after="10").refuses(operation, 429, code, retry_after="500")
+        with pytest.raises(OutOfTimeError, match=rf"gave up after 2 attempts in \d\d s, .*\({code}\)"):
+            do(aws, BEFORE_CALL + 90)
 
     @each_call
     @pytest.mark.parametrize(

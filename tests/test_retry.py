@@ -116,6 +116,19 @@ class TestBackOff:
         assert clock.slept == [5, 10, 20]
         assert CROWD_CAPS == (5, 40)
 
+    def test_a_crowd_that_is_throttled_spreads_out(self) -> None:
+        """The whole account's budget is spent: it waits as long as it was asked to, and then anything up to a minute."""
+        clock, dice = Sleepless(), Dice()
+        persist(failing(2), "x", Deadline(999, clock, dice), again(after=3, busy=True, throttled=True))
+        assert dice.rolled == [(0, 60), (0, 60)]
+        assert clock.slept == [63, 63]
+
+    def test_a_lane_that_is_throttled_waits_as_for_the_door(self) -> None:
+        """It has no crowd beside it."""
+        clock = Sleepless()
+        persist(failing(1), "x", Deadline(99, clock, Dice(), lane=True), again(after=1, busy=True, throttled=True))
+        assert clock.slept == [2]
+
     def test_retry_after_beyond_the_deadline(self) -> None:
         """It is not slept through for nothing."""
         clock = Sleepless()

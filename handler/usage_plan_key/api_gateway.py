@@ -87,7 +87,7 @@ def transient(error: Exception) -> Again | None:
     if status >= 500:
         return Again(unclear=True)
     if status == 429:
-        return Again(after=_retry_after(error), busy=True)
+        return Again(after=_retry_after(error), busy=True, throttled=True)
     return Again(busy=True) if "try again later" in _message(error).lower() else None
 
 

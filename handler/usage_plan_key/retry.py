@@ -28,6 +28,8 @@ BEFORE_SHORT_CALL: Final = SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT + BEFORE_D
 CAPS: Final = (0.5, 20.0)
 #: The same where API Gateway is busy, and a crowd may be at its door (no queue). `make benchmark` shows what other caps come to.
 CROWD_CAPS: Final = (5.0, 40.0)
+#: How much longer than its `Retry-After` a crowd waits at most that is throttled, in seconds: that is the whole account's budget.
+CROWD_THROTTLED: Final = 60.0
 #: The pause of a lane that finds API Gateway busy, in seconds: whoever has its door keeps it for a batch, and the other lane is a
 #: patient spare.
 LANE_PAUSE: Final = (1.0, 2.0)
@@ -56,11 +58,13 @@ class Again:
     Attributes:
         after: Seconds that the server asked to wait, its `Retry-After`.
         busy: API Gateway is busy with others: it lets in one call at a time, and ten a second.
+        throttled: It was the latter.
     """
 
     after: float = 0.0
     unclear: bool = False
     busy: bool = False
+    throttled: bool = False
 
 
 @dataclass(slots=True)
@@ -122,7 +126,10 @@ class Deadline:
         """
         first, last_cap = CROWD_CAPS if again.busy else CAPS
         bounds = LANE_PAUSE if self._lane and again.busy else (0.0, min(last_cap, first * 2 ** min(attempt - 1, 10)))
-        seconds = max(again.after, self._dice.uniform(*bounds))
+        if again.throttled and not self._lane:
+            seconds = again.after + self._dice.uniform(0.0, CROWD_THROTTLED)
+        else:
+            seconds = max(again.after, self._dice.uniform(*bounds))
         self.allow(what, attempt, last, seconds)
         self.clock.sleep(seconds)
         self.given_up()
