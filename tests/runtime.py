@@ -29,6 +29,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from botocore.exceptions import ClientError
 
 from .aws.fake import ApiGateway
+from .aws.ministack import free_port
 
 ROOT = Path(__file__).parents[1]
 #: awslambdaric, and RIE's executable.
@@ -117,7 +118,7 @@ def function(
     """
     if not RIE.is_file():
         raise StartError(f"{RIE} is missing: run `make`, on Linux (Lambda's emulator is made for no other system)")
-    ports = [_free_port(), _free_port()]
+    ports = [free_port(), free_port()]
     rie, api = (f"127.0.0.1:{port}" for port in ports)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         output = Path(folder, "output")
@@ -171,13 +172,6 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class Api:

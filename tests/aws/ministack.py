@@ -252,7 +252,7 @@ def running() -> Iterator[Aws]:
         stack.enter_context(_unconfigured())
         directory = Path(stack.enter_context(TemporaryDirectory(prefix="ministack-", ignore_cleanup_errors=True)))
         certificate, key = _certificate(directory)
-        port = _free_port()
+        port = free_port()
         stack.enter_context(_process(directory, port, certificate, key))
         api = stack.enter_context(closing(_client("apigateway", _url(port), certificate)))
         proxy = stack.enter_context(strict(api, port, certificate))
@@ -349,7 +349,8 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Find a port of the loopback address that nobody listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
