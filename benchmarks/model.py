@@ -442,6 +442,9 @@ class _Put:
     def __init__(self, account: Account) -> None:
         self._account = account
 
+    def prepare(self) -> None:
+        """It is ready."""
+
     def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:
         world = self._account.world
         world.sleep(PUT / 2)
@@ -455,10 +458,9 @@ class _Put:
 @contextmanager
 def _simulated(world: World) -> Iterator[None]:
     """What is not handed in to the function's code: its dice, and crhelper's guard, a timer in real time."""
-    dice = SimpleNamespace(Random=lambda: world.dice)
     logging.disable(logging.CRITICAL)
     try:
-        with mock.patch.object(retry, "random", dice), mock.patch.object(answer.Resource, "_set_timeout"):
+        with mock.patch.object(retry, "random", world.dice), mock.patch.object(answer.Resource, "_set_timeout"):
             yield
     finally:
         logging.disable(logging.NOTSET)

@@ -13,7 +13,7 @@ from botocore.config import Config
 from botocore.exceptions import ConnectTimeoutError, EndpointConnectionError, ProxyConnectionError, ReadTimeoutError
 from botocore.stub import Stubber
 
-from usage_plan_key.api_gateway import MOST_UNEXPLAINED, ApiGateway, Attached, Found, Key, Rival
+from usage_plan_key.api_gateway import MOST_UNEXPLAINED, ApiGateway, InPlan, Key, Rival
 from usage_plan_key.association import Association
 from usage_plan_key.lifecycle import FailedError
 from usage_plan_key.retry import BEFORE_CALL, Deadline, OutOfTimeError
@@ -128,7 +128,7 @@ Do = Callable[..., Any]
 each_call = pytest.mark.parametrize(
     ("operation", "do", "reply", "result"),
     [
-        pytest.param(CREATE, Aws.attach, KEY, Attached(ALICE), id="create"),
+        pytest.param(CREATE, Aws.attach, KEY, InPlan(ALICE, by_us=True), id="create"),
         pytest.param(GET, Aws.look, KEY, ALICE, id="get"),
         pytest.param(DELETE, Aws.detach, {}, None, id="delete"),
     ],
@@ -289,11 +289,11 @@ class TestAttach:
 
     def test_a_conflict_with_the_key_in_the_plan_is_a_duplicate(self, aws: Aws) -> None:
         aws.refuses(CREATE, 409, "ConflictException", "whatever").answers(GET, KEY)
-        assert aws.attach() == Found(ALICE)
+        assert aws.attach() == InPlan(ALICE, by_us=False)
 
     def test_a_conflict_after_a_lost_reply_is_our_own_attempt(self, aws: Aws) -> None:
         aws.loses(CREATE, LOST).refuses(CREATE, 409, "ConflictException", "whatever").answers(GET, KEY)
-        assert aws.attach() == Attached(ALICE)
+        assert aws.attach() == InPlan(ALICE, by_us=True)
 
     @pytest.mark.parametrize(
         "lost",
@@ -306,16 +306,16 @@ class TestAttach:
     )
     def test_what_never_got_there_was_not_our_own_attempt(self, aws: Aws, lost: Exception) -> None:
         aws.loses(CREATE, lost).refuses(CREATE, 409, "ConflictException", "whatever").answers(GET, KEY)
-        assert aws.attach() == Found(ALICE)
+        assert aws.attach() == InPlan(ALICE, by_us=False)
 
     def test_a_conflict_after_a_5xx_is_our_own_attempt(self, aws: Aws) -> None:
         aws.refuses(CREATE, 500, "InternalFailure").refuses(CREATE, 409, "ConflictException").answers(GET, KEY)
-        assert aws.attach() == Attached(ALICE)
+        assert aws.attach() == InPlan(ALICE, by_us=True)
 
     def test_a_conflict_after_a_refusal_is_not_our_own_attempt(self, aws: Aws) -> None:
         aws.refuses(CREATE, 409, "ConflictException", BUSY).refuses(CREATE, 429, "TooManyRequestsException")
         aws.refuses(CREATE, 409, "ConflictException", "whatever").answers(GET, KEY)
-        assert aws.attach() == Found(ALICE)
+        assert aws.attach() == InPlan(ALICE, by_us=False)
 
     def test_a_conflict_with_a_plan_for_the_same_stage_names_each_such_plan(self, aws: Aws) -> None:
         aws.refuses(CREATE, 409, "ConflictException", "whatever").refuses(GET, 404, "NotFoundException")
@@ -342,7 +342,7 @@ class TestAttach:
     def test_a_conflict_that_nothing_explains_may_be_passing(self, aws: Aws) -> None:
         self.script_unexplained(aws)
         aws.answers(CREATE, KEY)
-        assert aws.attach() == Attached(ALICE)
+        assert aws.attach() == InPlan(ALICE, by_us=True)
         assert aws.waited > 0
 
     def test_a_conflict_that_nothing_explains_is_final_in_the_end(self, aws: Aws) -> None:
@@ -438,7 +438,7 @@ class TestAttach:
 
     def test_a_value_may_be_absent(self, aws: Aws) -> None:
         aws.answers(CREATE, {"id": "a1b2c3d4e5", "type": "API_KEY"})
-        assert aws.attach() == Attached(Key("", None))
+        assert aws.attach() == InPlan(Key("", None), by_us=True)
 
 
 class TestKnownRival:
@@ -518,4 +518,4 @@ class TestSecrets:
 
     @pytest.mark.parametrize("shown", [repr, str])
     def test_a_key_does_not_show_its_value(self, shown: Callable[[object], str]) -> None:
-        assert "s3cr3t" not in shown(Attached(ALICE)) + shown(Found(ALICE)) + shown(ALICE)
+        assert "s3cr3t" not in shown(InPlan(ALICE, by_us=True)) + shown(InPlan(ALICE, by_us=False)) + shown(ALICE)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -89,6 +88,11 @@ def as_is(state: State) -> State:
     return state
 
 
+def said(state: State) -> State:
+    """What the pages say, whichever version of them it was."""
+    return state._replace(versions={})
+
+
 class TestPages:
     """What is written is read again."""
 
@@ -135,10 +139,10 @@ class TestPages:
 
     def test_in_the_table(self, table: Table, dynamodb: DynamoDBClient) -> None:
         """Both pages change together, under the declared key; without any, all is empty."""
-        assert table.change(A, [FREE], as_is, deadline()) == State(Record(), {FREE: Entry()})
+        assert said(table.change(A, [FREE], as_is, deadline())) == State(Record(), {FREE: Entry()})
         record = Record(order=7, newest="r", answers={"r": Answer(success=True, id="x", outcome="ATTACHED", at=NOW)})
-        written = table.change(A, [FREE], lambda state: hold(A)(replace(state, record=record)), deadline())
-        assert table.change(A, [FREE], as_is, deadline()) == written
+        written = table.change(A, [FREE], lambda state: hold(A)(state._replace(record=record)), deadline())
+        assert said(table.change(A, [FREE], as_is, deadline())) == said(written)
         assert written.entry(FREE) == Entry(frozenset({A}))
         assert set(pages(dynamodb)) == {f"holder#{A.stack_id}#A", "association#alice:free"}
         assert [key["AttributeName"] for key in DECLARED["KeySchema"]] == ["pk"]
@@ -183,7 +187,7 @@ class TestPages:
         ttl = DECLARED["TimeToLiveSpecification"]["AttributeName"]
         assert (ttl, DECLARED["TimeToLiveSpecification"]["Enabled"]) == ("expires", True)
         expires = []
-        for rule in (lambda state: replace(state, record=Record(order=1)), hold(A), let_go(A)):
+        for rule in (lambda state: state._replace(record=Record(order=1)), hold(A), let_go(A)):
             table.change(A, [FREE], rule, deadline())
             expires.append(pages(dynamodb)[f"holder#{A.stack_id}#A"].get(ttl))
         assert expires == [{"N": str(NOW + REMEMBERED)}, None, {"N": str(NOW + REMEMBERED)}]
@@ -240,7 +244,7 @@ class TestAtOnce:
         rule = self.interrupted(lambda: table.change(B, [FREE], hold(B), deadline()), alone)
         with pytest.raises(FailedError, match="held by now"):
             table.change(A, [FREE], rule, deadline())
-        assert table.change(A, [FREE], as_is, deadline()) == State(Record(), {FREE: Entry(frozenset({B}))})
+        assert said(table.change(A, [FREE], as_is, deadline())) == State(Record(), {FREE: Entry(frozenset({B}))})
 
     def test_others_keep_changing_it(self, table: Table) -> None:
         """It goes on until the time is up, and then says so."""
@@ -248,8 +252,8 @@ class TestAtOnce:
 
         def never(state: State) -> State:
             order = next(turns)
-            table.change(A, [], lambda state: replace(state, record=replace(state.record, order=order + 1)), deadline())
-            return replace(state, record=replace(state.record, newest="x"))
+            table.change(A, [], lambda state: state._replace(record=state.record._replace(order=order + 1)), deadline())
+            return state._replace(record=state.record._replace(newest="x"))
 
         with pytest.raises(OutOfTimeError, match=f"write to the ledger {NAME}: gave up after .* others keep changing"):
             table.change(A, [], never, deadline())
@@ -258,7 +262,7 @@ class TestAtOnce:
         """It changes with every write of the page, and of no other."""
         table.change(A, [FREE], hold(A), deadline())
         first = {pk: page["version"] for pk, page in pages(dynamodb).items()}
-        table.change(A, [], lambda state: replace(state, record=replace(state.record, order=1)), deadline())
+        table.change(A, [], lambda state: state._replace(record=state.record._replace(order=1)), deadline())
         second = {pk: page["version"] for pk, page in pages(dynamodb).items()}
         assert len({*map(str, first.values())}) == 2
         assert {pk: first[pk] == second[pk] for pk in first} == {f"holder#{A.stack_id}#A": False, "association#alice:free": True}

@@ -1,6 +1,5 @@
 """The rules, row by row of CONTRACT.md's tables, on the pure functions."""
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -60,7 +59,7 @@ def ledger(entry: Entry, record: Record | None = None, of: Association = FREE, h
     """Both pages: what `entry` says that this resource holds stands in its record too."""
     record = record or Record()
     if THIS in entry.holders:
-        record = replace(record, holds={of: hold or Hold("earlier")} | dict(record.holds))
+        record = record._replace(holds={of: hold or Hold("earlier")} | dict(record.holds))
     return State(record, {of: entry})
 
 
@@ -163,7 +162,7 @@ class TestBefore:
     )
     def test_it_is_marked(self, entry: Entry, before: bool) -> None:
         """What was in the plan when the first who held it came to attach it was there before all."""
-        assert lifecycle.found(ledger(entry), create(FREE, ADOPT)).entry(FREE) == replace(entry, before=before)
+        assert lifecycle.found(ledger(entry), create(FREE, ADOPT)).entry(FREE) == entry._replace(before=before)
 
     def test_attaching_anew_makes_it_ours(self) -> None:
         """What is attached again by us was not there before us any more, is not `taken` from anybody, and has not moved."""
@@ -263,7 +262,7 @@ class TestMoving:
     def test_marked_before_it_is_detached(self, request_: Wish, entry: Entry, hold: Hold | None, may: bool) -> None:
         """The mark says when and for which request, and is set only where the move is allowed at that very moment."""
         after = lifecycle.move_away(ledger(entry, hold=hold), request_, FREE, NOW).entry(FREE)
-        assert after == (replace(entry, detaching=NOW, moved="u") if may else entry)
+        assert after == (entry._replace(detaching=NOW, moved="u") if may else entry)
 
     def test_the_detached_one_stays_held(self) -> None:
         """What was detached for a move is held until CloudFormation's Delete for it, which then lets go without detaching."""

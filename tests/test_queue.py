@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
@@ -80,6 +81,8 @@ class World:
         self.sqs = Sqs()
         self.ledger = MemoryLedger()
         self.answers: list[dict[str, Any]] = []
+        self.prepared = 0
+        """How often what delivers answers was made ready."""
         self.unreachable = False
         self.seconds = 120.0
         self.function = Invocation(
@@ -91,6 +94,7 @@ class World:
             background=Inline,
         )
         self.at_create: list[BaseException] = []
+        self.before_create: Callable[[], object] = lambda: None
 
     def get_remaining_time_in_millis(self) -> int:
         return int(self.seconds * 1000)
@@ -99,9 +103,13 @@ class World:
         return getattr(self.api, name)
 
     def create_usage_plan_key(self, **arguments: Any) -> Any:
+        self.before_create()
         if self.at_create:
             raise self.at_create.pop(0)
         return self.api.create_usage_plan_key(**arguments)
+
+    def prepare(self) -> None:
+        self.prepared += 1
 
     def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:
         assert about.get()["RequestId"] == request.id
@@ -168,6 +176,7 @@ class TestArriving:
         assert first["MessageGroupId"] == sibling["MessageGroupId"] != stranger["MessageGroupId"]
         assert len(first["MessageGroupId"]) <= 128
         assert len(world.ledger.records) == 3
+        assert not world.prepared, "who only queues delivers nothing"
         assert not world.api.calls
         assert not world.answers
 
@@ -192,6 +201,14 @@ class TestArriving:
 
 
 class TestServing:
+    def test_what_delivers_is_made_ready_before_anything_is_called(self, world: World) -> None:
+        """While API Gateway is waited for, it becomes ready; see answer.Sender."""
+        world.arrives("alice")
+        ready: list[int] = []
+        world.before_create = lambda: ready.append(world.prepared)
+        world.serve()
+        assert ready == [1]
+
     def test_a_batch_is_served_in_order(self, world: World) -> None:
         for name in ("alice", "bob"):
             world.arrives(name)

@@ -50,14 +50,19 @@ class TestKinds:
 
     def test_create(self) -> None:
         """A Create has what it wants, and no id yet."""
-        assert parse(event(without="PhysicalResourceId")) == Create(
-            id="r1",
-            holder=Holder(STACK, "Alice"),
-            order=parse(event()).order,
-            response_url="https://x.s3.amazonaws.com/answer?X-Amz-Date=20260302T090000Z",
-            service_timeout=3600,
-            wanted=Association("a1b2c3d4e5", "f7r3e3"),
-        )
+        request = parse(event(without="PhysicalResourceId"))
+        assert isinstance(request, Create)
+        assert vars(request) == {
+            "id": "r1",
+            "holder": Holder(STACK, "Alice"),
+            "order": parse(event()).order,
+            "response_url": "https://x.s3.amazonaws.com/answer?X-Amz-Date=20260302T090000Z",
+            "service_timeout": 3600,
+            "wanted": Association("a1b2c3d4e5", "f7r3e3"),
+            "physical_id": None,
+            "on_existing": OnExisting.FAIL,
+            "include_value": False,
+        }
 
     @pytest.mark.parametrize(
         ("id_", "in_place"),

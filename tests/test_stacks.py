@@ -7,7 +7,7 @@ there before us still is.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
@@ -215,7 +215,7 @@ class Stacks(RuleBasedStateMachine):
         before = set(self.api.attached)
         answer = self.attempt(request)
         assert answer is not None
-        assert replace(answer, at=0) == replace(self.answers[request.id][1], at=0)
+        assert answer._replace(at=0) == self.answers[request.id][1]._replace(at=0)
         assert self.api.attached == before
 
     def late_ones(self, stack: Stack, rng: Random) -> None:

@@ -9,7 +9,9 @@ import os
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -17,23 +19,59 @@ import urllib3
 from aws_lambda_powertools.metrics import MetricUnit, single_metric
 from crhelper import FAILED, SUCCESS, CfnResource
 
+from .guard import Guard
 from .lifecycle import Answer
 from .request import Create, Request, Update
 from .retry import SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT, Again, Deadline, OutOfTimeError, persist
 from .service import Served
 
 logger = logging.getLogger(__name__)
+# Defect: crhelper logs the event, the pre-signed URL and the answer at DEBUG, and errors with all that they carry.
+# And urllib3 each URL that it asks.
+_HUSHED: Final = ((logging.getLogger("crhelper"), logging.CRITICAL + 1), (logging.getLogger("urllib3"), logging.ERROR))
 
 #: https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/crpg-ref-responses.html
 MOST_BYTES: Final = 4096
 #: Seconds before the function's end at which the guard answers for a request that hangs. Enough to write the answer down and to
 #: deliver it, and less than what is left after the last call that is begun and takes all its time.
 GUARD_TIME: Final = 10.0
+_GUARD: Final = Guard()
 _PUT_TIMEOUT: Final = urllib3.Timeout(connect=SHORT_CONNECT_TIMEOUT, read=SHORT_READ_TIMEOUT)
 
 
 class UndeliveredError(Exception):
     """Raised when an answer could not be delivered: the invocation fails, so that the request is served again."""
+
+
+@contextlib.contextmanager
+def _as_if_local() -> Iterator[None]:
+    """Make crhelper's constructor believe that it runs under sam local."""
+    name = "AWS_SAM_LOCAL"
+    before = os.environ.get(name)
+    os.environ[name] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _fresh() -> Mapping[str, Any]:
+    """Have crhelper's constructor make an instance's attributes, once: every new instance begins with these.
+
+    Defect: it sets the levels of five loggers, which empties the caches of all of them.
+    Defect: three boto3 clients are made for polling, which is not used here; AWS_SAM_LOCAL skips them.
+    Defect: the root logger's level is set; handing in the one that it has keeps it.
+    Defect: every Delete sleeps for two minutes.
+    """
+    with _as_if_local():
+        level: Any = logging.getLogger().level
+        return vars(CfnResource(log_level=level, boto_level="ERROR", sleep_on_delete=0))
+
+
+_FRESH: Final = _fresh()
 
 
 class Resource(CfnResource):
@@ -59,14 +97,10 @@ class Resource(CfnResource):
             deliver: Delivers the answer's body; called once.
             log_stream: Named in every FAILED reason.
         """
-        # Defect: three boto3 clients are made for polling, which is not used here; AWS_SAM_LOCAL skips them.
-        # Defect: the root logger's level is set; handing in the one that it has keeps it.
-        # Defect: every Delete sleeps for two minutes.
-        with _as_if_local():
-            level: Any = logging.getLogger().level
-            super().__init__(log_level=level, boto_level="ERROR", sleep_on_delete=0)
-        # Defect: the event, the pre-signed URL and the answer are logged at DEBUG, and errors with all that they carry.
-        logging.getLogger("crhelper").setLevel(logging.CRITICAL + 1)
+        vars(self).update(_FRESH)
+        for talker, level in _HUSHED:
+            if talker.level != level:
+                talker.setLevel(level)
         self._request = request
         self._serve = serve
         self._give_up = give_up
@@ -76,6 +110,7 @@ class Resource(CfnResource):
         self._body = b""
         self._handed_over = False
         self._guards_error: Exception | None = None
+        self._guard_is_done = threading.Event()
         self._postponed: OutOfTimeError | None = None
         for register in (self.create, self.update, self.delete):
             register(self._serve_it)
@@ -92,7 +127,7 @@ class Resource(CfnResource):
             raise self._postponed
         if not self._hand_over():
             # The guard is delivering. Lambda freezes whatever still runs when this returns.
-            self._timer.join()
+            self._guard_is_done.wait()
             if self._guards_error:
                 raise self._guards_error
 
@@ -139,10 +174,8 @@ class Resource(CfnResource):
 
     def _set_timeout(self) -> None:
         """Defect: the guard strikes half a second before the end, too late for a PUT that is tried again."""
-        seconds = max(self._context.get_remaining_time_in_millis() / 1000 - GUARD_TIME, 0.0)
-        self._timer = threading.Timer(seconds, copy_context().run, [self._timeout])
-        self._timer.daemon = True
-        self._timer.start()
+        seconds = self._context.get_remaining_time_in_millis() / 1000 - GUARD_TIME
+        self._timer = _GUARD.watch(seconds, partial(copy_context().run, self._timeout))
 
     def _timeout(self) -> None:
         """Defect: the guard answers with an empty id, and the call under way then answers a second time.
@@ -155,6 +188,8 @@ class Resource(CfnResource):
             self._hand_over()
         except Exception as error:  # noqa: BLE001  # it goes to the thread that waits
             self._guards_error = error
+        finally:
+            self._guard_is_done.set()
 
 
 def body(request: Request, served: Served, log_stream: str) -> bytes:
@@ -197,10 +232,18 @@ def redacted(body: bytes) -> str:
 
 
 class Sender:
-    """Delivers answers. One TLS context and one pool of connections serve all invocations: a context costs 20 ms of CPU."""
+    """Delivers answers. One TLS context and one pool serve all invocations; a context costs 40 ms of a processor."""
 
     def __init__(self) -> None:
-        self._pool = urllib3.PoolManager(maxsize=10, ssl_context=ssl.create_default_context(), retries=False)
+        self._pool: Future[urllib3.PoolManager] | None = None
+
+    def prepare(self) -> Future[urllib3.PoolManager]:
+        """Begin to make the TLS context, in a thread, while API Gateway is waited for; who only queues has no use for it."""
+        if self._pool is None:
+            thread = ThreadPoolExecutor(1)
+            self._pool = thread.submit(_pool)
+            thread.shutdown(wait=False)
+        return self._pool
 
     def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:
         """PUT an answer to its ResponseURL.
@@ -211,9 +254,10 @@ class Sender:
         Raises:
             UndeliveredError: It could not be delivered in time.
         """
+        pool = self.prepare().result()
 
         def put() -> int:
-            reply = self._pool.request("PUT", request.response_url, body=body, headers={"content-type": ""}, timeout=_PUT_TIMEOUT)
+            reply = pool.request("PUT", request.response_url, body=body, headers={"content-type": ""}, timeout=_PUT_TIMEOUT)
             if reply.status >= 500:
                 raise _BusyError(f"status {reply.status}")
             return reply.status
@@ -229,7 +273,11 @@ class Sender:
             with single_metric("AnswerRefused", MetricUnit.Count, 1, namespace="UsagePlanKey"):
                 pass
         else:
-            logger.info("CloudFormation has the answer: status %d", status)
+            logger.debug("CloudFormation has the answer: status %d", status)
+
+
+def _pool() -> urllib3.PoolManager:
+    return urllib3.PoolManager(maxsize=10, ssl_context=ssl.create_default_context(), retries=False)
 
 
 class _BusyError(Exception):
@@ -260,18 +308,3 @@ def _cut(text: str, most: int) -> str:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if size(text[:middle] + "…") <= most else (low, middle - 1)
     return text[:low] + "…"
-
-
-@contextlib.contextmanager
-def _as_if_local() -> Iterator[None]:
-    """Make crhelper's constructor believe that it runs under sam local."""
-    name = "AWS_SAM_LOCAL"
-    before = os.environ.get(name)
-    os.environ[name] = "true"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from botocore.exceptions import (
     BotoCoreError,
@@ -36,30 +35,30 @@ MOST_UNEXPLAINED: Final = 3
 REMEMBERED: Final = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """A key as a plan has it. Its value is secret, and may be absent."""
 
     name: str = ""
-    value: str | None = field(default=None, repr=False)
+    value: str | None = None
+
+    def __repr__(self) -> str:
+        """Show no value."""
+        return f"Key({self.name!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class Attached:
-    """The key is in the plan now, by this attempt or by an earlier one of ours whose reply was lost."""
+class InPlan(NamedTuple):
+    """The key is in the plan.
+
+    Attributes:
+        key: The key.
+        by_us: It was put there by this attempt, or by an earlier one of ours whose reply was lost; else it was found there.
+    """
 
     key: Key
+    by_us: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """The key was in the plan already, and not by this attempt."""
-
-    key: Key
-
-
-@dataclass(frozen=True, slots=True)
-class Rival:
+class Rival(NamedTuple):
     """A plan that has the key and covers the same stages (`api:stage`) as the wanted one: a key takes one for each."""
 
     association: Association
@@ -106,7 +105,7 @@ class ApiGateway:
     def _region(self) -> str:
         return self._client.meta.region_name
 
-    def attach(self, association: Association, deadline: Deadline) -> Attached | Found | list[Rival]:
+    def attach(self, association: Association, deadline: Deadline) -> InPlan | list[Rival]:
         """Put the key into the plan (CreateUsagePlanKey). Rivals are answered where they are why it was refused."""
         what = f"{attaching(association)} in {self._region}"
         attempts = Attempts()
@@ -117,20 +116,18 @@ class ApiGateway:
             failed.clear = not attempts.unclear
             raise
 
-    def _attach(
-        self, what: str, association: Association, deadline: Deadline, attempts: Attempts
-    ) -> Attached | Found | list[Rival]:
+    def _attach(self, what: str, association: Association, deadline: Deadline, attempts: Attempts) -> InPlan | list[Rival]:
         arguments = {"usagePlanId": association.plan_id, "keyId": association.key_id, "keyType": "API_KEY"}
         call = partial(self._client.create_usage_plan_key, **arguments)
         for unexplained in range(1, MOST_UNEXPLAINED + 1):
             try:
-                return Attached(_key(persist(call, what, deadline, _logged(transient, what), attempts)))
+                return InPlan(_key(persist(call, what, deadline, _logged(transient, what), attempts)), by_us=True)
             except (ClientError, BotoCoreError) as error:
                 if _code(error) != "ConflictException":
                     raise self._refused(what, association, error, "POST", "keys", deadline) from error
                 # Which conflict it was its text does not say (it is not documented), so we look.
                 if (key := self.look(association, deadline)) is not None:
-                    return Attached(key) if attempts.unclear else Found(key)
+                    return InPlan(key, by_us=attempts.unclear)
                 if rivals := self._rivals(association, deadline):
                     return rivals
                 if unexplained == MOST_UNEXPLAINED:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+
+# What init imports and makes stays; looking for garbage in it, again and again, is a tenth of its time.
+gc.disable()
+
 import logging
 import os
 from collections.abc import Mapping
@@ -34,7 +39,15 @@ for _chatty in ("boto3", "botocore", "urllib3"):
 
 def _client(service: Any, connect: float, read: float) -> Any:
     """Make a client whose own retries are off: `retry` is the one policy. Made during init, at full CPU."""
-    config = Config(connect_timeout=connect, read_timeout=read, retries={"total_max_attempts": 1})
+    config = Config(
+        connect_timeout=connect,
+        read_timeout=read,
+        retries={"total_max_attempts": 1},
+        # botocore would put its own together anew for each request, twice.
+        user_agent=f"usage-plan-key Boto3/{boto3.__version__}",
+        # A request's ids are checked by `request`, and the rest of every call is this code's own.
+        parameter_validation=False,
+    )
     return boto3.client(service, config=config)
 
 
@@ -48,6 +61,9 @@ _invocation = Invocation(
     url_suffix=os.environ.get("RESPONSE_URL_SUFFIX"),
     local="AWS_SAM_LOCAL" in os.environ,
 )
+# Else it would be looked through at once, as all that has been made meanwhile counts as new.
+gc.freeze()
+gc.enable()
 
 
 def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 # API Gateway's own ids are 10 and 6 letters and digits. A key's *value* has at least 20 characters
 # (https://docs.aws.amazon.com/apigateway/latest/developerguide/api-gateway-setup-api-keys.html), so a secret that was
@@ -16,8 +16,7 @@ def well_formed(value: object) -> bool:
     return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Association:
+class Association(NamedTuple):
     """One API key in one usage plan. API Gateway knows at most one such pair, so the two ids are its identity."""
 
     key_id: str
@@ -35,8 +34,7 @@ class Association:
         return cls(key_id, plan_id) if colon and well_formed(key_id) and well_formed(plan_id) else None
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Holder:
+class Holder(NamedTuple):
     """A resource of a stack, which can hold associations. A stack's ARN ends in a UUID: a namesake is another stack."""
 
     stack_id: str

@@ -86,12 +86,15 @@ class Invocation:
             UnclearError: Nobody knows whether the queue has taken it; Lambda invokes again.
             UndeliveredError: The answer could not be delivered; Lambda invokes again, and the same answer goes out.
         """
+        if not self.queue and not self.local:
+            self.sender.prepare()
         request = _about(event, context)
         left = context.get_remaining_time_in_millis() / 1000
         end = Deadline(left, self.clock)
         deadline = Deadline(min(left, request.service_timeout, LOCAL_TIME if self.local else left), self.clock)
         service = self._service(request, deadline)
-        logger.info("Asked: %s", _shown(request))
+        if self.queue:
+            logger.info("Asked: %s", _shown(request))
         serve = service.serve
         try:
             self._check_host(request)
@@ -113,6 +116,7 @@ class Invocation:
 
         Not Powertools' batch processor: it knows neither deadlines nor a background, and imports all its event classes.
         """
+        self.sender.prepare()
         batch = messages(records)
         ends = self.clock.time() + context.get_remaining_time_in_millis() / 1000
         # A batch dies as one, so it is one stack's; and what a function died with is served alone.
@@ -142,7 +146,7 @@ class Invocation:
     def _turn(self, message: Message, ends: float, context: Context, background: Executor, sent: list[Future[None]]) -> bool:
         """Serve a message; False when this invocation has no time left for it, but CloudFormation has."""
         request = _about(message.event, context)
-        logger.info("Its turn has come: %s", _shown(request))
+        logger.debug("Its turn has come: %s", _shown(request))
         here = ends - CLOSING_TIME - self.clock.time()
         there = message.arrived + request.service_timeout - self.clock.time()
         end = Deadline(ends - self.clock.time(), self.clock)
@@ -185,17 +189,21 @@ class Invocation:
         def logged() -> Served:
             served = serve()
             status = "SUCCESS" if served.answer.success else "FAILED"
-            keys = {"outcome": served.answer.outcome or status, "status": status, "AnswerId": served.answer.id}
+            keys = {
+                "asked": _shown(request),
+                "outcome": served.answer.outcome or status,
+                "status": status,
+                "AnswerId": served.answer.id,
+            }
             log = logger.info if served.answer.success else logger.error
             log("%s %s", status, served.answer.outcome or served.answer.reason, extra=keys)
             return served
 
-        # The guard has all the time that is left, and nothing of the service that hangs.
-        give_up = partial(
-            _fail,
-            self._service(request, end),
-            "No answer in time: a call of the function hangs. Look into its log, and deploy again",
-        )
+        def give_up() -> Served:
+            # The guard has all the time that is left, and nothing of the service that hangs.
+            reason = "No answer in time: a call of the function hangs. Look into its log, and deploy again"
+            return _fail(self._service(request, end), reason)
+
         Resource(request, logged, give_up, deliver, context.log_stream_name).answer(event, context)
 
     def _check_host(self, request: Request) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -101,7 +100,7 @@ class Table:
                     return after
                 continue
             if (versions := self._write(pages, state.versions, deadline)) is not None:
-                return replace(after, versions=versions)
+                return after._replace(versions=versions)
             attempt += 1
             deadline.pause(attempt, f"Could not write to the ledger {self._name}", "others keep changing the same pages")
 
@@ -205,7 +204,7 @@ def _record_page(holder: Holder, record: Record, now: int) -> dict[str, Any]:
             "wants": record.wants and record.wants.id,
             "foreign": sorted(record.foreign),
             "spared": record.spared and record.spared.id,
-            "answers": {id_: _some(asdict(answer)) for id_, answer in record.answers.items()},
+            "answers": {id_: _some(answer._asdict()) for id_, answer in record.answers.items()},
             # Its fence outlives what it held by a day; a holder that holds something stays.
             "expires": None if record.holds else now + REMEMBERED,
         }

@@ -31,9 +31,9 @@ A resource lets go of an association (Delete, or an Update that finds what a sup
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from enum import Enum, StrEnum
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from .association import Association, Holder
 from .request import Create, Delete, Invalid, OnExisting, Request, Update, Wish
@@ -44,6 +44,10 @@ STALE_MARK: Final = 15 * 60
 REMEMBERED: Final = 24 * 60 * 60
 #: Answers remembered at most, so that a holder's item cannot outgrow DynamoDB's 400 KB.
 MOST_ANSWERS: Final = 50
+
+
+#: What nothing stands in yet; it cannot be changed.
+_NONE: Final[Mapping[Any, Any]] = MappingProxyType({})
 
 
 class Outcome(StrEnum):
@@ -83,8 +87,7 @@ class SupersededError(FailedError):
     """Raised when CloudFormation has sent a newer request for the same resource: it has given this one up."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What CloudFormation is told, but for the key's value. `at` is when it was given, in epoch seconds."""
 
     success: bool
@@ -95,8 +98,7 @@ class Answer:
     at: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(NamedTuple):
     """That a resource holds an association.
 
     Attributes:
@@ -109,8 +111,7 @@ class Hold:
     named: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """A resource's page in the ledger.
 
     Attributes:
@@ -123,17 +124,16 @@ class Record:
         answers: The answers given, by RequestId.
     """
 
-    holds: Mapping[Association, Hold] = field(default_factory=dict)
+    holds: Mapping[Association, Hold] = _NONE
     order: int = 0
     newest: str = ""
     wants: Association | None = None
     foreign: frozenset[str] = frozenset()
     spared: Association | None = None
-    answers: Mapping[str, Answer] = field(default_factory=dict)
+    answers: Mapping[str, Answer] = _NONE
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """An association's page in the ledger.
 
     Attributes:
@@ -161,13 +161,12 @@ class Entry:
         return not self.before or (self.taken and take)
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """What the ledger says of one resource and of the associations that are looked at. `versions` is for the ledger."""
 
     record: Record
     entries: Mapping[Association, Entry]
-    versions: Mapping[str, str | None] = field(default_factory=dict, compare=False, repr=False)
+    versions: Mapping[str, str | None] = _NONE
 
     def entry(self, association: Association) -> Entry:
         """The page of an association; a KeyError where it was not read, for then nothing is known of its holders."""
@@ -175,20 +174,20 @@ class State:
 
     def with_entry(self, association: Association, entry: Entry) -> State:
         """With another page for an association."""
-        return replace(self, entries={**self.entries, association: entry})
+        return self._replace(entries={**self.entries, association: entry})
 
     def held(self, holder: Holder, association: Association, hold: Hold) -> State:
         """With the association held: both pages always change together."""
         entry = self.entry(association)
-        record = replace(self.record, holds={**self.record.holds, association: hold})
-        return replace(self, record=record).with_entry(association, replace(entry, holders=entry.holders | {holder}))
+        record = self.record._replace(holds={**self.record.holds, association: hold})
+        return self._replace(record=record).with_entry(association, entry._replace(holders=entry.holders | {holder}))
 
     def let_go(self, holder: Holder, association: Association) -> State:
         """With the association let go. With its last holder all that is known of it goes."""
         left = self.entry(association).holders - {holder}
-        entry = replace(self.entry(association), holders=left, detaching=None) if left else Entry()
+        entry = self.entry(association)._replace(holders=left, detaching=None) if left else Entry()
         holds = {held: hold for held, hold in self.record.holds.items() if held != association}
-        return replace(self, record=replace(self.record, holds=holds)).with_entry(association, entry)
+        return self._replace(record=self.record._replace(holds=holds)).with_entry(association, entry)
 
 
 # --- The fence: the newest request wins ---
@@ -202,10 +201,10 @@ def arrive(record: Record, request: Request) -> Record:
     foreign = record.foreign
     named = Association.parse(request.physical_id) if request.physical_id else None
     if named in holds:
-        holds[named] = replace(holds[named], named=True)
+        holds[named] = holds[named]._replace(named=True)
     elif isinstance(request, Update) and named is None:
         foreign |= {request.physical_id}
-    record = replace(record, holds=holds, foreign=foreign)
+    record = record._replace(holds=holds, foreign=foreign)
     if request.order is not None and request.order < record.order:
         return record
 
@@ -217,11 +216,11 @@ def arrive(record: Record, request: Request) -> Record:
             wants = None
     if request.physical_id is None:
         # A Create begins a new life. What is held from an earlier one was retained, by no Delete that came.
-        holds = {held: hold if hold.request == request.id else replace(hold, named=True) for held, hold in holds.items()}
-    record = replace(record, holds=holds, spared=record.spared if isinstance(request, Delete) else None)
+        holds = {held: hold if hold.request == request.id else hold._replace(named=True) for held, hold in holds.items()}
+    record = record._replace(holds=holds, spared=record.spared if isinstance(request, Delete) else None)
     if request.order is None:
         return record  # Without issue times there is no fence.
-    return replace(record, order=request.order, newest=request.id, wants=wants)
+    return record._replace(order=request.order, newest=request.id, wants=wants)
 
 
 def looked_at(request: Request) -> list[Association]:
@@ -306,7 +305,7 @@ def found(state: State, request: Wish) -> State:
     So it was there before, unless another request has set about attaching it meanwhile.
     """
     entry = state.entry(request.wanted)
-    return state if entry.anew else state.with_entry(request.wanted, replace(entry, before=True))
+    return state if entry.anew else state.with_entry(request.wanted, entry._replace(before=True))
 
 
 def check_existing(request: Wish) -> None:
@@ -325,12 +324,12 @@ def check_existing(request: Wish) -> None:
 def present(state: State, request: Wish) -> State:
     """What is held was seen in the plan: mark it as taken where `takes` says so."""
     entry = state.entry(request.wanted)
-    return state.with_entry(request.wanted, replace(entry, taken=entry.taken or takes(request, entry)))
+    return state.with_entry(request.wanted, entry._replace(taken=entry.taken or takes(request, entry)))
 
 
 def attaching_anew(state: State, request: Wish, association: Association) -> State:
     """Before a held association is attached again: from then on it is ours."""
-    entry = replace(state.entry(association), before=False, taken=False, moved=None, anew=request.id)
+    entry = state.entry(association)._replace(before=False, taken=False, moved=None, anew=request.id)
     return state.with_entry(association, entry)
 
 
@@ -339,7 +338,7 @@ def not_attached_anew(state: State, request: Wish, association: Association, ear
     entry = state.entry(association)
     if entry.anew != request.id:
         return state
-    marks = replace(entry, before=earlier.before, taken=earlier.taken, moved=earlier.moved, anew=earlier.anew)
+    marks = entry._replace(before=earlier.before, taken=earlier.taken, moved=earlier.moved, anew=earlier.anew)
     return state.with_entry(association, marks)
 
 
@@ -367,7 +366,7 @@ def may_move(state: State, request: Wish, association: Association) -> bool:
 
 def move_away(state: State, request: Wish, association: Association, now: int) -> State:
     """Mark an association before it is detached for a move; it stays held until CloudFormation's Delete for it."""
-    entry = replace(state.entry(association), detaching=now, moved=request.id)
+    entry = state.entry(association)._replace(detaching=now, moved=request.id)
     return state.with_entry(association, entry) if may_move(state, request, association) else state
 
 
@@ -409,13 +408,13 @@ def release(state: State, holder: Holder, association: Association, *, take: boo
         return renewed(state, association, now)
     if entry.others(holder) or entry.moved or not entry.owned(take=take):
         return state.let_go(holder, association)
-    return state.with_entry(association, replace(entry, detaching=now))
+    return state.with_entry(association, entry._replace(detaching=now))
 
 
 def renewed(state: State, association: Association, now: int) -> State:
     """Take up a detaching that a death has left: whoever waits for it waits anew."""
     entry = state.entry(association)
-    return state if entry.detaching is None else state.with_entry(association, replace(entry, detaching=now))
+    return state if entry.detaching is None else state.with_entry(association, entry._replace(detaching=now))
 
 
 def detached(state: State, holder: Holder, association: Association) -> State:
@@ -424,14 +423,14 @@ def detached(state: State, holder: Holder, association: Association) -> State:
     if entry.detaching is None or holder not in entry.holders:
         return state
     if entry.moved:
-        return state.with_entry(association, replace(entry, detaching=None))
+        return state.with_entry(association, entry._replace(detaching=None))
     return state.let_go(holder, association)
 
 
 def still_attached(state: State, association: Association) -> State:
     """After a detaching that was clearly refused: take off the marks."""
     entry = state.entry(association)
-    return state.with_entry(association, replace(entry, detaching=None, moved=None))
+    return state.with_entry(association, entry._replace(detaching=None, moved=None))
 
 
 # --- The same request, the same answer ---
@@ -452,7 +451,7 @@ def answered(record: Record, request: Request, answer: Answer) -> Record:
         # CloudFormation follows a failed Create with a Delete of its id. That must not undo what was retained.
         hold = record.holds.get(request.wanted) if request.wanted else None
         spared = request.wanted if hold is not None and hold.request != request.id else None
-    return replace(record, answers={**dict(kept), request.id: answer}, spared=spared, wants=wants)
+    return record._replace(answers={**dict(kept), request.id: answer}, spared=spared, wants=wants)
 
 
 def attaching(association: Association) -> str:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -30,8 +29,7 @@ class UnclearError(Exception):
     """Raised when nobody knows whether the queue has taken a request. Tried again, it is recognised."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A request in the queue.
 
     Attributes:
@@ -47,11 +45,15 @@ class Message:
 
     id: str
     group: str
-    receipt: str = field(repr=False)
-    event: Mapping[str, Any] = field(repr=False)
+    receipt: str
+    event: Mapping[str, Any]
     arrived: float
     turn: int
     receives: int
+
+    def __repr__(self) -> str:
+        """Show no secret."""
+        return f"Message({self.id!r})"
 
 
 def messages(records: Iterable[Mapping[str, Any]]) -> list[Message]:

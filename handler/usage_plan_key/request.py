@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -31,9 +30,12 @@ class OnExisting(StrEnum):
     TAKE = "Take"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class _Request:
     """What every request carries.
+
+    A dataclass makes its methods anew in every init, a millisecond for each class, so these have no more than is used. Without
+    a repr, nothing that prints a request prints its URL.
 
     Attributes:
         id: CloudFormation's RequestId; the same when a request is delivered again.
@@ -48,7 +50,7 @@ class _Request:
     holder: Holder
     physical_id: str | None
     order: int | None
-    response_url: str = field(repr=False)
+    response_url: str
     service_timeout: int
 
     @property
@@ -57,7 +59,7 @@ class _Request:
         raise NotImplementedError
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Wish(_Request):
     """What a Create and an Update have in common: a resource wants an association."""
 
@@ -71,14 +73,14 @@ class Wish(_Request):
         return self.physical_id or self.wanted.id
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Create(Wish):
     """A new resource wants an association."""
 
     physical_id: None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Update(Wish):
     """A resource wants an association, the one that it has or another; a rollback comes as an Update too."""
 
@@ -90,7 +92,7 @@ class Update(Wish):
         return Association.parse(self.physical_id) == self.wanted
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Delete(_Request):
     """A resource, or its old association after a replacement, goes. Its properties are never refused."""
 
@@ -103,7 +105,7 @@ class Delete(_Request):
         return self.physical_id
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(kw_only=True, eq=False, repr=False)
 class Invalid(_Request):
     """A Create (no `physical_id`) or an Update that is refused for what its properties say."""
 
@@ -171,8 +173,7 @@ def _order(response_url: str, kind: str) -> int | None:
     query = parse_qs(urlsplit(response_url).query)
     try:
         if "X-Amz-Date" in query:
-            signed = datetime.strptime(query["X-Amz-Date"][0], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-            seconds = int(signed.timestamp())
+            seconds = int(datetime.fromisoformat(query["X-Amz-Date"][0]).replace(tzinfo=UTC).timestamp())
         else:
             seconds = int(query["Expires"][0])
     except (KeyError, ValueError):
@@ -189,6 +190,8 @@ def _service_timeout(value: object) -> int:
 
 
 def _faults(properties: Mapping[str, Any]) -> list[str]:
+    import difflib  # noqa: PLC0415  # not needed where nothing is wrong
+
     faults = []
     for name in sorted(set(properties) - set(PROPERTIES) - set(_LET_THROUGH)):
         nearest = {known.lower(): known for known in PROPERTIES}

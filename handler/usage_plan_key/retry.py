@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 from .lifecycle import FailedError
 
@@ -47,12 +46,18 @@ class Clock(Protocol):
         """Let so many seconds pass."""
 
 
+class Dice(Protocol):
+    """Jitter, as the `random` module has it."""
+
+    def uniform(self, a: float, b: float, /) -> float:
+        """Roll a number between the two."""
+
+
 class OutOfTimeError(FailedError):
     """Raised when there is no time left for another attempt."""
 
 
-@dataclass(frozen=True, slots=True)
-class Again:
+class Again(NamedTuple):
     """That a call may be tried again: it was not served, or (`unclear`) nobody knows whether it was.
 
     Attributes:
@@ -67,6 +72,9 @@ class Again:
     throttled: bool = False
 
 
+ONCE_MORE: Final = Again()
+
+
 @dataclass(slots=True)
 class Attempts:
     """The count of one call's attempts, and whether one that failed may have been served all the same."""
@@ -78,7 +86,7 @@ class Attempts:
 class Deadline:
     """Until when a request is worked on: the function's time or CloudFormation's, whichever ends first."""
 
-    def __init__(self, seconds: float, clock: Clock = time, dice: random.Random | None = None, *, lane: bool = False) -> None:
+    def __init__(self, seconds: float, clock: Clock = time, dice: Dice | None = None, *, lane: bool = False) -> None:
         """Begin.
 
         Args:
@@ -91,7 +99,7 @@ class Deadline:
         self._began = clock.time()
         self._end = self._began + seconds
         self._lane = lane
-        self._dice = dice or random.Random()
+        self._dice = dice or random
         self.reserve = BEFORE_CALL
         self.given_up: Callable[[], None] = lambda: None
 
@@ -108,17 +116,23 @@ class Deadline:
         return self._with_reserve(BEFORE_DELIVERY)
 
     def _with_reserve(self, seconds: float) -> Deadline:
-        other = copy.copy(self)
+        other = self._copy()
         other.reserve = seconds
+        return other
+
+    def _copy(self) -> Deadline:
+        """Not copy.copy: several are made for each request, and that asks the pickle protocol each time."""
+        other = object.__new__(Deadline)
+        vars(other).update(vars(self))
         return other
 
     def watched(self, given_up: Callable[[], None]) -> Deadline:
         """The same deadline, which after each pause calls what raises when CloudFormation has given the request up."""
-        watched = copy.copy(self)
+        watched = self._copy()
         watched.given_up = given_up
         return watched
 
-    def pause(self, attempt: int, what: str, last: object, again: Again = Again()) -> None:
+    def pause(self, attempt: int, what: str, last: object, again: Again = ONCE_MORE) -> None:
         """Sleep before another attempt (they count from 1).
 
         Raises:

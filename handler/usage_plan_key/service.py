@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from . import lifecycle
-from .api_gateway import ApiGateway, Attached, Found, Key, Rival
+from .api_gateway import ApiGateway, InPlan, Key, Rival
 from .association import Association, Holder
 from .ledger import Ledger, Rule
 from .lifecycle import Answer, Entry, FailedError, Outcome, Record, Standing, State
@@ -44,12 +43,15 @@ class _LostError(Exception):
     """Raised when a Delete that ran at the same time has let go of what this request was attaching."""
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
+class Served(NamedTuple):
     """An answer, and the key's value where it was asked for; the value is written down nowhere."""
 
     answer: Answer
-    value: str | None = field(default=None, repr=False)
+    value: str | None = None
+
+    def __repr__(self) -> str:
+        """Show no value."""
+        return f"Served({self.answer!r})"
 
 
 def _as_is(state: State) -> State:
@@ -57,7 +59,7 @@ def _as_is(state: State) -> State:
 
 
 def _recorded(state: State, change: Callable[[Record], Record]) -> State:
-    return replace(state, record=change(state.record))
+    return state._replace(record=change(state.record))
 
 
 class Service:
@@ -191,9 +193,9 @@ class Service:
                 # Once something is detached for it, there has to be time to undo that.
                 deadline = self._watched.moving() if result is Outcome.MOVED else self._watched
                 match self._api.attach(request.wanted, deadline):
-                    case Attached(key):
+                    case InPlan(key, by_us=True):
                         return key, result, True
-                    case Found(key):
+                    case InPlan(key):
                         # Where it was held and not there when we looked, somebody has just put it back.
                         if cleared is None:
                             return key, self._found(request), False
@@ -407,7 +409,7 @@ class Service:
         return self._change([], rule, answered=True).record.answers[self._request.id]
 
     def _with_answer(self, state: State, answer: Answer) -> State:
-        return replace(state, record=lifecycle.answered(state.record, self._request, answer))
+        return state._replace(record=lifecycle.answered(state.record, self._request, answer))
 
     def _seen_answer(self) -> Answer | None:
         return self._seen.record.answers.get(self._request.id) if self._seen else None
