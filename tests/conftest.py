@@ -2,7 +2,10 @@
 
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -24,3 +27,14 @@ def undisturbed() -> Iterator[None]:
         environment.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
         environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
         yield
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What AWS gets, built by the project's own step from the packages that `make` has fetched."""
+    path = tmp_path_factory.mktemp("artifact")
+    handler = Path(__file__).parents[1] / "handler"
+    build = ["make", "-C", str(handler), "build-UsagePlanKeyFunction", f"ARTIFACTS_DIR={path}", f"PYTHON={sys.executable}"]
+    wheels = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(Path(sys.prefix) / "wheels")}
+    subprocess.run(build, env={**os.environ, **wheels}, check=True, capture_output=True)
+    return path

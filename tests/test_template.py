@@ -1,8 +1,8 @@
 """template.yaml, samconfig.toml and the artifact against the code that they deploy."""
 
 import ast
+import gzip
 import json
-import os
 import re
 import subprocess
 import sys
@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import botocore
 import pytest
+from botocore.model import ServiceModel
 from samtranslator.yaml_helper import yaml_parse
 
+from prune import OPERATIONS
 from usage_plan_key import retry
 from usage_plan_key.invocation import CLOSING_TIME
 from usage_plan_key.queue import MOST_RECEIVES
 from usage_plan_key.request import LONGEST_SERVICE_TIMEOUT
 
 ROOT = Path(__file__).parents[1]
+BOTOCORE = Path(botocore.__file__).parent
 SOURCES = sorted((ROOT / "handler" / "usage_plan_key").glob("*.py"))
 TEMPLATE: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text())
 RESOURCES = TEMPLATE["Resources"]
@@ -140,27 +144,6 @@ def test_sam_needs_no_flags() -> None:
     assert set(overrides) <= set(FUNCTION["Environment"]["Variables"]), "sam overrides none but these"
 
 
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What AWS gets, built by the project's own step from the packages that `make` has fetched."""
-    path = tmp_path_factory.mktemp("artifact")
-    wheels = Path(sys.prefix) / "wheels"
-    subprocess.run(
-        [
-            "make",
-            "-C",
-            ROOT / "handler",
-            "build-UsagePlanKeyFunction",
-            f"ARTIFACTS_DIR={path}",
-            f"PYTHON={sys.executable}",
-        ],
-        env={**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)},
-        check=True,
-        capture_output=True,
-    )
-    return path
-
-
 def test_the_handler_can_be_imported_from_the_artifact_alone(artifact: Path) -> None:
     module, _, name = FUNCTION["Handler"].rpartition(".")
     code = f"import sys; sys.path.append({str(artifact)!r}); import {module} as m; print(m.__file__, callable(m.{name}))"
@@ -184,6 +167,86 @@ def test_the_artifact_has_the_pinned_packages_and_the_services_that_are_called(a
         "sqs",
     }
     assert not list(artifact.rglob("*.so")), "it would not fit both architectures"
+
+
+def test_botocore_describes_what_is_called_and_no_more(artifact: Path) -> None:
+    """A call that is not in prune.py would be one that the client does not have."""
+    calls = {
+        service: {operation.name for _, operation in called(file, service)}
+        for file, service in (("api_gateway.py", "apigateway"), ("ledger.py", "dynamodb"), ("queue.py", "sqs"))
+    }
+    assert {service: set(operations) for service, operations in OPERATIONS.items()} == calls
+    for service, operations in calls.items():
+        (described,) = (artifact / "botocore" / "data" / service).glob("*/service-2.json")
+        model = json.loads(described.read_text())
+        assert set(model["operations"]) == operations
+        assert "documentation" not in described.read_text().replace('"documentation":""', "")
+
+
+def test_what_remains_of_a_description_is_botocores_own(artifact: Path) -> None:
+    for service, operations in OPERATIONS.items():
+        (described,) = (artifact / "botocore" / "data" / service).glob("*/service-2.json")
+        whole = json.loads(
+            gzip.decompress(next((BOTOCORE / "data" / service).glob(f"{described.parent.name}/*.gz")).read_bytes())
+        )
+        model = ServiceModel(json.loads(described.read_text()))
+        for name in operations:
+            ours, theirs = model.operation_model(name), ServiceModel(whole).operation_model(name)
+            assert ours.http == theirs.http
+            assert shape(ours.input_shape) == shape(theirs.input_shape)
+            assert shape(ours.output_shape) == shape(theirs.output_shape)
+            assert [error.name for error in ours.error_shapes] == [error.name for error in theirs.error_shapes]
+
+
+@pytest.mark.parametrize("region", ["eu-central-1", "us-gov-west-1", "cn-north-1", "us-iso-east-1", "eu-central-77"])
+def test_the_artifact_finds_every_partitions_endpoints(region: str, artifact: Path) -> None:
+    """One that is newer than this botocore, too."""
+    code = f"""
+import sys
+sys.path.append({str(artifact)!r})
+import boto3
+keys = dict(aws_access_key_id="x", aws_secret_access_key="y")
+print(*(boto3.client(name, {region!r}, **keys).meta.endpoint_url for name in ("apigateway", "dynamodb", "sqs")))
+"""
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], env={}, check=True, capture_output=True, text=True)
+    whole = [boto3.client(name, region).meta.endpoint_url for name in ("apigateway", "dynamodb", "sqs")]
+    assert done.stdout.split() == whole
+
+
+def test_init_is_light(artifact: Path) -> None:
+    """Figures are `make cold`'s; this holds what they come from, in counts that no machine changes."""
+    code = f"""
+import sys
+sys.path.append({str(artifact)!r})
+import gc, ssl
+loaded = []
+ssl.SSLContext.load_verify_locations = ssl.SSLContext.load_default_certs = lambda *_, **__: loaded.append(1)
+gc.callbacks.append(lambda phase, _: loaded.append(1))
+import boto3
+made, client = [], boto3.client
+boto3.client = lambda service, **more: made.append(service) or client(service, **more)
+loaded.clear()
+import usage_plan_key.app
+print(len(loaded), gc.isenabled(), *made)
+print(*{{name.partition(".")[0] for name in sys.modules}} & {{"pydantic", "aws_xray_sdk", "difflib", "unittest", "asyncio"}})
+"""
+    environment = {"AWS_DEFAULT_REGION": "eu-central-1", "LEDGER_TABLE": "ledger", "QUEUE_URL": "https://sqs/1/requests"}
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], env=environment, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["0 True apigateway dynamodb sqs", ""]
+
+
+def shape(of: Any) -> Any:
+    """What a shape comes to, as deep as it goes."""
+    if of is None or of.type_name not in ("structure", "list", "map"):
+        return of and (of.name, of.type_name, of.serialization)
+    if of.name == "AttributeValue":
+        return of.name, sorted(of.members)  # It holds itself.
+    match of.type_name:
+        case "structure":
+            return of.name, of.required_members, {name: shape(member) for name, member in of.members.items()}
+        case "list":
+            return of.name, of.serialization, shape(of.member)
+    return of.name, shape(of.key), shape(of.value)
 
 
 def allowed() -> set[tuple[str, str]]:
