@@ -1,4 +1,4 @@
-# make demo, test, benchmark, honest, lint, build, clean. Needed: make, PyPI, and python3, 3.11 or newer, with venv.
+# make demo, test, benchmark, honest, cold, lint, build, clean. Needed: make, PyPI, and python3, 3.11 or newer, with venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +8,7 @@ READY := .venv/ready
 export PIP_USER := 0
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: demo test benchmark honest sam-local lint build clean
+.PHONY: demo test benchmark honest cold sam-local lint build clean
 
 demo: $(READY) ## the whole thing on an embedded AWS, step by step
 	@$(BIN)/python -m examples.demo
@@ -21,6 +21,9 @@ benchmark: $(READY) ## everything at once, in virtual time: the table, and bench
 
 honest: $(READY) ## the same in real time, in a hundred processes
 	@PYTHONPATH=.:handler $(BIN)/python -m benchmarks.honest $(ARGS)
+
+cold: $(READY) ## cold start and warm cost under Lambda's runtime, next to the floor; about four minutes, on Linux
+	@PYTHONPATH=.:handler $(BIN)/python -m benchmarks.cold $(ARGS)
 
 sam-local: $(READY) ## SAM itself, with Docker: validate, build, and invoke every event; see tests/sam_local.py
 	@PYTHONPATH=.:handler $(BIN)/python -m tests.sam_local $(ARGS)

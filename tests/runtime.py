@@ -182,6 +182,8 @@ class Api:
         self.gateway = gateway
         self.hangs = False
         """Whether it answers byte after byte, for ever: no time-out of a socket strikes."""
+        self.takes = 0.0
+        """Seconds that it takes for each call to API Gateway; the others are answered at once."""
         self.lock = Lock()
         self.table: dict[str, Any] = {}
         self.queued: list[str] = []
@@ -270,6 +272,7 @@ class _Handler(BaseHTTPRequestHandler):
                 api.queued.append(asked["MessageBody"])
                 digest = md5(asked["MessageBody"].encode(), usedforsecurity=False).hexdigest()
                 return 200, {"MessageId": str(len(api.queued)), "MD5OfMessageBody": digest}
+        time.sleep(api.takes)
         try:
             answered = self._ask_gateway(api.gateway, asked)
         except ClientError as error:
