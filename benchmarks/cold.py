@@ -1,8 +1,9 @@
-"""What a cold start and a warm request cost under Lambda's own runtime, next to the least that they can cost: `make cold`.
+"""What a cold start and a warm request cost under Lambda's own runtime, next to a bare function's: `make cold`.
 
 Every figure is the median of fresh processes (RIE and awslambdaric: tests/runtime.py), the functions in turn; ratios are taken
-round by round. A function has one processor, which the servers that it talks to do not use. These are local, answer at once,
-and over TLS with as many authorities to load as AWS's: it is the function's own time that is measured.
+round by round. The others have boto3 and crhelper as pip installs them, with byte code. A function has one processor, which the
+servers that it talks to do not use. These are local, answer at once, and over TLS with as many authorities to load as AWS's: it
+is the function's own time that is measured.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from statistics import median
 from typing import Any, Final
 
 from tests.aws.fake import ApiGateway, Key, Plan
-from tests.runtime import HANDLER, ROOT, RUNTIME, Api, Function, function
+from tests.runtime import HANDLER, ROOT, RUNTIME, START, Api, Function, function
 from tests.sink import Sink
 
 HANDLERS: Final = Path(__file__).with_name("handlers")
@@ -109,13 +110,12 @@ class World:
 class Bench:
     """Runs functions in a world."""
 
-    def __init__(self, world: World, python: Path) -> None:
+    def __init__(self, world: World, python: Path, processor: int) -> None:
+        """Take the world, the interpreter, and the processor that functions have."""
         self._world = world
         self._python = python
         self._runtime = _runtime_for(python)
-        self._processor = min(os.sched_getaffinity(0))
-        # The servers run in this process. What it starts begins on the same ones, and is put on the other one.
-        os.sched_setaffinity(0, os.sched_getaffinity(0) - {self._processor} or {self._processor})
+        self._processor = processor
 
     def run(self, contestant: Contestant, warm: int) -> Run:
         """Measure a fresh process: cold, then so many warm requests of each type."""
@@ -151,7 +151,7 @@ class Bench:
             timeout=90,
             python=str(self._python),
             runtime=self._runtime,
-            on_start=lambda pid: os.sched_setaffinity(pid, {self._processor}),
+            start=f"import os; os.sched_setaffinity(0, {{{self._processor}}}); {START}",
         ) as running:
             yield running
 
@@ -188,21 +188,22 @@ def _share(pid: int, share: float) -> Iterator[None]:
     root = v1 if v1.is_dir() else v2
     group = root / f"usage-plan-key-{pid}"
     try:
-        group.mkdir()
-    except OSError as error:
-        raise PermissionError("Sizes are compared by control groups, and none can be made here: it takes root") from error
-    try:
-        if root == v1:
-            (group / "cpu.cfs_period_us").write_text(str(period))
-            (group / "cpu.cfs_quota_us").write_text(str(quota))
-        else:
-            (group / "cpu.max").write_text(f"{quota} {period}")
-        (group / "cgroup.procs").write_text(str(pid))
+        try:
+            group.mkdir()
+            if root == v1:
+                (group / "cpu.cfs_period_us").write_text(str(period))
+                (group / "cpu.cfs_quota_us").write_text(str(quota))
+            else:
+                (group / "cpu.max").write_text(f"{quota} {period}")
+            (group / "cgroup.procs").write_text(str(pid))
+        except OSError as error:
+            raise PermissionError("Sizes are compared by control groups, and none can be made here: it takes root") from error
         yield
     finally:
-        with suppress(OSError):  # It has ended.
+        with suppress(OSError):  # It has ended, or there never was a group.
             (root / "cgroup.procs").write_text(str(pid))
-        group.rmdir()
+        with suppress(FileNotFoundError):
+            group.rmdir()
 
 
 def _build(folder: Path, python: Path) -> tuple[Path, Path]:
@@ -315,11 +316,14 @@ def main() -> None:
     parser.add_argument("--python", type=Path, default=_lambdas_python(), help="Lambda's, if it is here; else this one")
     options = parser.parse_args()
     rounds, warm = options.rounds or (5 if options.sizes else 15), options.warm or (2 if options.sizes else 10)
+    # Affinity is a thread's, and is inherited: so this comes before the servers' threads.
+    processor, *others_have = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, others_have or [processor])
     with ExitStack() as stack:
         ours, others = _build(Path(stack.enter_context(tempfile.TemporaryDirectory())), options.python)
         world = World(stack, others / "botocore" / "cacert.pem")
         contestants = _contestants(ours, others, f"{world.api.url}/1/requests")
-        bench = Bench(world, options.python)
+        bench = Bench(world, options.python, processor)
         if not options.sizes:
             runs = [[bench.run(contestant, warm) for contestant in contestants] for _ in range(rounds)]
             print("\n".join(_figures(contestants, list(zip(*runs, strict=True)))))

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import md5
@@ -102,7 +102,6 @@ def function(
     python: str = sys.executable,
     runtime: Path = RUNTIME,
     start: str = START,
-    on_start: Callable[[int], None] | None = None,
 ) -> Iterator[Function]:
     """Run a function.
 
@@ -114,7 +113,6 @@ def function(
         python: Its interpreter.
         runtime: Where awslambdaric for that is.
         start: What the interpreter runs.
-        on_start: Called with the emulator's process id, before the function is started.
     """
     if not RIE.is_file():
         raise StartError(f"{RIE} is missing: run `make`, on Linux (Lambda's emulator is made for no other system)")
@@ -134,7 +132,7 @@ def function(
                     "LANG": "C.UTF-8",
                     "AWS_LAMBDA_FUNCTION_NAME": "usage-plan-key",
                     "AWS_LAMBDA_FUNCTION_TIMEOUT": str(timeout),
-                    "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "256",
+                    "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512",
                     "AWS_REGION": "eu-central-1",
                     "AWS_DEFAULT_REGION": "eu-central-1",
                     "AWS_ACCESS_KEY_ID": "testing",
@@ -149,8 +147,6 @@ def function(
         try:
             running = Function(process, ports[0], output)
             _wait(running)
-            if on_start:
-                on_start(process.pid)
             yield running
         finally:
             _stop(process)

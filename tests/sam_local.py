@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sam", default=shutil.which("sam"), help="the command")
     parser.add_argument("--skip-pull-image", action="store_true", help="the base image is here already")
+    parser.add_argument(
+        "--api", metavar="FILE", type=Path, help="serve the strict API Gateway alone, for sam local invoke --env-vars FILE"
+    )
     options = parser.parse_args()
+    if options.api:
+        _serve(options.api)
+        return
     if not options.sam:
         sys.exit("There is no sam on PATH, and none was named (--sam)")
     sam = Sam(options.sam, ["--skip-pull-image"] if options.skip_pull_image else [])
@@ -70,15 +77,11 @@ def main() -> None:
     sam("build")
     for name in ALONE:
         _check(name, sam.invoke(name))
-    gateway = ApiGateway()
-    gateway.plans = {FREE: Plan("Free", (("api1", "prod"),)), PRO: Plan("Pro", (("api1", "prod"),))}
-    gateway.keys = {KEY: Key("alice", VALUE)}
+    gateway = _gateway()
     # A container reaches this machine's servers at the bridge's address: not at the loopback's, and no other machine does.
     with tempfile.TemporaryDirectory() as folder, Api(gateway, _bridge()) as api:
         variables = Path(folder, "env.json")
-        given = json.loads((ROOT / "env.json").read_text())
-        given[FUNCTION]["AWS_ENDPOINT_URL_API_GATEWAY"] = api.url
-        variables.write_text(json.dumps(given))
+        _write_variables(variables, api.url)
         for name in LIFE:
             _check(name, sam.invoke(name, variables))
             _check_attached(name, gateway)
@@ -88,6 +91,33 @@ def main() -> None:
             _check(name, sam.invoke(name, variables))
             _check_attached(name, gateway)
     print(f"All {len(EVENTS)} files were answered as they should be")
+
+
+def _gateway() -> ApiGateway:
+    """What the events' ids stand for: one key, and two plans of one stage."""
+    gateway = ApiGateway()
+    gateway.plans = {FREE: Plan("Free", (("api1", "prod"),)), PRO: Plan("Pro", (("api1", "prod"),))}
+    gateway.keys = {KEY: Key("alice", VALUE)}
+    return gateway
+
+
+def _write_variables(file: Path, url: str) -> None:
+    given = json.loads((ROOT / "env.json").read_text())
+    given[FUNCTION]["AWS_ENDPOINT_URL_API_GATEWAY"] = url
+    file.write_text(json.dumps(given, indent=2))
+
+
+def _serve(variables: Path) -> None:
+    """Serve until Ctrl-C, saying what is attached whenever that changes."""
+    gateway, said = _gateway(), None
+    with Api(gateway, _bridge()) as api, suppress(KeyboardInterrupt):
+        _write_variables(variables, api.url)
+        print(f"A strict API Gateway listens on {api.url}; {variables} leads sam there. Ctrl-C ends it", flush=True)
+        while True:
+            if gateway.attached != said:
+                said = set(gateway.attached)
+                print(f"Attached: {', '.join(':'.join(pair) for pair in sorted(said)) or 'nothing'}", flush=True)
+            time.sleep(0.2)
 
 
 def _bridge() -> str:

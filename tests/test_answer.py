@@ -424,7 +424,7 @@ class TestSender:
         def request(_: object, __: str, url: str, **___: object) -> None:
             raise urllib3.exceptions.MaxRetryError(urllib3.HTTPSConnectionPool("127.0.0.1"), url)
 
-        monkeypatch.setattr(urllib3.PoolManager, "request", request)
+        monkeypatch.setattr(urllib3.PoolManager, "urlopen", request)
         with pytest.raises(UndeliveredError):
             self.deliver(sink)
         assert "The answer's PUT failed, trying again: MaxRetryError" in [one.getMessage() for one in everything.records]

@@ -24,6 +24,7 @@ from usage_plan_key.queue import MOST_RECEIVES
 from usage_plan_key.request import LONGEST_SERVICE_TIMEOUT
 
 ROOT = Path(__file__).parents[1]
+EVENT = json.loads((ROOT / "events" / "create.json").read_text())
 BOTOCORE = Path(botocore.__file__).parent
 SOURCES = sorted((ROOT / "handler" / "usage_plan_key").glob("*.py"))
 TEMPLATE: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text())
@@ -195,7 +196,7 @@ def test_what_remains_of_a_description_is_botocores_own(artifact: Path) -> None:
             assert ours.http == theirs.http
             assert shape(ours.input_shape) == shape(theirs.input_shape)
             assert shape(ours.output_shape) == shape(theirs.output_shape)
-            assert [error.name for error in ours.error_shapes] == [error.name for error in theirs.error_shapes]
+            assert [shape(error) for error in ours.error_shapes] == [shape(error) for error in theirs.error_shapes]
 
 
 @pytest.mark.parametrize("region", ["eu-central-1", "us-gov-west-1", "cn-north-1", "us-iso-east-1", "eu-central-77"])
@@ -225,9 +226,12 @@ gc.callbacks.append(lambda phase, _: loaded.append(1))
 import boto3
 made, client = [], boto3.client
 boto3.client = lambda service, **more: made.append(service) or client(service, **more)
+gc.collect()
 loaded.clear()
 import usage_plan_key.app
 print(len(loaded), gc.isenabled(), *made)
+from usage_plan_key.request import parse
+assert not getattr(parse({EVENT!r}), "faults", None)
 print(*{{name.partition(".")[0] for name in sys.modules}} & {{"pydantic", "aws_xray_sdk", "difflib", "unittest", "asyncio"}})
 """
     environment = {"AWS_DEFAULT_REGION": "eu-central-1", "LEDGER_TABLE": "ledger", "QUEUE_URL": "https://sqs/1/requests"}

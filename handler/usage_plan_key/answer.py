@@ -182,8 +182,8 @@ class Resource(CfnResource):
 
         Here its answer is written down like any other, and the first that was stands, in the ledger and in `_body`.
         """
-        logger.error("The function's time is nearly up, and a call hangs")
         try:
+            logger.error("The function's time is nearly up, and a call hangs")
             self._put_together(self._give_up())
             self._hand_over()
         except Exception as error:  # noqa: BLE001  # it goes to the thread that waits
@@ -239,7 +239,8 @@ class Sender:
 
     def prepare(self) -> Future[urllib3.PoolManager]:
         """Begin to make the TLS context, in a thread, while API Gateway is waited for; who only queues has no use for it."""
-        if self._pool is None:
+        # One that could not be made is made anew, or no later request of this process would be answered.
+        if self._pool is None or (self._pool.done() and self._pool.exception()):
             thread = ThreadPoolExecutor(1)
             self._pool = thread.submit(_pool)
             thread.shutdown(wait=False)
@@ -257,7 +258,7 @@ class Sender:
         pool = self.prepare().result()
 
         def put() -> int:
-            reply = pool.request("PUT", request.response_url, body=body, headers={"content-type": ""}, timeout=_PUT_TIMEOUT)
+            reply = pool.urlopen("PUT", request.response_url, body=body, headers={"content-type": ""}, timeout=_PUT_TIMEOUT)
             if reply.status >= 500:
                 raise _BusyError(f"status {reply.status}")
             return reply.status

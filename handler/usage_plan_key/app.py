@@ -7,6 +7,7 @@ import gc
 # What init imports and makes stays; looking for garbage in it, again and again, is a tenth of its time.
 gc.disable()
 
+import json
 import logging
 import os
 from collections.abc import Mapping
@@ -30,7 +31,11 @@ def _tell_what_it_is_about(record: logging.LogRecord) -> bool:
 
 
 # The modules' loggers are its children, so their lines carry the same keys. It never logs events: they hold secrets.
-logger = Logger(service="usage_plan_key", level=os.environ.get("POWERTOOLS_LOG_LEVEL", "INFO"))
+logger = Logger(
+    service="usage_plan_key",
+    level=os.environ.get("POWERTOOLS_LOG_LEVEL", "INFO"),
+    json_serializer=json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode,  # made once
+)
 logger.registered_handler.addFilter(_tell_what_it_is_about)
 # At DEBUG, these write replies, with the keys' values, and URLs.
 for _chatty in ("boto3", "botocore", "urllib3"):

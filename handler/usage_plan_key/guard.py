@@ -23,7 +23,7 @@ class Watch:
 
 
 class Guard:
-    """One thread for all requests: threading.Timer starts one for each, which costs a fifth of what the whole request does.
+    """One thread watches all requests: threading.Timer starts one for each, which costs a fifth of what the whole request does.
 
     It sleeps until the earliest time that it knew of when it lay down, and looks then what is watched by now. A request that
     is over in time does not wake it.
@@ -36,7 +36,7 @@ class Guard:
         self._thread: threading.Thread | None = None
 
     def watch(self, seconds: float, strike: Callable[[], object]) -> Watch:
-        """Have `strike` called, in the guard's thread, when so many seconds have passed."""
+        """Have `strike` called, in a thread of its own, when so many seconds have passed."""
         watch = Watch(self, time.monotonic() + seconds, strike)
         with self._changed:
             self._watches.add(watch)
@@ -54,7 +54,8 @@ class Guard:
 
     def _run(self) -> None:
         while True:
-            self._next().strike()
+            # In a thread of its own, which is made where it strikes alone: one that hangs, too, must not keep it from the next.
+            threading.Thread(target=self._next().strike, name="strike", daemon=True).start()
 
     def _next(self) -> Watch:
         with self._changed:

@@ -146,7 +146,8 @@ class Invocation:
     def _turn(self, message: Message, ends: float, context: Context, background: Executor, sent: list[Future[None]]) -> bool:
         """Serve a message; False when this invocation has no time left for it, but CloudFormation has."""
         request = _about(message.event, context)
-        logger.debug("Its turn has come: %s", _shown(request))
+        # Where a function has died, the next one's log says at what it may die.
+        logger.log(logging.INFO if message.receives > 1 else logging.DEBUG, "Its turn has come: %s", _shown(request))
         here = ends - CLOSING_TIME - self.clock.time()
         there = message.arrived + request.service_timeout - self.clock.time()
         end = Deadline(ends - self.clock.time(), self.clock)

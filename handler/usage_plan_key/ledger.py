@@ -61,8 +61,9 @@ class EventsWord:
         self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline, seen: State | None = None
     ) -> State:
         """See `Ledger`."""
-        unheard_of = dict.fromkeys(associations, Entry())
-        self._state = rule(State(self._state.record, unheard_of | dict(self._state.entries)))
+        unheard_of = {association: Entry() for association in associations if association not in self._state.entries}
+        state = self._state._replace(entries={**self._state.entries, **unheard_of}) if unheard_of else self._state
+        self._state = rule(state)
         return self._state
 
 

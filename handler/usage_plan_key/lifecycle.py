@@ -324,7 +324,7 @@ def check_existing(request: Wish) -> None:
 def present(state: State, request: Wish) -> State:
     """What is held was seen in the plan: mark it as taken where `takes` says so."""
     entry = state.entry(request.wanted)
-    return state.with_entry(request.wanted, entry._replace(taken=entry.taken or takes(request, entry)))
+    return state.with_entry(request.wanted, entry._replace(taken=True)) if takes(request, entry) else state
 
 
 def attaching_anew(state: State, request: Wish, association: Association) -> State:

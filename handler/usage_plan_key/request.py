@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
@@ -28,6 +28,13 @@ class OnExisting(StrEnum):
     FAIL = "Fail"
     ADOPT = "Adopt"
     TAKE = "Take"
+
+
+_CHOICES: Final = {
+    "KeyType": ("API_KEY",),
+    "OnExisting": tuple(str(choice) for choice in OnExisting),
+    "IncludeValue": ("true", "false"),
+}
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -173,7 +180,10 @@ def _order(response_url: str, kind: str) -> int | None:
     query = parse_qs(urlsplit(response_url).query)
     try:
         if "X-Amz-Date" in query:
-            seconds = int(datetime.fromisoformat(query["X-Amz-Date"][0]).replace(tzinfo=UTC).timestamp())
+            signed = datetime.fromisoformat(query["X-Amz-Date"][0])
+            if signed.tzinfo is None:
+                return None  # A time of nobody knows where.
+            seconds = int(signed.timestamp())
         else:
             seconds = int(query["Expires"][0])
     except (KeyError, ValueError):
@@ -183,6 +193,8 @@ def _order(response_url: str, kind: str) -> int | None:
 
 def _service_timeout(value: object) -> int:
     """Read ServiceTimeout, 1 to 3,600 seconds; CloudFormation has checked it, so what is odd counts as absent."""
+    if value is None:
+        return LONGEST_SERVICE_TIMEOUT
     try:
         return min(max(int(str(value)), 1), LONGEST_SERVICE_TIMEOUT)
     except ValueError:
@@ -190,13 +202,10 @@ def _service_timeout(value: object) -> int:
 
 
 def _faults(properties: Mapping[str, Any]) -> list[str]:
-    import difflib  # noqa: PLC0415  # not needed where nothing is wrong
-
     faults = []
     for name in sorted(set(properties) - set(PROPERTIES) - set(_LET_THROUGH)):
-        nearest = {known.lower(): known for known in PROPERTIES}
-        close = difflib.get_close_matches(name.lower(), nearest, n=1)
-        hint = f"did you mean {nearest[close[0]]}?" if close else f"known are {', '.join(PROPERTIES)}"
+        nearest = _nearest(name)
+        hint = f"did you mean {nearest}?" if nearest else f"known are {', '.join(PROPERTIES)}"
         faults.append(f"unknown property {name} ({hint})")
     for name in ("UsagePlanId", "KeyId"):
         value = properties.get(name)
@@ -208,17 +217,20 @@ def _faults(properties: Mapping[str, Any]) -> list[str]:
             # Not shown: where an id belongs, what is longer may be the key's value.
             size = f"{len(value)} characters" if isinstance(value, str) else "not a string"
             faults.append(f"{name} is malformed ({size}): it takes an id, 6 to 10 letters and digits, not a name or value")
-    choices = {
-        "KeyType": ("API_KEY",),
-        "OnExisting": tuple(str(choice) for choice in OnExisting),
-        "IncludeValue": ("true", "false"),
-    }
-    for name, allowed in choices.items():
+    for name, allowed in _CHOICES.items():
         value = properties.get(name, allowed[0])
         # A direct invocation may hand in real booleans, CloudFormation turns them into these strings.
         if (str(value).lower() if isinstance(value, bool) else value) not in allowed:
             faults.append(f"{name} is {_shown(value)}, not {' or '.join(allowed)}")
     return faults
+
+
+def _nearest(name: str) -> str | None:
+    import difflib  # noqa: PLC0415  # where nothing is wrong it is not needed
+
+    known = {each.lower(): each for each in PROPERTIES}
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    return known[close[0]] if close else None
 
 
 def _shown(value: object) -> str:

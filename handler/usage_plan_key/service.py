@@ -74,6 +74,7 @@ class Service:
         self._ledger = ledger
         self._api = api
         self._deadline = deadline
+        self._ledgers = deadline.short()
         self._watched = deadline.watched(self._check_superseded)
 
     def arrive(self) -> None:
@@ -347,7 +348,7 @@ class Service:
 
         def check() -> None:
             # While this one paused, somebody else may have finished it, and another one may have attached the key since.
-            entry = self._ledger.change(marker, [association], _as_is, self._deadline.short()).entry(association)
+            entry = self._ledger.change(marker, [association], _as_is, self._ledgers).entry(association)
             if entry.detaching is None or marker not in entry.holders:
                 raise _UnmarkedError
 
@@ -446,7 +447,7 @@ class Service:
     ) -> State:
         """Change the ledger. Once the request is `answered`, by another delivery, nothing else is changed for it."""
         if holder not in (None, self._holder):
-            return self._ledger.change(holder, associations, rule, self._deadline.short())
+            return self._ledger.change(holder, associations, rule, self._ledgers)
 
         def checked(state: State) -> State:
             given = state.record.answers.get(self._request.id)
@@ -454,7 +455,7 @@ class Service:
                 raise _AnsweredError(given)
             return rule(state)
 
-        self._seen = self._ledger.change(self._holder, associations, checked, self._deadline.short(), self._seen)
+        self._seen = self._ledger.change(self._holder, associations, checked, self._ledgers, self._seen)
         return self._seen
 
     def _now(self) -> int:
