@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from contextlib import suppress
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +123,15 @@ def _serve(variables: Path) -> None:
 
 def _bridge() -> str:
     """Ask Docker for the address that containers have for this machine."""
-    form = "{{(index .IPAM.Config 0).Gateway}}"
+    form = "{{json (index .IPAM.Config 0)}}"
     done = subprocess.run(
         ["docker", "network", "inspect", "bridge", "--format", form], check=False, capture_output=True, text=True
     )
     if done.returncode:
         sys.exit(f"Docker is needed, and it does not answer: {done.stderr.strip()}")
-    return done.stdout.strip()
+    network = json.loads(done.stdout)
+    # A daemon that has made the bridge itself may leave the gateway out: it is the first address.
+    return network.get("Gateway") or str(ip_network(network["Subnet"])[1])
 
 
 def _check(name: str, answer: dict[str, Any]) -> None:
