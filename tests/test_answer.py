@@ -361,6 +361,21 @@ class TestSender:
         Sender().deliver(parse(event(sink)), Deadline(seconds, clock), b'{"Status":"SUCCESS"}')
         return clock
 
+    def test_what_could_not_be_made_ready_is_made_anew(self, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Or no later request of the same process would be answered."""
+        sender, made = Sender(), answer_module._pool
+
+        def no_pool() -> urllib3.PoolManager:
+            raise MemoryError
+
+        monkeypatch.setattr(answer_module, "_pool", no_pool)
+        with pytest.raises(MemoryError):
+            sender.prepare().result()
+        monkeypatch.setattr(answer_module, "_pool", made)
+        sender.deliver(parse(event(sink)), Deadline(60.0, Clock()), b"{}")
+        assert len(sink.puts) == 1
+        assert sender.prepare() is sender.prepare(), "and what was made serves all that follow"
+
     def test_sends_the_body_with_its_length_and_an_empty_content_type(self, sink: Sink) -> None:
         self.deliver(sink)
         (put,) = sink.puts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
@@ -282,6 +283,16 @@ class TestDying:
         world.serve()
         assert [answer["LogicalResourceId"] for answer in world.answers] == ["Alice", "Carol"]
         assert world.sent_again() == [("Create-two-bob", 1, 0)]
+
+    @pytest.mark.parametrize(("receives", "says"), [(1, False), (2, True)])
+    def test_after_a_death_the_log_says_at_what_the_next_one_may_die(
+        self, receives: int, says: bool, world: World, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "usage_plan_key")
+        world.arrives("alice")
+        caplog.clear()
+        world.serve(receives)
+        assert any("Its turn has come: Create alice:free" in line for line in caplog.messages) is says
 
     def test_what_a_function_died_with_is_served_alone(self, world: World) -> None:
         """The others go back: it is to take none with it, and their count is not raised by what they did not begin."""

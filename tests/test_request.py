@@ -264,7 +264,18 @@ class TestOrder:
         orders = [self.order("Expires=7", kind) or 0 for kind in ("Create", "Update", "Delete")]
         assert orders == sorted(set(orders))
 
-    @pytest.mark.parametrize("query", ["", "X-Amz-Date=yesterday", "Expires=soon", "X-Amz-Date=", "X-Amz-Expires=7200"])
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "",
+            "X-Amz-Date=yesterday",
+            "X-Amz-Date=20260302",
+            "X-Amz-Date=20260302T090000",
+            "Expires=soon",
+            "X-Amz-Date=",
+            "X-Amz-Expires=7200",
+        ],
+    )
     def test_none(self, query: str) -> None:
         """Without an issue time there is no fence."""
         assert self.order(query) is None
