@@ -106,6 +106,9 @@ class _Context:
     """Lambda's, of a function that may run for a quarter of an hour."""
 
     aws_request_id = "honest"
+    function_name = "honest"
+    invoked_function_arn = "arn:aws:lambda:eu-central-1:111111111111:function:honest"
+    log_group_name = "/aws/lambda/honest"
     log_stream_name = "honest"
 
     def __init__(self) -> None:

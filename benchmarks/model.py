@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,13 +28,13 @@ from unittest import mock
 from botocore.exceptions import ClientError
 
 from tests.aws import fake
-from tests.aws.rules import Bucket, Door
+from tests.aws.rules import Bucket, Door, Refusal
 from usage_plan_key import answer, retry
 from usage_plan_key.answer import Sender
 from usage_plan_key.api_gateway import ApiGateway
 from usage_plan_key.invocation import Invocation
 from usage_plan_key.ledger import Table
-from usage_plan_key.queue import MOST_RECEIVES, Queue
+from usage_plan_key.queue import VISIBILITY, Queue
 from usage_plan_key.request import Request
 from usage_plan_key.retry import Deadline
 
@@ -45,14 +45,19 @@ READ: Final = 0.05
 CALL: Final = 0.01
 HOP: Final = 0.05
 PUT: Final = 0.06
-#: template.yaml's: the function's Timeout and the queue's VisibilityTimeout, BatchSize, MaximumConcurrency.
+#: template.yaml's: the function's Timeout, and the queue's maxReceiveCount, BatchSize, MaximumConcurrency.
 TIMEOUT: Final = 90.0
-#: Seconds for which a received message is invisible; template.yaml has it.
-VISIBILITY: Final = 360.0
+MOST_RECEIVES: Final = 1000
 BATCH: Final = 10
 LANES: Final = 2
-#: Lambda tries an asynchronous invocation again after so many seconds.
+#: Lambda tries an asynchronous invocation again so many seconds after an error; and after those, doubled from the first to the
+#: second, where the account has no concurrency left for it.
+#: https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html
 AGAIN: Final = (60.0, 120.0)
+CROWDED: Final = (1.0, 300.0)
+#: Lambda invokes a function so often in one chain of messages that it sends to the queue that invokes it, and then no more.
+#: https://docs.aws.amazon.com/lambda/latest/dg/invocation-recursion.html
+MOST_ROUNDS: Final = 16
 
 T = TypeVar("T")
 
@@ -69,6 +74,8 @@ class Gateway(fake.ApiGateway):
         """When how many were attached."""
         self.poison = ""
         """What keys named poison… do to the function: crash, or hang."""
+        self.shut: tuple[float, int | None] = 0.0, None
+        """Until when every call is throttled, and with which `Retry-After`."""
 
     def create_usage_plan_key(self, *, usagePlanId: str, keyId: str, keyType: str) -> dict[str, Any]:  # noqa: N803
         """CreateUsagePlanKey."""
@@ -84,6 +91,9 @@ class Gateway(fake.ApiGateway):
             return operation
         with self._counted():
             super()._call(operation)
+            until, retry_after = self.shut
+            if self._world.now < until:
+                fake._raise(Refusal(429, "TooManyRequestsException", "Too Many Requests", retry_after), operation)  # noqa: SLF001  # a part of it
         if operation.startswith("Get"):
             self._world.sleep(READ)
         return operation
@@ -155,112 +165,135 @@ class DynamoDb:
 
 
 @dataclass(eq=False)
-class _Held:
-    """A message in the queue."""
+class _Message:
+    """A message in the queue; in flight while it has a receipt. `rounds`: how many invocations its chain has."""
 
     number: int
     group: str
     body: str
+    sent: float
+    rounds: int
     receives: int = 0
-
-
-@dataclass(eq=False)
-class _Group:
-    waiting: deque[_Held] = field(default_factory=deque)
-    flying: dict[str, _Held] = field(default_factory=dict)
+    first: float = 0.0
+    receipt: str = ""
+    hidden: float = 0.0
 
 
 class Fifo:
-    """An SQS FIFO queue: a group's messages in order, and none while others of it are in flight."""
+    """An SQS FIFO queue, and its dead-letter queue: a group's messages in order, and none while one of them is in flight.
 
-    def __init__(self, world: World, visibility: float = VISIBILITY, *, mixing: bool = False) -> None:
+    https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/FIFO-queues-understanding-logic.html
+    """
+
+    URL: Final = "requests"
+
+    def __init__(self, world: World, *, worst: bool = False) -> None:
         """An empty one.
 
         Args:
             world: The time.
-            visibility: The queue's VisibilityTimeout.
-            mixing: A batch takes from each group in turn, instead of as many as it can from one: the worst for neighbours.
+            worst: A batch takes one message of each group in turn, the worst for neighbours; else as many as it can of one group,
+                then of the next, as SQS says. How Lambda's poller does it is not documented.
         """
         self._world = world
-        self._visibility = visibility
-        self._mixing = mixing
-        self._groups: dict[str, _Group] = {}
+        self._worst = worst
+        self._groups: dict[str, list[_Message]] = {}
+        self._flying: dict[str, _Message] = {}
         self._seen: dict[tuple[str, str], float] = {}
         self._number = itertools.count()
-        self.dead: list[_Held] = []
+        self.dead: list[str] = []
+        """The bodies of what is in the dead-letter queue."""
         self.filled = Signal(world)
-        self.sent = 0
+        self.receives = self.rounds = 0
+        """The most of a message."""
 
-    def send_message(self, *, QueueUrl: str, **message: str) -> dict[str, Any]:  # noqa: N803
+    def send_message(
+        self,
+        *,
+        QueueUrl: str,  # noqa: N803
+        MessageBody: str,  # noqa: N803
+        MessageGroupId: str,  # noqa: N803
+        MessageDeduplicationId: str,  # noqa: N803
+    ) -> dict[str, Any]:
         """SendMessage; within five minutes the same one is taken once."""
         self._world.sleep(CALL / 2)
-        self._accept(message)
-        self._world.sleep(CALL / 2)
-        return {}
-
-    def send_message_batch(self, *, QueueUrl: str, Entries: list[dict[str, str]]) -> dict[str, Any]:  # noqa: N803
-        """SendMessageBatch."""
-        self._world.sleep(CALL / 2)
-        for entry in Entries:
-            self._accept(entry)
-        self._world.sleep(CALL / 2)
-        return {"Successful": [{"Id": entry["Id"]} for entry in Entries]}
-
-    def delete_message_batch(self, *, QueueUrl: str, Entries: list[dict[str, str]]) -> dict[str, Any]:  # noqa: N803
-        """DeleteMessageBatch."""
-        self._world.sleep(CALL / 2)
-        for entry in Entries:
-            self.delete(entry["ReceiptHandle"])
-        self._world.sleep(CALL / 2)
-        return {}
-
-    def _accept(self, message: dict[str, str]) -> None:
-        group = message["MessageGroupId"]
-        key = (group, message["MessageDeduplicationId"])
-        if self._seen.get(key, -1e9) < self._world.now - 300:
-            self._seen[key] = self._world.now
-            self.sent += 1
-            held = _Held(next(self._number), group, message["MessageBody"])
-            self._groups.setdefault(group, _Group()).waiting.append(held)
+        key, now = (MessageGroupId, MessageDeduplicationId), self._world.now
+        if QueueUrl != self.URL:
+            self.dead.append(MessageBody)
+        elif self._seen.get(key, -1e9) < now - 300:
+            self._seen[key] = now
+            rounds = self._world.process.rounds if self._world.process else 0
+            message = _Message(next(self._number), MessageGroupId, MessageBody, self._world.time(), rounds)
+            self._groups.setdefault(MessageGroupId, []).append(message)
             self.filled.set()
+        self._world.sleep(CALL / 2)
+        return {}
+
+    def change_message_visibility(self, *, QueueUrl: str, ReceiptHandle: str, VisibilityTimeout: int) -> None:  # noqa: N803
+        """ChangeMessageVisibility: the message comes again in its place, at the earliest after so many seconds."""
+        self._world.sleep(CALL / 2)
+        message = self._flying.get(ReceiptHandle)
+        if message is None:
+            error: Any = {"Error": {"Code": "InvalidParameterValue", "Message": "The receipt handle has expired"}}
+            raise ClientError(error, "ChangeMessageVisibility")
+        self._hide(message, VisibilityTimeout)
+        self._world.sleep(CALL / 2)
 
     def delete(self, receipt: str) -> None:
         """Take a message away; without a word if its receipt is no longer good."""
-        group = self._groups[receipt.partition(" ")[0]]
-        if group.flying.pop(receipt, None) and not group.flying:
+        if message := self._flying.pop(receipt, None):
+            self._remove(message)
             self.filled.set()
 
-    def receive(self, most: int) -> list[dict[str, Any]]:
+    def receive(self, most: int) -> list[_Message]:
         """Receive as Lambda does: a batch that may mix groups."""
-        taken: list[_Held] = []
-        free = [group for group in self._groups.values() if group.waiting and not group.flying]
-        free.sort(key=lambda group: group.waiting[0].number)
-        share = max(1, most // max(1, len(free))) if self._mixing else most
-        for group in free:
-            turns = range(min(share, most - len(taken)))
-            taken += [held for _ in turns if group.waiting and (held := self._take(group))]
-        return [self._record(held) for held in taken]
+        free = [group for group in self._groups.values() if not any(message.receipt for message in group[:most])]
+        free.sort(key=lambda group: group[0].number)
+        if self._worst:
+            found = [message for turn in itertools.zip_longest(*(group[:most] for group in free)) for message in turn if message]
+        else:
+            found = [message for group in free for message in group[:most]]
+        return [message for message in found[:most] if self._take(message)]
 
-    def _take(self, group: _Group) -> _Held | None:
-        held = group.waiting.popleft()
-        held.receives += 1
-        if held.receives > MOST_RECEIVES:
-            self.dead.append(held)
-            return None
-        return held
+    def _take(self, message: _Message) -> bool:
+        message.receives += 1
+        message.first = message.first or self._world.time()
+        self.receives, self.rounds = max(self.receives, message.receives), max(self.rounds, message.rounds)
+        if message.receives > MOST_RECEIVES:
+            self._remove(message)
+            self.dead.append(message.body)
+            return False
+        message.receipt = f"{message.number} {message.receives}"
+        self._flying[message.receipt] = message
+        self._hide(message, VISIBILITY)
+        return True
 
-    def _record(self, held: _Held) -> dict[str, Any]:
-        receipt = f"{held.group} {held.number} {held.receives}"
-        self._groups[held.group].flying[receipt] = held
-        self._world.at(self._visibility, partial(self._appear, held, receipt))
-        attributes = {"ApproximateReceiveCount": str(held.receives), "MessageGroupId": held.group}
-        return {"messageId": str(held.number), "receiptHandle": receipt, "body": held.body, "attributes": attributes}
+    def _remove(self, message: _Message) -> None:
+        group = self._groups[message.group]
+        group.remove(message)
+        if not group:
+            del self._groups[message.group]
 
-    def _appear(self, held: _Held, receipt: str) -> None:
-        group = self._groups[held.group]
-        if group.flying.pop(receipt, None):
-            group.waiting = deque(sorted([held, *group.waiting], key=lambda held: held.number))
+    def _hide(self, message: _Message, seconds: float) -> None:
+        message.hidden = self._world.now + seconds
+        self._world.at(seconds, partial(self._appear, message, message.hidden))
+
+    def _appear(self, message: _Message, hidden: float) -> None:
+        if message.receipt and message.hidden == hidden:  # Else its time-out has been changed, or it was received again.
+            self._flying.pop(message.receipt, None)
+            message.receipt = ""
             self.filled.set()
+
+
+def _record(message: _Message) -> dict[str, Any]:
+    """A message as Lambda hands it to the function."""
+    attributes = {
+        "ApproximateReceiveCount": str(message.receives),
+        "ApproximateFirstReceiveTimestamp": str(int(message.first * 1000)),
+        "SentTimestamp": str(int(message.sent * 1000)),
+        "MessageGroupId": message.group,
+    }
+    return {"messageId": str(message.number), "receiptHandle": message.receipt, "body": message.body, "attributes": attributes}
 
 
 @dataclass
@@ -270,6 +303,9 @@ class Context:
     world: World
     ends: float
     aws_request_id: str = "invocation"
+    function_name: str = "usage-plan-key"
+    invoked_function_arn: str = "arn:aws:lambda:eu-central-1:1:function:usage-plan-key"
+    log_group_name: str = "/aws/lambda/usage-plan-key"
     log_stream_name: str = "stream"
 
     def get_remaining_time_in_millis(self) -> int:
@@ -309,7 +345,8 @@ class Account:
         timeout: float = TIMEOUT,
         batch: int = BATCH,
         lanes: int = LANES,
-        mixing: bool = False,
+        worst: bool = False,
+        crowded: float = 0.0,
         threads: int = 10,
     ) -> None:
         """An empty one.
@@ -321,20 +358,22 @@ class Account:
             timeout: The function's.
             batch: The event source's BatchSize.
             lanes: Its MaximumConcurrency.
-            mixing: See `Fifo`.
+            worst: See `Fifo`.
+            crowded: The share of invocations for which the account has no concurrency left: others use it.
             threads: Of the background that delivers answers.
         """
         self.world = World(seed)
         self.gateway = Gateway(self.world)
         self.table = DynamoDb(self.world)
-        self.fifo = Fifo(self.world, mixing=mixing)
+        self.fifo = Fifo(self.world, worst=worst)
         self.sent: dict[str, Sent] = {}
         self.unanswered: list[Sent] = []
         """What Lambda gave up: three attempts at handing a request over have failed."""
+        self.crowded = crowded
         self.fate: Callable[[Sequence[Mapping[str, Any]]], int | None] = lambda events: None
         """After how many steps a function dies that serves these; None for never."""
-        self.deaths = 0
-        self.waiting: dict[str, float] = {}
+        self.deaths = self.invocations = 0
+        """How often the function died, and how often the queue invoked it."""
         self._timeout, self._batch, self._queue, self._ledger, self._threads = timeout, batch, queue, ledger, threads
         self._ids = itertools.count(1)
         for _ in range(lanes if queue else 0):
@@ -345,7 +384,7 @@ class Account:
         return Invocation(
             api=ApiGateway(cast("Any", self.gateway)),
             table=Table(cast("Any", self.table), "ledger") if self._ledger else None,
-            queue=Queue(cast("Any", self.fifo), "queue") if self._queue and not self.world.frozen else None,
+            queue=Queue(cast("Any", self.fifo), Fifo.URL, "undelivered") if self._queue and not self.world.frozen else None,
             sender=cast("Sender", _Put(self)),
             clock=self.world,
             background=lambda: Background(self.world, self._threads),
@@ -399,6 +438,7 @@ class Account:
     def _hand_in(self, sent: Sent) -> None:
         """Lambda's asynchronous invocation: two more attempts after an error."""
         for pause in (*AGAIN, None):
+            self._wait_for_room()
             time = self._timeout if self._queue else 900.0
             process = Process(self.world.time() + time, self.fate([]) if self._queue else self.fate([sent.event]))
             call = partial(self.invocation().by_cloudformation, sent.event, Context(self.world, process.ends))
@@ -412,6 +452,13 @@ class Account:
                 self.world.sleep(pause)
         self.unanswered.append(sent)
 
+    def _wait_for_room(self) -> None:
+        """While Lambda throttles the function, what invokes it tries again."""
+        pause, most = CROWDED
+        while self.world.dice.random() < self.crowded:
+            self.world.sleep(pause)
+            pause = min(2 * pause, most)
+
     def _lane(self) -> None:
         """One of the functions that Lambda lets serve the queue at one time."""
         environment = self.invocation()
@@ -420,10 +467,16 @@ class Account:
             if not batch:
                 self.fifo.filled.wait()
                 continue
+            records, ends = [_record(message) for message in batch], self.world.now + VISIBILITY
             self.world.sleep(HOP)
-            events = [json.loads(record["body"])["event"] for record in batch]
-            process = Process(self.world.time() + self._timeout, self.fate(events))
-            call = partial(environment.by_queue, batch, Context(self.world, process.ends))
+            self._wait_for_room()
+            rounds = 1 + max(message.rounds for message in batch)
+            if rounds > MOST_ROUNDS or self.world.now >= ends:
+                continue  # Lambda does not invoke the function; the messages come again.
+            self.invocations += 1
+            events = [json.loads(record["body"])["event"] for record in records]
+            process = Process(self.world.time() + self._timeout, self.fate(events), rounds=rounds)
+            call = partial(environment.by_queue, records, Context(self.world, process.ends))
             try:
                 reply = self.world.within(process, call)
             except (Exception, Death):  # noqa: BLE001  # a function may end in any way; its messages come again
@@ -431,7 +484,7 @@ class Account:
                 environment = self.invocation()
                 continue
             failed = {failure["itemIdentifier"] for failure in reply["batchItemFailures"]}
-            for record in batch:
+            for record in records:
                 if record["messageId"] not in failed:
                     self.fifo.delete(record["receiptHandle"])
 
@@ -444,6 +497,9 @@ class _Put:
 
     def prepare(self) -> None:
         """It is ready."""
+
+    def check(self, request: Request) -> None:
+        """Any ResponseURL will do."""
 
     def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:
         world = self._account.world

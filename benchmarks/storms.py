@@ -270,12 +270,12 @@ def deaths(keys: int, account: Account, *, share: float, steps: int = 60) -> Sto
 
 @dataclass(frozen=True)
 class Poisoned:
-    """What became of stacks beside one that kills the function.
+    """What became of stacks beside requests that kill the function.
 
     Attributes:
         good: How many of the others' keys came out right.
         seconds: Until the last of the others' answers.
-        over: Until the last answer to the stack that kills.
+        over: Until the last answer to a stack that kills.
         deaths: Of functions.
     """
 
@@ -285,16 +285,16 @@ class Poisoned:
     deaths: int
 
 
-def poison(good: int, stacks: int, bad: int, account: Account, *, hang: bool, drip: float = 0.0) -> Poisoned:
-    """Create stacks, and beside them one that kills the function with each of its requests.
+def poison(good: int, stacks: int, bad: int, account: Account, *, hang: bool = False, apart: bool = False) -> Poisoned:
+    """Create stacks, and beside them requests each of which kills the function.
 
     Args:
         good: The others' keys,
         stacks: in so many stacks.
-        bad: The one's.
+        bad: How many requests kill.
         account: Where.
-        hang: Its requests hang until Lambda ends the function; else they crash it.
-        drip: Seconds between two of its requests; 0: all at once.
+        hang: They hang until Lambda ends the function; else they crash it.
+        apart: Each of them is in a stack of its own; else all are in one.
     """
     world, gateway = account.world, account.gateway
     furnish(gateway, good)
@@ -307,15 +307,15 @@ def poison(good: int, stacks: int, bad: int, account: Account, *, hang: bool, dr
 
     for number in range(good):
         world.at(world.dice.uniform(0, SPREAD), partial(start, number))
-    stack = Stack(account, "bad")
+    killers = [Stack(account, f"bad{number}") for number in range(bad if apart else 1)]
     for number in range(bad):
         key = f"poison{number}"
-        world.at(number * drip if drip else world.dice.uniform(0, SPREAD), partial(stack.create, key, key, "free"))
+        world.at(world.dice.uniform(0, SPREAD), partial(killers[number % len(killers)].create, key, key, "free"))
     account.run()
     return Poisoned(
         good=sum(request.success for request in sent),
         seconds=max(request.answers[0][0] for request in sent if request.answers),
-        over=stack.over_at,
+        over=max(stack.over_at for stack in killers),
         deaths=account.deaths,
     )
 

@@ -30,6 +30,9 @@ class Result:
         busy: and how many 409.
         asked: How often the neighbour asked,
         served: and was served.
+        invocations: How often the queue invoked the function.
+        receives: The most of a message,
+        rounds: and the most invocations of a chain of messages.
         history: When how many were attached.
     """
 
@@ -43,6 +46,9 @@ class Result:
     busy: int
     asked: int
     served: int
+    invocations: int = 0
+    receives: int = 0
+    rounds: int = 0
     history: list[tuple[float, int]] = field(repr=False, default_factory=list)
 
     @property
@@ -62,7 +68,7 @@ class Result:
 
 
 class Neighbour:
-    """Somebody else in the account, who makes a call every two seconds and tries three times."""
+    """Somebody else in the account, who makes a call every two seconds and tries three times, for an hour at most."""
 
     def __init__(self, world: World, gateway: Gateway, busy: Callable[[], bool]) -> None:
         """Begin; it stops when nothing is busy any more."""
@@ -73,7 +79,7 @@ class Neighbour:
     def _ask(self) -> None:
         while True:
             self._world.sleep(self._world.dice.uniform(1, 3))
-            if not self._busy():
+            if not self._busy() or self._world.now > 3600:
                 return
             self.asked += 1
             for attempt in range(3):
@@ -140,5 +146,8 @@ def wave(kind: str, keys: int, stacks: int, account: Account, title: str = "") -
         busy=gateway.refused[409],
         asked=neighbour.asked,
         served=neighbour.served,
+        invocations=account.invocations,
+        receives=account.fifo.receives,
+        rounds=account.fifo.rounds,
         history=gateway.history,
     )

@@ -30,11 +30,13 @@ class Process:
         ends: When Lambda ends it.
         steps: After so many steps (calls to others, and half-calls) it dies; None for never.
         dead: It is.
+        rounds: The how-many-eth invocation it is in a chain of messages that the function sends to its own queue.
     """
 
     ends: float
     steps: int | None = None
     dead: bool = False
+    rounds: int = 1
     threads: list[_Thread] = field(default_factory=list)
 
 

@@ -50,6 +50,15 @@ def moved(template: Template) -> Template:
     return changed
 
 
+def kept_as_secret(template: Template) -> Template:
+    """Alice's key's value goes into a secret, for her to fetch."""
+    changed = copy.deepcopy(template)
+    changed["Resources"]["Alice"]["Properties"]["IncludeValue"] = True
+    value = {"Type": "AWS::SecretsManager::Secret", "Properties": {"SecretString": {"Fn::GetAtt": ["Alice", "Value"]}}}
+    changed["Resources"]["AliceSecret"] = value
+    return changed
+
+
 def renamed(template: Template) -> Template:
     """Carol's logical id becomes CarolInc."""
     changed = copy.deepcopy(template)
@@ -118,11 +127,10 @@ class Customers:
 
     def send(self, kind: str, logical_id: str, association: str, *, by_queue: bool = False, **more: Any) -> dict[str, Any]:
         """Send a request for a resource of the stack to the function; its answer."""
-        found = self.aws.client("cloudformation").describe_stacks(StackName=self.name)["Stacks"][0]
         key, plan = self.id(association).split(":")
         event = {
             "RequestType": kind,
-            "StackId": found["StackId"],
+            "StackId": self.aws.stack_id(self.name),
             "LogicalResourceId": logical_id,
             "ResourceProperties": {"KeyId": key, "UsagePlanId": plan},
         }
@@ -179,6 +187,15 @@ class Customers:
             self.called(request.answered_id),
             request.outcome,
         )
+
+    def secret(self, logical_id: str) -> str:
+        """What is in a secret of the stack."""
+        secret = self.aws.physical_ids(self.name)[logical_id]
+        return str(self.aws.client("secretsmanager").get_secret_value(SecretId=secret)["SecretString"])
+
+    def value(self, key: str) -> str:
+        """A key's value, from API Gateway."""
+        return str(self.aws.client("apigateway").get_api_key(apiKey=self.id(key), includeValue=True)["value"])
 
     def leaked(self) -> list[str]:
         """Lines of the log that hold a key's value or a URL for answers."""
@@ -367,6 +384,15 @@ def tell(story: Story, stack: Customers) -> None:
         [verified(*who, "REPAIRED" if who[0] == "Bob" else "VERIFIED") for who in everybody.items()],
         {"Free": "alice bob dora erin", "Pro": "carol"},
     )
+    template = kept_as_secret(template)
+    step(
+        "Value: Alice's IncludeValue is true, and a secret takes the key's value with Fn::GetAtt",
+        lambda: stack.deploy(template, 3),
+        "UPDATE_COMPLETE",
+        [verified("Alice", "alice in Free")],
+        {"Free": "alice bob dora erin", "Pro": "carol"},
+    )
+    _check("the secret", stack.secret("AliceSecret") == stack.value("alice"), True)  # neither is printed
     template = moved(template)
     step(
         "Move: Alice goes from Free to Pro, which share a stage",
@@ -463,7 +489,7 @@ def main() -> int:
                 aws = exits.enter_context(running())
             with progress("Deploying template.yaml"):
                 template = packaged(ROOT / "template.yaml", aws.upload(ROOT / "handler"))
-                deployed = aws.deploy(PROVIDER, template, ApiGatewayEndpoint=aws.proxy.url)
+                deployed = aws.deploy(PROVIDER, template, **aws.emulated)
             _check_status(deployed, "CREATE_COMPLETE")
             tell(story, Customers(aws))
     except KeyboardInterrupt:

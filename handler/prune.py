@@ -17,8 +17,9 @@ from typing import Any, Final
 #: What is called. A test holds it against the code, and a client has no method for anything else.
 OPERATIONS: Final = {
     "apigateway": ("CreateUsagePlanKey", "DeleteUsagePlanKey", "GetUsagePlan", "GetUsagePlanKey", "GetUsagePlans"),
+    "cloudformation": ("DescribeStacks",),
     "dynamodb": ("TransactGetItems", "TransactWriteItems"),
-    "sqs": ("DeleteMessageBatch", "SendMessage", "SendMessageBatch"),
+    "sqs": ("ChangeMessageVisibility", "SendMessage"),
 }
 
 

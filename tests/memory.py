@@ -1,6 +1,8 @@
-"""A ledger in memory, and a clock whose time passes only when somebody sleeps."""
+"""A ledger in memory, a clock whose time passes only when somebody sleeps, and a background that is done at once."""
 
 from collections.abc import Iterable
+from concurrent.futures import Executor, Future
+from typing import Any
 
 from usage_plan_key.association import Association, Holder
 from usage_plan_key.ledger import Rule
@@ -31,6 +33,7 @@ class MemoryLedger:
     def change(
         self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline, seen: State | None = None
     ) -> State:
+        deadline.allow("Could not ask the ledger")
         before = State(
             self.records.get(holder, Record()),
             {association: self.entries.get(association, Entry()) for association in associations},
@@ -45,3 +48,15 @@ class MemoryLedger:
         self.records[holder] = after.record
         self.entries |= after.entries
         self.entries = {association: entry for association, entry in self.entries.items() if entry.holders}
+
+
+class Inline(Executor):
+    """A background that is done at once."""
+
+    def submit(self, call: Any, /, *arguments: Any, **named: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(call(*arguments, **named))
+        except Exception as error:  # noqa: BLE001  # as an executor does
+            future.set_exception(error)
+        return future

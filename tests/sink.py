@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import json
+import select
 import socket
 import ssl
 import tempfile
 import threading
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -21,8 +23,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-Reply = int | Literal["hang", "close"]
-"""A status; or nothing, ever; or the end of the connection."""
+Reply = int | bytes | Literal["hang", "close"]
+"""A status; or what goes over the wire as it is, and then the end of the connection; or nothing, ever; or just that end."""
 
 #: Seconds after which one that hangs hangs up all the same, so that a test whose code waits for ever fails and ends.
 LONGEST_HANG = 5.0
@@ -45,8 +47,8 @@ class Put:
 class Sink:
     """Replies in turn with what `replies` holds, and 200 from then on. It listens inside `with` alone."""
 
-    def __init__(self, *replies: Reply) -> None:
-        """Make what listens on a free port of 127.0.0.1."""
+    def __init__(self, *replies: Reply, certificate: bytes | None = None) -> None:
+        """Make what listens on a free port of 127.0.0.1, with a certificate of its own or another sink's."""
         self.replies = list(replies)
         self.puts: list[Put] = []
         self.connections: list[socket.socket] = []
@@ -54,7 +56,7 @@ class Sink:
         self._folder = tempfile.TemporaryDirectory()
         self.certificate = Path(self._folder.name, "sink.pem")
         """Clients trust it as SSL_CERT_FILE."""
-        self.certificate.write_bytes(_certificate())
+        self.certificate.write_bytes(certificate or _certificate())
         self._came = threading.Condition()
         self._stopped = threading.Event()
         self._server = _Server(self)
@@ -62,8 +64,9 @@ class Sink:
 
     @property
     def url(self) -> str:
-        """A ResponseURL that leads here, pre-signed like CloudFormation's."""
-        return f"https://127.0.0.1:{self._server.server_port}/stack%7Cresource?X-Amz-Date=20260302T090000Z&{SIGNATURE}"
+        """A ResponseURL that leads here, pre-signed like CloudFormation's, just now."""
+        signed = f"X-Amz-Date={datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        return f"https://127.0.0.1:{self._server.server_port}/stack%7Cresource?{signed}&{SIGNATURE}"
 
     @property
     def answers(self) -> list[dict[str, Any]]:
@@ -163,6 +166,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
             case "close":
                 self.close_connection = True
+            case bytes() as raw:
+                self.wfile.write(raw)
+                self.close_connection = True
             case int() as status:
                 self.send_response_only(status)
                 self.send_header("content-length", "0")
@@ -172,3 +178,47 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # its base's name for it
         """Say nothing: a URL is pre-signed."""
+
+
+class Proxy:
+    """A proxy that tunnels, as HTTPS_PROXY names it. It listens inside `with` alone."""
+
+    def __init__(self) -> None:
+        """Make what listens on a free port of 127.0.0.1."""
+        self.connects: list[tuple[str, str | None]] = []
+        """Where each tunnel went, and its Proxy-Authorization."""
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Tunnel, self))
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.netloc = f"127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _Tunnel(BaseHTTPRequestHandler):
+    def __init__(self, proxy: Proxy, *args: Any) -> None:
+        self._proxy = proxy
+        super().__init__(*args)
+
+    def do_CONNECT(self) -> None:
+        """Carry bytes both ways until one side has no more."""
+        self._proxy.connects.append((self.path, self.headers["proxy-authorization"]))
+        host, _, port = self.path.rpartition(":")
+        with socket.create_connection((host, int(port))) as target:
+            self.send_response_only(200)
+            self.end_headers()
+            ends = {self.connection: target, target: self.connection}
+            while True:
+                for end in select.select(list(ends), [], [], 5)[0]:
+                    if not (data := end.recv(65536)):
+                        return
+                    ends[end].sendall(data)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # its base's name for it
+        """Say nothing."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 import boto3
@@ -19,19 +20,31 @@ import urllib3
 from crhelper import CfnResource
 
 from usage_plan_key import answer as answer_module
-from usage_plan_key.answer import GUARD_TIME, MOST_BYTES, Resource, Sender, UndeliveredError, body, redacted
-from usage_plan_key.lifecycle import Answer
+from usage_plan_key.answer import (
+    GUARD_TIME,
+    MOST_BYTES,
+    MOST_REDIRECTS,
+    Resource,
+    Sender,
+    UndeliveredError,
+    body,
+    check_value_host,
+    destination,
+    redacted,
+    where,
+)
+from usage_plan_key.lifecycle import Answer, FailedError
 from usage_plan_key.request import EventError, Request, parse
-from usage_plan_key.retry import Deadline
+from usage_plan_key.retry import Deadline, OutOfTimeError, TurnOverError
 from usage_plan_key.service import Served
 
 from .memory import Clock
-from .sink import SIGNATURE, Put, Sink
+from .sink import SIGNATURE, Proxy, Put, Sink
 
 EVENTS = {path.stem: json.loads(path.read_text()) for path in sorted(Path("events").glob("*.json"))}
 ID = "a1b2c3d4e5:f7r3e3"
 VALUE = "s3cr3t-s3cr3t-s3cr3t-s3cr3t"
-STREAM = "2026/03/02/[$LATEST]5f3c"
+WHERE = "function usage-plan-key, log group /aws/lambda/usage-plan-key, log stream 2026/03/02/[$LATEST]5f3c"
 ATTACHED = Served(Answer(success=True, id=ID, outcome="ATTACHED", key_name="alice"))
 
 
@@ -39,7 +52,9 @@ class Context:
     """Lambda's, of a function whose time is up in so many seconds."""
 
     aws_request_id = "1d5dac8f"
-    log_stream_name = STREAM
+    function_name = "usage-plan-key"
+    log_group_name = "/aws/lambda/usage-plan-key"
+    log_stream_name = "2026/03/02/[$LATEST]5f3c"
 
     def __init__(self, seconds: float = 900) -> None:
         self._end = time.monotonic() + seconds
@@ -74,7 +89,7 @@ class Ours:
     def __call__(self, event: Mapping[str, Any], serve: Serve, give_up: Serve | None = None) -> Run:
         request = parse(event)
         deliver = partial(self._sender.deliver, request, Deadline(60, Clock()))
-        resource = Resource(request, serve, give_up or partial(hopeless, request), deliver, STREAM)
+        resource = Resource(request, serve, give_up or partial(hopeless, request), deliver, where(Context()))
         return partial(resource.answer, event)
 
 
@@ -128,6 +143,11 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    for name in ("https_proxy", "http_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(autouse=True)
@@ -292,13 +312,13 @@ class TestMended:
     @mended
     @pytest.mark.parametrize("letter", ["x", "ß", "€", "🔑", '"', "\\", "\n", "\x00"], ids=ascii)
     @pytest.mark.parametrize("length", [300, 5000])
-    def test_a_long_reason_keeps_its_beginning_and_names_the_log_stream(
+    def test_a_long_reason_keeps_its_beginning_and_says_where_the_log_is(
         self, kind: type[Prepare], sink: Sink, letter: str, length: int
     ) -> None:
         kind()(event(sink), lambda: failed("What matters. " + letter * length))(Context())
         (answer,) = sink.answers
         assert answer["Reason"].startswith("What matters. " + letter * 200)
-        assert answer["Reason"].endswith(f" (log stream: {STREAM})")
+        assert answer["Reason"].endswith(f" ({WHERE})")
         assert len(sink.puts[0].body) <= MOST_BYTES
 
     @mended
@@ -353,6 +373,16 @@ def everything() -> Iterator[Lines]:
     package.setLevel(package_level)
 
 
+def s3_says(code: str) -> bytes:
+    """A 400 of S3's, as it goes over the wire."""
+    xml = f"<Error><Code>{code}</Code><Message>No</Message></Error>"
+    return f"HTTP/1.1 400 Bad Request\r\ncontent-length: {len(xml)}\r\n\r\n{xml}".encode()
+
+
+def redirect(location: str, status: int = 307) -> bytes:
+    return f"HTTP/1.1 {status} Elsewhere\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n".encode()
+
+
 class TestSender:
     """What becomes of a PUT."""
 
@@ -361,17 +391,23 @@ class TestSender:
         Sender().deliver(parse(event(sink)), Deadline(seconds, clock), b'{"Status":"SUCCESS"}')
         return clock
 
+    def deliver_value(self, sink: Sink) -> None:
+        """Deliver a value, where the sink is an emulator that may have it."""
+        own = sink.url.split("/")[2]
+        check = partial(check_value_host, region="eu-central-1", suffix="amazonaws.com", emulator=own)
+        Sender(check).deliver(parse(event(sink)), Deadline(60, Clock()), json.dumps({"Data": {"Value": VALUE}}).encode())
+
     def test_what_could_not_be_made_ready_is_made_anew(self, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
         """Or no later request of the same process would be answered."""
-        sender, made = Sender(), answer_module._pool
+        sender, made = Sender(), answer_module._tls
 
-        def no_pool() -> urllib3.PoolManager:
+        def no_context() -> ssl.SSLContext:
             raise MemoryError
 
-        monkeypatch.setattr(answer_module, "_pool", no_pool)
+        monkeypatch.setattr(answer_module, "_tls", no_context)
         with pytest.raises(MemoryError):
             sender.prepare().result()
-        monkeypatch.setattr(answer_module, "_pool", made)
+        monkeypatch.setattr(answer_module, "_tls", made)
         sender.deliver(parse(event(sink)), Deadline(60.0, Clock()), b"{}")
         assert len(sink.puts) == 1
         assert sender.prepare() is sender.prepare(), "and what was made serves all that follow"
@@ -386,7 +422,15 @@ class TestSender:
         assert SIGNATURE in put.path
         assert put.body == b'{"Status":"SUCCESS"}'
 
-    @pytest.mark.parametrize("reply", [500, 503, 599, "close"])
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            *(408, 409, 429, 500, 503, 599, "close"),
+            *(pytest.param(s3_says(code), id=code) for code in ("RequestTimeout", "IncompleteBody")),
+            pytest.param(s3_says("RequestTimeout")[:60], id="a 400 that breaks off before it says why"),
+            pytest.param(b"HTTP/1.1 2", id="a status that breaks off"),
+        ],
+    )
     def test_backs_off_before_it_tries_again(self, sink: Sink, reply: Any) -> None:
         began = Clock().now
         sink.replies = [reply] * 5
@@ -394,18 +438,115 @@ class TestSender:
         assert len(sink.puts) == 6
         assert 0 < clock.now - began < 0.5 * (1 + 2 + 4 + 8 + 16)
 
-    @pytest.mark.parametrize("status", [300, 307, 400, 403, 404, 499])
-    def test_what_is_not_2xx_or_5xx_is_final_and_counted(
-        self, sink: Sink, status: int, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        sink.replies = [status]
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            *(300, 301, 302, 303, 304, 400, 403, 404, 407, 410, 428, 430, 499),
+            pytest.param(s3_says("AccessDenied"), id="AccessDenied"),
+            pytest.param(s3_says("RequestTimeout").replace(b" 400 ", b" 403 "), id="the code of a 400 without its status"),
+            pytest.param(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 9\r\n\r\n<", id="a 403 that breaks off"),
+            pytest.param(b"HTTP/1.1 307 Temporary Redirect\r\ncontent-length: 0\r\n\r\n", id="a redirect to nowhere"),
+            pytest.param(b"HTTP/1.1 199 Odd\r\ncontent-length: 0\r\n\r\n", id="199"),
+        ],
+    )
+    def test_any_other_refusal_is_final_and_counted(self, sink: Sink, reply: Any, capsys: pytest.CaptureFixture[str]) -> None:
+        sink.replies = [reply]
         self.deliver(sink)
-        assert len(sink.puts) == 1, "and not followed elsewhere, as it may carry a value"
+        assert len(sink.puts) == 1
         metric = json.loads(capsys.readouterr().out)
         assert metric["AnswerRefused"] == [1.0]
         (metrics,) = metric["_aws"]["CloudWatchMetrics"]
         assert metrics["Namespace"] == "UsagePlanKey"
         assert [named["Name"] for named in metrics["Metrics"]] == ["AnswerRefused"]
+
+    @pytest.mark.parametrize("reply", [b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nta", b"HTTP/1.1 200 OK\r\nserv", 201, 204])
+    def test_a_reply_that_breaks_off_after_its_status_has_that_status(
+        self, sink: Sink, reply: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        sink.replies = [reply]
+        self.deliver(sink)
+        assert len(sink.puts) == 1
+        assert capsys.readouterr().out == ""
+
+    @pytest.mark.parametrize("status", [307, 308])
+    @pytest.mark.parametrize("relative", [True, False], ids=["relative", "absolute"])
+    def test_follows_a_redirect(self, sink: Sink, status: int, capsys: pytest.CaptureFixture[str], *, relative: bool) -> None:
+        sink.replies = [redirect("/there?a=%7C" if relative else sink.url.replace("/stack", "/there"), status)]
+        self.deliver_value(sink)
+        assert [put.path.partition("?")[0][:6] for put in sink.puts] == ["/stack", "/there"]
+        assert [put.answer["Data"]["Value"] for put in sink.puts] == [VALUE, VALUE]
+        assert capsys.readouterr().out == ""
+
+    @pytest.mark.parametrize(("redirects", "taken"), [(MOST_REDIRECTS, True), (MOST_REDIRECTS + 1, False)])
+    def test_follows_five_redirects_in_a_row(
+        self, sink: Sink, redirects: int, capsys: pytest.CaptureFixture[str], *, taken: bool
+    ) -> None:
+        assert MOST_REDIRECTS == 5
+        sink.replies = [307] * redirects
+        self.deliver(sink)
+        assert len(sink.puts) == 6
+        assert ("AnswerRefused" in capsys.readouterr().out) is not taken
+
+    def test_a_redirect_that_leads_to_trouble_is_begun_anew(self, sink: Sink) -> None:
+        sink.replies = [307, 503]
+        self.deliver(sink)
+        assert [put.path.partition("?")[0] for put in sink.puts] == ["/stack%7Cresource", "/elsewhere", "/stack%7Cresource"]
+
+    def test_follows_no_redirect_when_no_time_is_left(self, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = Clock()
+        slow = urllib3.PoolManager.urlopen
+
+        def urlopen(*args: Any, **kwargs: Any) -> Any:
+            clock.now += 3
+            return slow(*args, **kwargs)
+
+        monkeypatch.setattr(urllib3.PoolManager, "urlopen", urlopen)
+        sink.replies = [307] * 5
+        with pytest.raises(UndeliveredError):
+            Sender().deliver(parse(event(sink)), Deadline(10.0, clock), b"{}")
+        assert len(sink.puts) == 3, "each may take three seconds"
+
+    @pytest.mark.parametrize(
+        ("location", "sentence"),
+        [
+            ("http://127.0.0.1/", "the redirect is not https"),
+            (f"https://me:{SIGNATURE}@127.0.0.1/", "the redirect has user info"),
+            (f"https://127.0.0.1\\@x/?{SIGNATURE}", "the redirect has a backslash, white space or a control character"),
+            (f"https://[{SIGNATURE}/", "the redirect cannot be read"),
+            ("ftp://x", "the redirect is not https"),
+        ],
+    )
+    def test_a_redirect_that_must_not_be_followed_is_final(
+        self, sink: Sink, location: str, sentence: str, everything: Lines, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        sink.replies = [redirect(location)]
+        self.deliver(sink)
+        assert (everything.errors, len(sink.puts)) == ([f"The answer was not sent: {sentence}"], 1)
+        assert "AnswerRefused" in capsys.readouterr().out
+
+    def test_a_value_is_not_redirected_elsewhere(self, sink: Sink, everything: Lines, capsys: pytest.CaptureFixture[str]) -> None:
+        with Sink(certificate=sink.certificate.read_bytes()) as other:
+            sink.replies = [redirect(other.url), redirect(other.url)]
+            self.deliver_value(sink)
+            assert (len(sink.puts), other.puts) == (1, [])
+            assert (
+                "no host but cloudformation-custom-resource-response-eucentral1.s3.eu-central-1.amazonaws.com"
+                in everything.errors[0]
+            )
+            assert "AnswerRefused" in capsys.readouterr().out
+            self.deliver(sink)
+            assert len(other.puts) == 1, "what carries no value is"
+
+    def test_no_value_leaves_for_a_host_that_is_not_cloudformations(self, sink: Sink, everything: Lines) -> None:
+        """Whatever came before: the request may have been put into the queue by a stranger."""
+        check = partial(check_value_host, region="eu-central-1", suffix="amazonaws.com", emulator="127.0.0.1:1")
+        asked = event(sink)
+        asked["ResourceProperties"] = {**asked["ResourceProperties"], "IncludeValue": "true"}
+        request = parse(asked)
+        for served in (Served(ATTACHED.answer, VALUE), failed()):
+            Sender(check).deliver(request, Deadline(60, Clock()), body(request, served, WHERE))
+        assert [answer["Status"] for answer in sink.answers] == ["FAILED"]
+        assert len(everything.errors) == 1
 
     def test_counts_nothing_when_the_answer_is_taken(self, sink: Sink, capsys: pytest.CaptureFixture[str]) -> None:
         self.deliver(sink)
@@ -445,11 +586,298 @@ class TestSender:
         assert "The answer's PUT failed, trying again: MaxRetryError" in [one.getMessage() for one in everything.records]
         assert everything.secrets(sink.url) == []
 
+    @pytest.mark.parametrize("name", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
+    def test_trusts_whom_boto3_is_told_to_trust(self, sink: Sink, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("SSL_CERT_FILE")
+        monkeypatch.setenv(name, str(sink.certificate))
+        self.deliver(sink)
+        assert len(sink.puts) == 1
+
+    def test_the_bundle_of_aws_comes_first(self, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+        """As in botocore; and a variable that is empty says nothing."""
+        monkeypatch.delenv("SSL_CERT_FILE")
+        with Sink() as other:
+            monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(sink.certificate))
+            monkeypatch.setenv("AWS_CA_BUNDLE", str(other.certificate))
+            with pytest.raises(UndeliveredError):
+                self.deliver(sink)
+            monkeypatch.setenv("AWS_CA_BUNDLE", "")
+            self.deliver(sink)
+            assert len(sink.puts) == 1
+
+    @pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy"])
+    @pytest.mark.parametrize("prefix", ["", "http://", "http://me:se%63ret@"])
+    def test_goes_through_the_proxy_that_boto3_would_use(
+        self, sink: Sink, name: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with Proxy() as proxy:
+            monkeypatch.setenv(name, f"{prefix}{proxy.netloc}")
+            self.deliver(sink)
+        assert len(sink.puts) == 1
+        authorization = "Basic bWU6c2VjcmV0" if "@" in prefix else None
+        assert proxy.connects == [(sink.url.split("/")[2], authorization)]
+
+    def test_goes_past_the_proxy_where_boto3_would(self, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+        with Proxy() as proxy:
+            monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy.netloc}")
+            monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.1")
+            self.deliver(sink)
+        assert (len(sink.puts), proxy.connects) == (1, [])
+
+    def test_a_proxy_and_the_direct_way_share_one_tls_context(self, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+        make, made = ssl.create_default_context, []
+
+        def counted(*args: Any, **kwargs: Any) -> ssl.SSLContext:
+            made.append(args)
+            return make(*args, **kwargs)
+
+        sender = Sender()
+        with Proxy() as proxy:
+            monkeypatch.setattr(ssl, "create_default_context", counted)
+            for setting in (f"http://{proxy.netloc}", "", f"http://{proxy.netloc}"):
+                monkeypatch.setenv("HTTPS_PROXY", setting)
+                sender.deliver(parse(event(sink)), Deadline(60, Clock()), b"{}")
+            assert (len(made), len(proxy.connects), len(sink.connections)) == (1, 1, 2)
+            for manager in sender._managers.values():
+                manager.clear()
+
+    def test_a_proxy_that_cannot_be_reached_is_tried_again_and_not_named(
+        self, sink: Sink, everything: Lines, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HTTPS_PROXY", f"http://me:{VALUE}@127.0.0.1:1")
+        with pytest.raises(UndeliveredError) as raised:
+            self.deliver(sink)
+        assert VALUE not in str(raised.value)
+        assert everything.secrets(sink.url) == []
+        assert sink.puts == []
+
     def test_trusts_none_but_whom_it_knows(self, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("SSL_CERT_FILE")
         with pytest.raises(UndeliveredError):
             self.deliver(sink)
         assert sink.puts == []
+
+
+#: What one parser takes for part of a host and another does not.
+ODD = (
+    *(r"elsewhere\@x.amazonaws.com/", r"elsewhere\.x.amazonaws.com/", r"x/\a", "x y/", " x/", "x/ a", "x\t/", "x/\r\nhost:y"),
+    *("x\x00/", "x/\x7f", "x\N{NO-BREAK SPACE}/", "x\N{ZERO WIDTH SPACE}/", "x/\ud800"),
+)
+
+
+class TestDestination:
+    """What is checked is what is connected to."""
+
+    @pytest.mark.parametrize(
+        ("url", "host", "port"),
+        [
+            ("https://x.s3.amazonaws.com/arn%3Aaws%7CAlice?X-Amz-Date=20260302T090000Z", "x.s3.amazonaws.com", None),
+            ("HTTPS://X.amazonaws.com?a@b", "x.amazonaws.com", None),
+            ("https://localhost:4566/a:b@c", "localhost", 4566),
+            ("https://[::1]:4566/", "[::1]", 4566),
+            ("https://x:/", "x", None),
+            ("https://x/\N{LATIN SMALL LETTER E WITH ACUTE}", "x", None),
+        ],
+    )
+    def test_a_url_of_https_has_a_host(self, url: str, host: str, port: int | None) -> None:
+        read = destination(url)
+        assert (read.scheme, read.host, read.port) == ("https", host, port)
+
+    @pytest.mark.parametrize(
+        ("url", "fault"),
+        [
+            ("http://x/", "is not https"),
+            ("ftp://x/", "is not https"),
+            ("//x/", "is not https"),
+            ("/x", "is not https"),
+            ("x", "is not https"),
+            ("https:x", "has no host"),
+            ("https://", "has no host"),
+            ("https:///x", "has no host"),
+            ("https://:443/", "has no host"),
+            ("https://me@x/", "has user info"),
+            ("https://me:you@x/", "has user info"),
+            ("https://@x/", "has user info"),
+            ("https://elsewhere%5C@x.amazonaws.com/", "has user info"),
+            *((f"https://{odd}", "has a backslash, white space or a control character") for odd in ODD),
+            ("https://x:99999/", "cannot be read"),
+            ("https://x:y/", "cannot be read"),
+            ("https://[x/", "cannot be read"),
+            ("https://x\N{ACCOUNT OF}y/", "cannot be read"),
+            ("https://\N{FULLWIDTH LATIN SMALL LETTER X}.amazonaws.com/", "cannot be read"),
+            ("https://b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.example/", ""),  # One parser encodes it, or cannot read it.
+            ("https://[fe80::1%25eth0]/", "different hosts"),
+        ],
+    )
+    def test_any_other_is_refused_in_one_sentence_that_says_nothing_of_it(self, url: str, fault: str) -> None:
+        with pytest.raises(EventError) as raised:
+            destination(f"{url}?{SIGNATURE}" if url != "https://" else url)
+        assert fault in str(raised.value)
+        assert "the ResponseURL" in str(raised.value)
+        assert SIGNATURE not in str(raised.value)
+        assert raised.value.__cause__ is None
+        assert raised.value.__suppress_context__ or raised.value.__context__ is None
+
+    @pytest.mark.parametrize("url", ["http://x/", "", "\\", "https://[", "pre-signed-url"])
+    def test_under_sam_local_any_will_do(self, url: str) -> None:
+        """SAM's own sample events have one of http."""
+        destination(url, local=True)
+
+    @pytest.mark.parametrize("url", [r"https://127.0.0.1:PORT\@x.amazonaws.com/", "https://127.0.0.1:PORT/ a"])
+    def test_nothing_is_sent_where_it_is_refused(self, sink: Sink, url: str, everything: Lines) -> None:
+        port = sink.url.split("/")[2].partition(":")[2]
+        request = parse(event(sink))
+        request.response_url = url.replace("PORT", port)
+        Sender().deliver(request, Deadline(60, Clock()), b"{}")
+        assert (sink.connections, len(everything.errors)) == ([], 1)
+
+
+OWN = "cloudformation-custom-resource-response-euwest1"
+
+
+class TestValueHost:
+    """A key's value goes to CloudFormation's own host."""
+
+    @pytest.mark.parametrize(
+        ("host", "region", "suffix"),
+        [
+            # As they were seen in events; see FACTS.
+            ("cloudformation-custom-resource-response-useast1.s3.amazonaws.com", "us-east-1", "amazonaws.com"),
+            ("cloudformation-custom-resource-response-eucentral1.s3.eu-central-1.amazonaws.com", "eu-central-1", "amazonaws.com"),
+            (f"{OWN}.s3-eu-west-1.amazonaws.com", "eu-west-1", "amazonaws.com"),
+            ("cloudformation-custom-resource-response-cnnorth1.s3.cn-north-1.amazonaws.com.cn", "cn-north-1", "amazonaws.com.cn"),
+            (
+                "cloudformation-custom-resource-response-usgovwest1.s3.us-gov-west-1.amazonaws.com",
+                "us-gov-west-1",
+                "amazonaws.com",
+            ),
+            (f"{OWN}.s3.eu-west-1.amazonaws.com:443", "eu-west-1", "amazonaws.com"),
+            (f"{OWN.upper()}.S3.EU-WEST-1.AmazonAWS.com", "eu-west-1", "amazonAWS.com"),
+            ("localhost:4566", "eu-west-1", "amazonaws.com"),
+            ("LOCALHOST:4566", "eu-west-1", "amazonaws.com"),
+        ],
+    )
+    def test_it_is_let_through(self, host: str, region: str, suffix: str) -> None:
+        check_value_host(destination(f"https://{host}/a?b"), region=region, suffix=suffix, emulator="LocalHost:4566")
+
+    @pytest.mark.parametrize(
+        "host",
+        [
+            "elsewhere.com",
+            "s3.amazonaws.com",
+            "x.amazonaws.com",
+            f"{OWN}-mine.s3.eu-west-1.amazonaws.com",
+            f"mine.{OWN}.s3.eu-west-1.amazonaws.com",
+            "cloudformation-custom-resource-response-eucentral1.s3.eu-central-1.amazonaws.com",
+            f"{OWN}.s3.eu-central-1.amazonaws.com",
+            f"{OWN}.s3.eu-west-1.amazonaws.com.cn",
+            f"{OWN}.s3.eu-west-1.amazonaws.com.",
+            f"{OWN}.s3.eu-west-1.amazonaws.com.elsewhere.com",
+            f"{OWN}.s3.eu-west-1xamazonaws.com",
+            f"{OWN}.s3-website-eu-west-1.amazonaws.com",
+            f"{OWN}.execute-api.eu-west-1.amazonaws.com",
+            f"{OWN}.s3.eu-west-1.amazonaws.com:8443",
+            f"{OWN}.s3.eu-west-1.amazonaws.com:0",
+            "localhost",
+            "localhost:4567",
+            "localhost:443",
+            "localhost.elsewhere.com:4566",
+        ],
+    )
+    def test_any_other_is_not(self, host: str) -> None:
+        url = destination(f"https://{host}/a?{SIGNATURE}")
+        with pytest.raises(FailedError) as raised:
+            check_value_host(url, region="eu-west-1", suffix="amazonaws.com", emulator="localhost:4566")
+        assert host in str(raised.value)
+        assert f"{OWN}.s3.eu-west-1.amazonaws.com" in str(raised.value)
+        assert "IncludeValue" in str(raised.value)
+        assert SIGNATURE not in str(raised.value)
+
+    @pytest.mark.parametrize("suffix", ["", None])
+    def test_is_not_checked_where_no_suffix_is_known(self, suffix: str | None) -> None:
+        check_value_host(destination("https://elsewhere.com/"), region="eu-west-1", suffix=suffix)
+
+    @pytest.mark.parametrize("emulator", ["", None])
+    def test_no_emulator_is_no_host(self, emulator: str | None) -> None:
+        with pytest.raises(FailedError):
+            check_value_host(destination("https://x/"), region="eu-west-1", suffix="amazonaws.com", emulator=emulator)
+
+
+class TestAlwaysAnswered:
+    """What goes wrong where nobody expects it becomes one FAILED answer."""
+
+    def failed(self, serve: Serve, give_up: Serve = failed, seconds: float = 900, **changes: Any) -> str:
+        """The one answer's Reason."""
+        delivered: list[bytes] = []
+        asked = {**EVENTS["create"], **changes}
+        Resource(parse(asked), serve, give_up, delivered.append, WHERE).answer(asked, Context(seconds))
+        (answer,) = [json.loads(one) for one in delivered]
+        assert (answer["Status"], answer["PhysicalResourceId"]) == ("FAILED", ID)
+        assert answer["Reason"].endswith(f" ({WHERE})")
+        return str(answer["Reason"])
+
+    def test_serving_that_raises(self) -> None:
+        def serve() -> Served:
+            raise RuntimeError("no such thing")
+
+        assert self.failed(serve).startswith("An internal error, please report it: RuntimeError: no such thing (")
+
+    def test_an_answer_that_cannot_be_put_together(self) -> None:
+        odd: Any = object()
+        named = Answer(success=True, id=ID, outcome="ATTACHED", key_name=odd)
+        assert self.failed(lambda: Served(named)).startswith("An internal error, please report it: TypeError: ")
+
+    def test_time_that_is_up_unexpectedly(self) -> None:
+        """TurnOverError alone, which is one, says that the request is served again."""
+
+        def serve() -> Served:
+            raise OutOfTimeError("the time is up")
+
+        assert "the time is up" in self.failed(serve)
+
+    def test_a_guard_that_raises(self) -> None:
+        struck = threading.Event()
+
+        def serve() -> Served:
+            assert struck.wait(5)
+            time.sleep(0.1)
+            return ATTACHED
+
+        def give_up() -> Served:
+            struck.set()
+            raise RuntimeError("no such thing")
+
+        assert "no such thing" in self.failed(serve, give_up, GUARD_TIME + 0.05)
+
+    def test_a_context_that_does_not_tell_the_time(self) -> None:
+        delivered: list[bytes] = []
+        context = Context()
+        context.get_remaining_time_in_millis = lambda: int("soon")  # type: ignore[method-assign]  # a stand-in
+        asked = EVENTS["create"]
+        Resource(parse(asked), attached, failed, delivered.append, WHERE).answer(asked, context)
+        (answer,) = [json.loads(one) for one in delivered]
+        assert (answer["Status"], answer["PhysicalResourceId"]) == ("FAILED", ID)
+        assert answer["Reason"].startswith("An internal error, please report it: invalid literal")
+
+    @pytest.mark.parametrize("name", EVENTS)
+    def test_crhelpers_own_keys_in_an_event_change_nothing(self, name: str) -> None:
+        """A polling function of its own would be called, and there is none."""
+        delivered: list[bytes] = []
+        keys = {"CrHelperPoll": True, "CrHelperData": "x", "CrHelperPermission": 1, "CrHelperRule": None}
+        asked = {**EVENTS[name], **keys}
+        Resource(parse(asked), attached, failed, delivered.append, WHERE).answer(asked, Context())
+        assert [json.loads(one)["Status"] for one in delivered] == ["SUCCESS"]
+
+    def test_what_is_served_again_is_not_answered(self) -> None:
+        delivered: list[bytes] = []
+
+        def serve() -> Served:
+            raise TurnOverError("the turn is over")
+
+        asked = EVENTS["create"]
+        with pytest.raises(TurnOverError, match="the turn is over"):
+            Resource(parse(asked), serve, failed, delivered.append, WHERE).answer(asked, Context())
+        assert delivered == []
 
 
 class TestGuard:
@@ -498,7 +926,7 @@ class TestGuard:
             return failed()
 
         asked = EVENTS["create"]
-        resource = Resource(parse(asked), serve, give_up, delivered.append, STREAM)
+        resource = Resource(parse(asked), serve, give_up, delivered.append, WHERE)
         resource.answer(asked, Context(GUARD_TIME + 0.05))
         time.sleep(0.2)
         assert [json.loads(one)["Status"] for one in delivered] == ["SUCCESS" if first == "call" else "FAILED"]
@@ -507,8 +935,8 @@ class TestGuard:
         """Between the guard's answer and its delivery the call under way may end."""
         delivered: list[bytes] = []
         asked = EVENTS["create"]
-        resource = Resource(parse(asked), attached, failed, delivered.append, STREAM)
-        resource._put_together(failed())
+        resource = Resource(parse(asked), attached, failed, delivered.append, WHERE)
+        resource._put_together(failed)
         resource.answer(asked, Context())
         assert [json.loads(one)["Status"] for one in delivered] == ["FAILED"]
 
@@ -527,7 +955,7 @@ class TestGuard:
             return ATTACHED
 
         asked = EVENTS["create"]
-        resource = Resource(parse(asked), serve, failed, deliver, STREAM)
+        resource = Resource(parse(asked), serve, failed, deliver, WHERE)
         resource.answer(asked, Context(GUARD_TIME + 0.05))
         count = len(delivered)
         time.sleep(0.3)  # So that no thread outlives the test.
@@ -546,7 +974,7 @@ class TestGuard:
             return ATTACHED
 
         asked = EVENTS["create"]
-        resource = Resource(parse(asked), serve, failed, deliver, STREAM)
+        resource = Resource(parse(asked), serve, failed, deliver, WHERE)
         with pytest.raises(UndeliveredError):
             resource.answer(asked, Context(GUARD_TIME + 0.05))
 
@@ -555,7 +983,7 @@ class TestBody:
     """An answer's bytes."""
 
     def test_a_success_has_the_attributes(self) -> None:
-        assert json.loads(body(parse(EVENTS["create"]), ATTACHED, STREAM)) == {
+        assert json.loads(body(parse(EVENTS["create"]), ATTACHED, WHERE)) == {
             "Status": "SUCCESS",
             "PhysicalResourceId": ID,
             "StackId": EVENTS["create"]["StackId"],
@@ -574,39 +1002,116 @@ class TestBody:
 
     @pytest.mark.parametrize(("name", "served"), [("create", failed()), ("delete", ATTACHED), ("create-bad-property", failed())])
     def test_a_failure_and_a_delete_have_none(self, name: str, served: Served) -> None:
-        answer = json.loads(body(parse(EVENTS[name]), served, STREAM))
+        answer = json.loads(body(parse(EVENTS[name]), served, WHERE))
         assert "Data" not in answer
         assert answer["NoEcho"] is False
         assert ("Reason" in answer) is not served.answer.success
 
     def test_the_value_is_not_sent_unless_it_was_asked_for(self) -> None:
-        assert VALUE not in body(parse(EVENTS["create"]), Served(ATTACHED.answer, VALUE), STREAM).decode()
+        assert VALUE not in body(parse(EVENTS["create"]), Served(ATTACHED.answer, VALUE), WHERE).decode()
 
     @pytest.mark.parametrize("extra", range(4))
     @pytest.mark.parametrize("letter", ["ß", "€", "🔑"], ids=ascii)
     def test_is_full_to_the_last_character_that_fits(self, letter: str, extra: int) -> None:
         """Whatever the bytes before it, the cut falls between two characters."""
         served = failed("." * extra + letter * 4000)
-        sent = body(parse(EVENTS["create"]), served, STREAM)
+        sent = body(parse(EVENTS["create"]), served, WHERE)
         assert MOST_BYTES - len(letter.encode()) < len(sent) <= MOST_BYTES
         reason = json.loads(sent.decode())["Reason"]
         assert reason.strip(".").startswith(letter * 700)
-        assert reason.endswith(f"{letter}… (log stream: {STREAM})")
+        assert reason.endswith(f"{letter}… ({WHERE})")
 
     @pytest.mark.parametrize("letter", ["x", "€", "🔑", '"'], ids=ascii)
     def test_a_keys_name_is_cut_too(self, letter: str) -> None:
         asked = {**EVENTS["create"], "StackId": EVENTS["create"]["StackId"] + "x" * 300}
         asked["ResourceProperties"] = {**asked["ResourceProperties"], "IncludeValue": "true"}
         named = Answer(success=True, id=ID, outcome="ATTACHED", key_name=letter * 4000)
-        sent = body(parse(asked), Served(named, VALUE), STREAM)
+        sent = body(parse(asked), Served(named, VALUE), WHERE)
         assert MOST_BYTES - len(json.dumps(letter, ensure_ascii=False).encode()) < len(sent) <= MOST_BYTES
         data = json.loads(sent.decode())["Data"]
         assert data["Value"] == VALUE
         assert data["KeyName"] == letter * (len(data["KeyName"]) - 1) + "…"
 
+    @pytest.mark.parametrize("name", ["StackId", "RequestId", "LogicalResourceId", "PhysicalResourceId"])
+    @pytest.mark.parametrize("length", [500, 3500, 3600])
+    @pytest.mark.parametrize("success", [True, False])
+    def test_a_long_id_cuts_all_else(self, name: str, length: int, *, success: bool) -> None:
+        asked = {**EVENTS["update-verify"], name: "i" * length}
+        answer = Answer(
+            success=success, id=asked["PhysicalResourceId"], reason="r" * 4000, outcome="ATTACHED", key_name="k" * 999
+        )
+        sent = body(parse(asked), Served(answer), WHERE)
+        assert length < len(sent) <= MOST_BYTES
+        read = json.loads(sent)
+        assert read[name] == "i" * length
+        if not success:
+            assert read["Reason"].startswith("rrr")
+        if length == 500:
+            assert read["Data"]["KeyName"].startswith("kkk") if success else read["Reason"].endswith(f"({WHERE})")
+
+    @pytest.mark.parametrize("success", [True, False])
+    def test_what_does_not_fit_at_all_is_sent_and_told(self, everything: Lines, *, success: bool) -> None:
+        asked = {**EVENTS["update-verify"], "StackId": "i" * 5000}
+        answer = Answer(
+            success=success, id=asked["PhysicalResourceId"], reason="r" * 4000, outcome="ATTACHED", key_name="k" * 999
+        )
+        sent = body(parse(asked), Served(answer), WHERE)
+        read = json.loads(sent)
+        assert (read.get("Reason", ""), read.get("Data", {}).get("KeyName", "")) == ("", "")
+        assert everything.errors == [f"The answer has {len(sent)} bytes for its ids, and CloudFormation takes 4096"]
+
+    @pytest.mark.parametrize("left", range(8))
+    def test_no_room_is_left_over_and_none_is_missing(self, left: int) -> None:
+        """Where there is no room for one letter there is none for the sign that something was cut."""
+        empty = len(body(parse(EVENTS["create"]), Served(Answer(success=True, id=ID, outcome="ATTACHED")), WHERE))
+        asked = {**EVENTS["create"], "StackId": EVENTS["create"]["StackId"] + "x" * (MOST_BYTES - empty - left)}
+        named = Answer(success=True, id=ID, outcome="ATTACHED", key_name="k" * 9)
+        sent = body(parse(asked), Served(named), WHERE)
+        assert len(sent) <= MOST_BYTES
+        assert json.loads(sent)["Data"]["KeyName"] == ("k" * (left - 3) + "…" if left >= 3 else "")
+
+    @pytest.mark.parametrize("name", ["StackId", "RequestId", "LogicalResourceId", "PhysicalResourceId"])
+    @pytest.mark.parametrize("success", [True, False])
+    def test_a_lone_surrogate_breaks_nothing(self, name: str, *, success: bool) -> None:
+        asked = {**EVENTS["update-verify"], name: "i\ud83di"}
+        text = "\ude00" * 3000
+        answer = Answer(success=success, id=asked["PhysicalResourceId"], reason=text, outcome="ATTACHED", key_name=text)
+        sent = body(parse(asked), Served(answer), "stream \ud800")
+        assert MOST_BYTES - 6 < len(sent) <= MOST_BYTES
+        read = json.loads(sent)
+        assert read[name] == "i\ud83di"
+        assert (read["Data"]["KeyName"] if success else read["Reason"]).startswith("\ude00" * 300)
+        redacted(sent).encode()
+
+    def test_a_lost_association_has_every_attribute(self) -> None:
+        asked = {**EVENTS["update-verify"]}
+        asked["ResourceProperties"] = {**asked["ResourceProperties"], "IncludeValue": "true"}
+        request = parse(asked)
+        lost = Answer(success=True, id=request.answer_id, outcome="LOST", key_name="alice")
+        answer = json.loads(body(request, Served(lost, ""), WHERE))
+        data = answer["Data"]
+        assert (answer["Status"], answer["NoEcho"]) == ("SUCCESS", True)
+        assert (data["Outcome"], data["KeyName"], data["Value"]) == ("LOST", "alice", "")
+        assert {*data} == {"Id", "KeyId", "KeyName", "KeyType", "UsagePlanId", "Outcome", "Value"}
+        unasked = json.loads(body(parse(EVENTS["update-verify"]), Served(lost, ""), WHERE))
+        assert "Value" not in unasked["Data"]
+
+    @pytest.mark.parametrize("lacking", ["function_name", "log_group_name", "log_stream_name"])
+    def test_what_a_stand_in_for_the_context_lacks_is_left_out(self, lacking: str) -> None:
+        names = {"function_name": "F", "log_group_name": "G", "log_stream_name": "S"}
+        names.pop(lacking)
+        parts = {"function_name": "function F", "log_group_name": "log group G", "log_stream_name": "log stream S"}
+        parts.pop(lacking)
+        assert where(SimpleNamespace(**names)) == ", ".join(parts.values())
+
+    def test_nothing_is_said_of_the_log_where_nothing_is_known(self) -> None:
+        assert where(object()) == ""
+        answer = json.loads(body(parse(EVENTS["create"]), failed("No"), where(object())))
+        assert answer["Reason"] == "No"
+
     def test_what_fits_is_not_cut(self) -> None:
-        answer = json.loads(body(parse(EVENTS["create"]), failed("€" * 1000), STREAM))
-        assert answer["Reason"] == f"{'€' * 1000} (log stream: {STREAM})"
+        answer = json.loads(body(parse(EVENTS["create"]), failed("€" * 1000), WHERE))
+        assert answer["Reason"] == f"{'€' * 1000} ({WHERE})"
 
     def test_the_longest_event_fits(self) -> None:
         asked = {**EVENTS["delete"], "PhysicalResourceId": "€" * 341, "LogicalResourceId": "L" * 255}
@@ -619,7 +1124,7 @@ class TestBody:
     def test_no_value_is_printed(self) -> None:
         asked = {**EVENTS["create"]}
         asked["ResourceProperties"] = {**asked["ResourceProperties"], "IncludeValue": "true"}
-        sent = body(parse(asked), Served(ATTACHED.answer, VALUE), STREAM)
+        sent = body(parse(asked), Served(ATTACHED.answer, VALUE), WHERE)
         assert VALUE in sent.decode()
         assert VALUE not in redacted(sent)
         assert json.loads(redacted(sent))["Data"]["KeyName"] == "alice"

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
+import threading
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import boto3
 import pytest
 from botocore.config import Config
-from botocore.exceptions import ConnectTimeoutError, EndpointConnectionError, ProxyConnectionError, ReadTimeoutError
+from botocore.exceptions import (
+    ChecksumError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    ProxyConnectionError,
+    ReadTimeoutError,
+)
 from botocore.stub import Stubber
 
-from usage_plan_key.api_gateway import MOST_UNEXPLAINED, ApiGateway, InPlan, Key, Rival
+from usage_plan_key.api_gateway import MOST_UNEXPLAINED, ApiGateway, InPlan, Key, Rival, transient
 from usage_plan_key.association import Association
-from usage_plan_key.lifecycle import FailedError
-from usage_plan_key.retry import BEFORE_CALL, Deadline, OutOfTimeError
+from usage_plan_key.lifecycle import FailedError, MissingError
+from usage_plan_key.retry import BEFORE_CALL, Again, Deadline, OutOfTimeError
 
 from .memory import Clock
 
@@ -149,7 +158,9 @@ class TestEveryCall:
         ("status", "code", "message"),
         [
             pytest.param(429, "TooManyRequestsException", "Too Many Requests", id="too many requests"),
-            pytest.param(429, "LimitExceededException", "Limit exceeded", id="limit exceeded"),
+            pytest.param(400, "ThrottlingException", "Rate exceeded", id="throttled, with 400"),
+            pytest.param(400, "RequestLimitExceeded", "", id="request limit, with 400"),
+            pytest.param(400, "RequestTimeout", "", id="timed out, with 400"),
             pytest.param(409, "ConflictException", BUSY, id="busy"),
             pytest.param(400, "BadRequestException", BUSY, id="busy, in old reports"),
             pytest.param(409, "ConflictException", "TRY AGAIN LATER", id="busy, loudly"),
@@ -165,7 +176,22 @@ class TestEveryCall:
             aws.refuses(operation, status, code, message)
         aws.answers(operation, reply)
         assert do(aws) == result
-        assert 0 < aws.waited < (4 * 60 if status == 429 else 5 + 10 + 20 + 40)
+        assert 0 < aws.waited < (5 + 10 + 20 + 40 if status in (409, 500, 503, 504) else 4 * 60)
+
+    @each_call
+    @pytest.mark.parametrize("message", ["Limit exceeded", "Too Many Requests", "Maximum number of keys has been reached"])
+    def test_a_quota_is_tried_for_30_seconds_and_fails_with_its_text(
+        self, aws: Aws, operation: str, do: Do, reply: Any, result: Any, message: str
+    ) -> None:
+        """Whatever the text; nothing has come of it, and CloudFormation's time has long not been up."""
+        for _ in range(99):  # no end of them
+            aws.refuses(operation, 429, "LimitExceededException", message)
+        with pytest.raises(FailedError, match=f"LimitExceededException: {message}") as raised:
+            do(aws)
+        assert not isinstance(raised.value, OutOfTimeError)
+        assert raised.value.clear
+        assert aws.waited == 30
+        aws.stub._queue.clear()  # type: ignore[attr-defined]
 
     @each_call
     @pytest.mark.parametrize(
@@ -507,10 +533,172 @@ class TestDetach:
     def test_a_refusal_is_clear_unless_a_reply_was_lost(self, aws: Aws, *, lost: bool) -> None:
         if lost:
             aws.loses(DELETE)
-        aws.refuses(DELETE, 409, "ConflictException", "not this one")
+        for _ in range(MOST_UNEXPLAINED):
+            aws.refuses(DELETE, 409, "ConflictException", "not this one")
         with pytest.raises(FailedError, match="ConflictException: not this one") as raised:
             aws.detach()
         assert raised.value.clear is not lost
+
+    def test_an_unexplained_conflict_may_be_passing(self, aws: Aws) -> None:
+        aws.refuses(DELETE, 409, "ConflictException", "not this one").answers(DELETE)
+        aws.detach()
+        assert aws.waited > 0
+
+
+class TestBadRequest:
+    """400 on CreateUsagePlanKey is looked into like a conflict, once: which of them the stage conflict is nobody has written."""
+
+    def refused(self, aws: Aws) -> Aws:
+        return aws.refuses(CREATE, 400, "BadRequestException", "cannot reference multiple Usage Plans")
+
+    def test_the_key_is_there_already(self, aws: Aws) -> None:
+        self.refused(aws).answers(GET, KEY)
+        assert aws.attach() == InPlan(ALICE, by_us=False)
+
+    def test_the_key_is_in_a_plan_for_the_same_stage(self, aws: Aws) -> None:
+        self.refused(aws).refuses(GET, 404, "NotFoundException").answers(PLAN, plan("p9r0p1", ("api1", "prod")))
+        aws.answers(PLANS, {"items": [plan("f7r3e3", ("api1", "prod"), name="Free")]})
+        assert aws.attach() == [Rival(Association("a1b2c3d4e5", "f7r3e3"), "Free", ("api1:prod",))]
+
+    @pytest.mark.parametrize("seen", ["nothing explains it", "the look is denied", "the list is denied"])
+    def test_else_it_fails_with_its_own_text(self, aws: Aws, seen: str) -> None:
+        self.refused(aws)
+        match seen:
+            case "the look is denied":
+                aws.refuses(GET, 403, "AccessDeniedException")
+            case _:
+                aws.refuses(GET, 404, "NotFoundException").answers(PLAN, plan("p9r0p1", ("api1", "prod")))
+        match seen:
+            case "nothing explains it":
+                aws.answers(PLANS, {"items": []})
+            case "the list is denied":
+                aws.refuses(PLANS, 403, "AccessDeniedException")
+        with pytest.raises(FailedError, match="bad request: cannot reference multiple Usage Plans") as raised:
+            aws.attach()
+        assert raised.value.clear
+        assert aws.waited == 0
+
+    def test_a_plan_that_is_gone_is_missing(self, aws: Aws) -> None:
+        self.refused(aws).refuses(GET, 404, "NotFoundException").refuses(PLAN, 404, "NotFoundException")
+        with pytest.raises(MissingError, match="there is no usage plan p9r0p1"):
+            aws.attach()
+
+
+class TestMissing:
+    """A key or a plan that is not there is told apart from every other refusal."""
+
+    def test_swapped_ids_are_hinted_at(self) -> None:
+        """Where each is as long as the other's usually are."""
+        aws = Aws()
+        association = Association("p9r0p1", "a1b2c3d4e5")
+        said = aws.api._missing("x", "API key", association)
+        assert said.endswith("KeyId and UsagePlanId may be swapped")
+        assert "swapped" not in aws.api._missing("x", "API key", WANTED)
+
+    @each_call
+    def test_a_denials_own_text_is_told(self, aws: Aws, operation: str, do: Do, reply: Any, result: Any) -> None:
+        """A service control policy is named nowhere else."""
+        aws.refuses(operation, 403, "AccessDeniedException", "with an explicit deny in a service control policy")
+        with pytest.raises(FailedError, match="AWS says: with an explicit deny in a service control policy"):
+            do(aws)
+
+
+class TestReplies:
+    """What a real client makes of replies that cannot be read: they are asked for again, and never taken for attached."""
+
+    GOOD = json.dumps({"id": "a1b2c3d4e5", "type": "API_KEY", "name": "Alice"}).encode()
+
+    @pytest.fixture
+    def replies(self) -> Iterator[tuple[ApiGateway, list[tuple[int, str, bytes, int]]]]:
+        """A client, and what it is answered in turn: status, content type, body, and how long the body is said to be."""
+        script: list[tuple[int, str, bytes, int]] = []
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.rfile.read(int(self.headers.get("content-length") or 0))
+                status, kind, body, length = script.pop(0)
+                self.send_response(status)
+                self.send_header("content-type", kind)
+                self.send_header("content-length", str(length))
+                self.end_headers()
+                self.wfile.write(body)
+
+            do_POST = do_DELETE = do_GET
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        client = boto3.client(
+            "apigateway",
+            region_name="eu-central-1",
+            endpoint_url=f"http://127.0.0.1:{server.server_port}",
+            aws_access_key_id="testing",
+            aws_secret_access_key="testing",
+            config=Config(retries={"total_max_attempts": 1}, proxies={}),
+        )
+        try:
+            yield ApiGateway(client), script
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+    UNREADABLE = pytest.mark.parametrize(
+        ("status", "kind", "body", "more"),
+        [
+            pytest.param(200, "text/html", b"<html>Please sign in</html>", 0, id="a page"),
+            pytest.param(200, "text/html; charset=utf-8", GOOD, 0, id="a page that looks like a reply"),
+            pytest.param(201, "application/json", b"", 0, id="empty"),
+            pytest.param(201, "application/json", GOOD[:30], 0, id="cut short"),
+            pytest.param(201, "application/json", GOOD[:30], 40, id="cut short, and says so"),
+            pytest.param(200, "application/json", b"hello", 0, id="not JSON"),
+            pytest.param(200, "application/json", b"[]", 0, id="a list"),
+            pytest.param(200, "application/json", b"null", 0, id="null"),
+            pytest.param(200, "application/json", b'{"id": "a1b2c3d4e5", "name": "\xff"}', 0, id="not UTF-8"),
+            pytest.param(200, "application/json", GOOD.replace(b"a1b2", b"x1y2"), 0, id="another key"),
+        ],
+    )
+
+    @UNREADABLE
+    @pytest.mark.parametrize("operation", ["attach", "look"])
+    def test_it_is_asked_for_again(self, replies: Any, operation: str, status: int, kind: str, body: bytes, more: int) -> None:
+        api, script = replies
+        script += [(status, kind, body, len(body) + more), (200, "application/json", self.GOOD, len(self.GOOD))]
+        found = getattr(api, operation)(WANTED, Deadline(600, Clock(), random.Random(0)))
+        assert found in (Key("Alice"), InPlan(Key("Alice"), by_us=True))
+        assert not script
+
+    @UNREADABLE
+    def test_in_the_end_it_is_not_attached_and_nobody_knows(
+        self, replies: Any, status: int, kind: str, body: bytes, more: int
+    ) -> None:
+        api, script = replies
+        script += [(status, kind, body, len(body) + more)] * 30
+        with pytest.raises(OutOfTimeError) as raised:
+            api.attach(WANTED, Deadline(60, Clock(), random.Random(0)))
+        assert not raised.value.clear
+
+    def test_a_page_is_no_sign_that_it_is_detached(self, replies: Any) -> None:
+        api, script = replies
+        script += [(200, "text/html", b"<html>", 6), (202, "application/json", b"", 0)]
+        api.detach(WANTED, Deadline(600, Clock(), random.Random(0)))
+        assert not script
+
+    def test_a_lone_surrogate_in_a_name_is_replaced(self, replies: Any) -> None:
+        """No encoding that follows fails for it."""
+        api, script = replies
+        body = b'{"id": "a1b2c3d4e5", "name": "\\ud800 Alice"}'
+        script.append((201, "application/json", body, len(body)))
+        assert api.attach(WANTED, Deadline(600, Clock(), random.Random(0))) == InPlan(Key("? Alice"), by_us=True)
+
+
+@pytest.mark.parametrize("error", [ChecksumError(checksum_type="crc32", expected_checksum="1", actual_checksum="2")])
+def test_a_checksum_that_does_not_match_is_transient(error: Exception) -> None:
+    """DynamoDB's replies carry a CRC32."""
+    assert transient(error) == Again(unclear=True)
 
 
 class TestSecrets:

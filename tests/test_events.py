@@ -35,12 +35,16 @@ KEY, FREE, PRO = "a1b2c3d4e5", "f7r3e3", "p9r0p1"
 IN_FREE, IN_PRO = (KEY, FREE), (KEY, PRO)
 VALUE = "s3cr3t-s3cr3t-s3cr3t-s3cr3t"
 STREAM = "2026/03/02/[$LATEST]5f3c"
+LOGS = f" (function usage-plan-key, log group /aws/lambda/usage-plan-key, log stream {STREAM})"
 
 
 class Context:
     """Lambda's, of a function whose time is up in so many seconds of a clock."""
 
     aws_request_id = "8c5a3a0e"
+    function_name = "usage-plan-key"
+    invoked_function_arn = "arn:aws:lambda:eu-central-1:111111111111:function:usage-plan-key"
+    log_group_name = "/aws/lambda/usage-plan-key"
     log_stream_name = STREAM
 
     def __init__(self, seconds: float, clock: retry.Clock) -> None:
@@ -163,7 +167,7 @@ SITUATIONS: dict[str, Situation] = {
             "PhysicalResourceId": "AliceInFree",
             "Reason": "The properties are not usable: "
             "unknown property Description (known are UsagePlanId, KeyId, KeyType, OnExisting, IncludeValue, VerifyTrigger); "
-            f"unknown property KeyID (did you mean KeyId?); KeyId is missing (log stream: {STREAM})",
+            f"unknown property KeyID (did you mean KeyId?); KeyId is missing{LOGS}",
         },
         set(),
     ),
@@ -264,24 +268,26 @@ class TestDeployed:
         assert again == first
 
     @pytest.mark.parametrize(
-        ("suffix", "sent"),
+        ("suffix", "emulator", "sent"),
         [
-            pytest.param("", True, id="not checked where it is not set"),
-            pytest.param("0.0.1", True, id="under it"),
-            pytest.param("amazonaws.com", False, id="elsewhere"),
-            pytest.param("7.0.0.1", False, id="ends alike, but is no part of it"),
-            pytest.param("127.0.0.1", False, id="the suffix itself"),
+            pytest.param("", "", True, id="not checked where it is not set"),
+            pytest.param("amazonaws.com", "", False, id="elsewhere"),
+            pytest.param("0.0.1", "", False, id="a host under the suffix is not CloudFormation's bucket"),
+            pytest.param("amazonaws.com", "its own", True, id="the emulator's"),
+            pytest.param("amazonaws.com", "127.0.0.1:1", False, id="another port of the emulator's host"),
         ],
     )
-    def test_a_value_is_not_sent_outside_the_partitions_suffix(self, world: World, suffix: str, *, sent: bool) -> None:
-        world.deploy(RESPONSE_URL_SUFFIX=suffix)
+    def test_a_value_is_sent_to_cloudformations_host_alone(self, world: World, suffix: str, emulator: str, *, sent: bool) -> None:
+        own = world.sink.url.split("/")[2]
+        world.deploy(RESPONSE_URL_SUFFIX=suffix, RESPONSE_URL_HOST=own if emulator == "its own" else emulator)
         answer = world.answer(event("create", IncludeValue="true"))
         assert (answer["Status"] == "SUCCESS") is sent
         assert (VALUE in json.dumps(answer)) is sent
         assert bool(world.api.attached) is sent
         if not sent:
             assert answer["PhysicalResourceId"] == f"{KEY}:{FREE}"
-            assert f"host 127.0.0.1 is not under {suffix}" in answer["Reason"]
+            assert f"ResponseURL leads to {own}. Remove IncludeValue" in answer["Reason"]
+            assert f"cloudformation-custom-resource-response-eucentral1.s3.eu-central-1.{suffix}" in answer["Reason"]
 
     @pytest.mark.parametrize("name", ["create", "delete"])
     def test_without_a_value_any_host_will_do(self, world: World, name: str) -> None:
@@ -292,9 +298,11 @@ class TestDeployed:
         ("name", "broken", "message"),
         [
             pytest.param("create", {"ResponseURL": "http://127.0.0.1/"}, "not https", id="http"),
-            pytest.param("create", {"ResponseURL": "https:///path"}, "not https", id="no host"),
+            pytest.param("create", {"ResponseURL": "https:///path"}, "has no host", id="no host"),
             pytest.param("create", {"ResponseURL": None}, "lacks ResponseURL", id="no ResponseURL"),
-            pytest.param("create", {"RequestType": "Read"}, "RequestType is 'Read'", id="unknown type"),
+            pytest.param(
+                "create", {"RequestType": "Read"}, "RequestType is none of Create, Update and Delete", id="unknown type"
+            ),
             pytest.param("create", {"StackId": None}, "lacks StackId", id="no stack"),
             pytest.param("create", {"RequestId": ""}, "lacks RequestId", id="no request id"),
             pytest.param("create", {"LogicalResourceId": 7}, "lacks LogicalResourceId", id="no logical id"),
@@ -353,7 +361,7 @@ class TestDeployed:
         answer = world.answer(EVENTS["create"])
         assert (answer["Status"], answer["PhysicalResourceId"]) == ("FAILED", f"{KEY}:{FREE}")
         assert "Adopt would use it and leave it there on Delete; Take would" in answer["Reason"]
-        assert answer["Reason"].endswith(f" (log stream: {STREAM})")
+        assert answer["Reason"].endswith(LOGS)
         assert world.answer(EVENTS["delete"])["Status"] == "SUCCESS"
         assert world.api.attached == {IN_FREE}
 
@@ -385,7 +393,7 @@ class TestDeployed:
 
         monkeypatch.setattr(world.api, "create_usage_plan_key", hang)
         monkeypatch.setattr(retry, "BEFORE_CALL", 0.0)
-        asked = world.led_here(EVENTS["create"])
+        asked = EVENTS["create"] | {"ResponseURL": world.sink.url}
         world.invoke(asked, GUARD_TIME + 0.3)
         assert [answer["Status"] for answer in world.sink.answers] == ["FAILED"]
         (answer,) = world.sink.answers
@@ -393,7 +401,8 @@ class TestDeployed:
         assert answer["Reason"].startswith("No answer in time: a call of the function hangs.")
         world.invoke(asked)
         assert world.sink.answers == [answer, answer]
-        assert world.answer(EVENTS["delete"])["Status"] == "SUCCESS"
+        world.invoke(EVENTS["delete"] | {"ResponseURL": world.sink.url})
+        assert world.sink.answers[-1]["Status"] == "SUCCESS"
         assert world.api.attached == set()
 
     def test_a_ledger_that_times_out_is_answered_failed(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from botocore.config import Config
-from botocore.exceptions import ReadTimeoutError
+from botocore.exceptions import ClientError, ReadTimeoutError
 from botocore.stub import Stubber
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,8 +22,8 @@ from samtranslator.yaml_helper import yaml_parse
 from tests.memory import Clock
 from usage_plan_key import ledger
 from usage_plan_key.association import Association, Holder
-from usage_plan_key.ledger import Table
-from usage_plan_key.lifecycle import REMEMBERED, Answer, Entry, FailedError, Hold, Record, State
+from usage_plan_key.ledger import SHAPE, Table
+from usage_plan_key.lifecycle import NOBODY, REMEMBERED, Answer, Entry, FailedError, Hold, Record, State
 from usage_plan_key.retry import BEFORE_SHORT_CALL, Deadline, OutOfTimeError
 
 if TYPE_CHECKING:
@@ -104,13 +105,17 @@ class TestPages:
     answers = st.builds(Answer, st.booleans(), st.text(min_size=1), texts, texts, texts, numbers)
     records = st.builds(
         Record,
-        holds=st.dictionaries(associations, st.builds(Hold, texts, st.booleans()), max_size=3),
-        order=numbers,
-        newest=texts,
+        holds=st.dictionaries(associations, st.builds(Hold, texts, st.booleans(), st.booleans(), texts), max_size=3),
+        issued=numbers,
+        arrived=st.lists(texts, max_size=3).map(tuple),
+        closed=st.booleans(),
         wants=st.none() | associations,
         foreign=st.frozensets(texts, max_size=3),
         spared=st.none() | associations,
         answers=st.dictionaries(texts, answers, max_size=3),
+        digest=texts,
+        begun=texts,
+        deaths=numbers,
     )
     entries = st.builds(
         Entry,
@@ -119,7 +124,7 @@ class TestPages:
         taken=st.booleans(),
         detaching=st.none() | st.integers(1, 2**40),
         moved=st.none() | st.text(min_size=1, max_size=20),
-        anew=st.none() | st.text(min_size=1),
+        begun_by=st.none() | st.text(),
     )
 
     @staticmethod
@@ -140,7 +145,7 @@ class TestPages:
     def test_in_the_table(self, table: Table, dynamodb: DynamoDBClient) -> None:
         """Both pages change together, under the declared key; without any, all is empty."""
         assert said(table.change(A, [FREE], as_is, deadline())) == State(Record(), {FREE: Entry()})
-        record = Record(order=7, newest="r", answers={"r": Answer(success=True, id="x", outcome="ATTACHED", at=NOW)})
+        record = Record(issued=7, arrived=("r",), answers={"r": Answer(success=True, id="x", outcome="ATTACHED", at=NOW)})
         written = table.change(A, [FREE], lambda state: hold(A)(state._replace(record=record)), deadline())
         assert said(table.change(A, [FREE], as_is, deadline())) == said(written)
         assert written.entry(FREE) == Entry(frozenset({A}))
@@ -187,7 +192,7 @@ class TestPages:
         ttl = DECLARED["TimeToLiveSpecification"]["AttributeName"]
         assert (ttl, DECLARED["TimeToLiveSpecification"]["Enabled"]) == ("expires", True)
         expires = []
-        for rule in (lambda state: state._replace(record=Record(order=1)), hold(A), let_go(A)):
+        for rule in (lambda state: state._replace(record=Record(issued=1)), hold(A), let_go(A)):
             table.change(A, [FREE], rule, deadline())
             expires.append(pages(dynamodb)[f"holder#{A.stack_id}#A"].get(ttl))
         assert expires == [{"N": str(NOW + REMEMBERED)}, None, {"N": str(NOW + REMEMBERED)}]
@@ -252,8 +257,8 @@ class TestAtOnce:
 
         def never(state: State) -> State:
             order = next(turns)
-            table.change(A, [], lambda state: state._replace(record=state.record._replace(order=order + 1)), deadline())
-            return state._replace(record=state.record._replace(newest="x"))
+            table.change(A, [], lambda state: state._replace(record=state.record._replace(issued=order + 1)), deadline())
+            return state._replace(record=state.record._replace(digest="x"))
 
         with pytest.raises(OutOfTimeError, match=f"write to the ledger {NAME}: gave up after .* others keep changing"):
             table.change(A, [], never, deadline())
@@ -262,7 +267,7 @@ class TestAtOnce:
         """It changes with every write of the page, and of no other."""
         table.change(A, [FREE], hold(A), deadline())
         first = {pk: page["version"] for pk, page in pages(dynamodb).items()}
-        table.change(A, [], lambda state: state._replace(record=state.record._replace(order=1)), deadline())
+        table.change(A, [], lambda state: state._replace(record=state.record._replace(issued=1)), deadline())
         second = {pk: page["version"] for pk, page in pages(dynamodb).items()}
         assert len({*map(str, first.values())}) == 2
         assert {pk: first[pk] == second[pk] for pk in first} == {f"holder#{A.stack_id}#A": False, "association#alice:free": True}
@@ -418,9 +423,58 @@ class TestErrors:
         assert len(tokens) == 3
         assert tokens[0] == tokens[1] != tokens[2]
 
-    def test_until_no_time_is_left(self, stub: Stubber) -> None:
-        """FAILED with the attempts, as for API Gateway."""
-        for _ in range(2):
-            stub.add_client_error("transact_get_items", "ThrottlingException", "slow", http_status_code=400)
-        with pytest.raises(OutOfTimeError, match=f"read the ledger {NAME} .*: gave up after 2 attempts .*slow"):
-            self.change(stub, seconds=BEFORE_SHORT_CALL + 0.6)
+    def test_until_no_time_is_left(self) -> None:
+        """FAILED with the attempts, as for API Gateway; the last one is made at the last moment."""
+
+        class Slow:
+            meta = SimpleNamespace(region_name="eu-central-1")
+
+            def transact_get_items(self, **arguments: Any) -> None:
+                raise ClientError({"Error": {"Code": "ThrottlingException", "Message": "slow"}}, "TransactGetItems")
+
+        clock, ends = Clock(), Clock().now + BEFORE_SHORT_CALL + 20
+        table = Table(Slow(), NAME)  # type: ignore[arg-type]  # a fake
+        with pytest.raises(OutOfTimeError, match=rf"read the ledger {NAME} .*: gave up after \d+ attempts .*slow"):
+            table.change(A, [FREE], hold(A), deadline(BEFORE_SHORT_CALL + 20, clock))
+        assert clock.now == ends - BEFORE_SHORT_CALL
+
+    @pytest.mark.parametrize(
+        ("page", "says"),
+        [
+            pytest.param({"shape": SHAPE + 1}, "a newer version of the function has written it", id="newer"),
+            pytest.param({"holds": {"alice:free": {"request": "r", "new": True}}}, "it is damaged", id="a field more"),
+            pytest.param({"holds": {"alice:free": {}}}, "it is damaged", id="a field less"),
+            pytest.param({"holds": "all"}, "it is damaged", id="another type"),
+            pytest.param({"answers": {"r": 7}}, "it is damaged", id="no answer"),
+        ],
+    )
+    def test_a_page_that_cannot_be_read_is_refused_and_left_as_it_is(
+        self, table: Table, dynamodb: DynamoDBClient, page: dict[str, Any], says: str
+    ) -> None:
+        item = {name: TypeSerializer().serialize(value) for name, value in {"pk": f"holder#{A.stack_id}#A", **page}.items()}
+        dynamodb.put_item(TableName=NAME, Item=item)
+        before = pages(dynamodb)
+        with pytest.raises(FailedError, match=rf"page holder#.*A of the ledger {NAME}.*: {says}"):
+            table.change(A, [FREE], hold(A), deadline())
+        assert pages(dynamodb) == before
+
+    def test_pages_of_before_shapes_were_numbered_are_read(self, table: Table, dynamodb: DynamoDBClient) -> None:
+        """An order had a rank in it, one RequestId was kept, and what was held was attached."""
+        who = {"stack": A.stack_id, "resource": A.logical_id}
+        held = {
+            "holds": {"alice:free": {"request": "r", "named": True}},
+            "order": 4 * NOW + 2,
+            "newest": "r",
+            "wants": "alice:free",
+        }
+        for page in ({"pk": f"holder#{A.stack_id}#A", **held}, {"pk": "association#alice:free", "holders": [who], "anew": "r"}):
+            dynamodb.put_item(TableName=NAME, Item={name: TypeSerializer().serialize(value) for name, value in page.items()})
+        state = table.change(A, [FREE], as_is, deadline())
+        assert state.record == Record({FREE: Hold("r", named=True)}, issued=NOW, arrived=("r",), wants=FREE)
+        assert state.entry(FREE) == Entry(frozenset({A}))
+
+    def test_a_page_says_how_far_the_attaching_is(self) -> None:
+        entries = {"wanted": Entry(frozenset({A}), begun_by=NOBODY), "attaching": Entry(frozenset({A}), begun_by="r")}
+        entries["attached"] = Entry(frozenset({A}))
+        assert {ledger._entry_page(FREE, entry)["state"] for entry in entries.values()} == set(entries)
+        assert all(ledger._entry_page(FREE, entry)["state"] == state for state, entry in entries.items())

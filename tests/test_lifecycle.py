@@ -8,6 +8,7 @@ from usage_plan_key import lifecycle
 from usage_plan_key.association import Association, Holder
 from usage_plan_key.lifecycle import (
     MOST_ANSWERS,
+    NOBODY,
     REMEMBERED,
     Answer,
     Entry,
@@ -32,7 +33,7 @@ COMMON: dict[str, Any] = {"holder": THIS, "response_url": "https://x", "service_
 
 
 def create(wanted: Association = FREE, on_existing: OnExisting = FAIL, *, id_: str = "c", at: int | None = 1) -> Create:
-    return Create(id=id_, wanted=wanted, on_existing=on_existing, order=at, **COMMON)
+    return Create(id=id_, wanted=wanted, on_existing=on_existing, issued=at, **COMMON)
 
 
 def update(
@@ -44,11 +45,11 @@ def update(
     at: int | None = 2,
 ) -> Update:
     physical_id = had.id if isinstance(had, Association) else had
-    return Update(id=id_, physical_id=physical_id, wanted=wanted, on_existing=on_existing, order=at, **COMMON)
+    return Update(id=id_, physical_id=physical_id, wanted=wanted, on_existing=on_existing, issued=at, **COMMON)
 
 
 def delete(had: Association | str = FREE, *, id_: str = "d", at: int | None = 3) -> Delete:
-    return Delete(id=id_, physical_id=had.id if isinstance(had, Association) else had, order=at, **COMMON)
+    return Delete(id=id_, physical_id=had.id if isinstance(had, Association) else had, issued=at, **COMMON)
 
 
 def by(*holders: Holder, **marks: Any) -> Entry:
@@ -155,19 +156,28 @@ class TestBefore:
     @pytest.mark.parametrize(
         ("entry", "before"),
         [
-            pytest.param(by(THIS), True, id="alone"),
-            pytest.param(by(THIS, SIBLING), True, id="somebody has joined since"),
-            pytest.param(by(THIS, SIBLING, anew="u"), False, id="somebody has joined since, and attached it"),
+            pytest.param(by(THIS, begun_by="c"), True, id="alone"),
+            pytest.param(by(THIS, SIBLING, begun_by="c"), True, id="somebody has joined since"),
+            pytest.param(by(THIS, SIBLING, begun_by=NOBODY), True, id="it was taken back by another delivery since"),
+            pytest.param(by(THIS, SIBLING, begun_by="u"), False, id="somebody has joined since, and set about attaching it"),
+            pytest.param(by(THIS, SIBLING), False, id="somebody has joined since, and attached it"),
         ],
     )
     def test_it_is_marked(self, entry: Entry, before: bool) -> None:
         """What was in the plan when the first who held it came to attach it was there before all."""
-        assert lifecycle.found(ledger(entry), create(FREE, ADOPT)).entry(FREE) == entry._replace(before=before)
+        after = lifecycle.found(ledger(entry), create(FREE, ADOPT)).entry(FREE)
+        assert after == (entry._replace(before=True, begun_by=None) if before else entry)
 
     def test_attaching_anew_makes_it_ours(self) -> None:
-        """What is attached again by us was not there before us any more, is not `taken` from anybody, and has not moved."""
-        state = ledger(by(THIS, before=True, taken=True, moved="u"))
-        assert lifecycle.attaching_anew(state, create(FREE), FREE).entry(FREE) == by(THIS, anew=create(FREE).id)
+        """What is attached again by us was not there before us any more, and is not `taken` from anybody."""
+        state = ledger(by(THIS, before=True, taken=True))
+        assert lifecycle.attaching_anew(state, create(FREE), FREE).entry(FREE) == by(THIS, begun_by="c again")
+
+    def test_a_move_that_is_undone_leaves_the_marks_as_they_were(self) -> None:
+        """It was moved away from, and comes back: whose it was, it is."""
+        marks = {"before": True, "taken": True}
+        state = ledger(by(THIS, moved="u", **marks))
+        assert lifecycle.attaching_anew(state, create(FREE), FREE).entry(FREE) == by(THIS, begun_by="c again", **marks)
 
     @pytest.mark.parametrize(
         ("by_whom", "marked"),
@@ -176,7 +186,7 @@ class TestBefore:
     def test_the_marks_are_put_back_where_it_was_not_attached(self, by_whom: str, marked: bool) -> None:
         """Attaching anew was refused: what was there before us, or was put back meanwhile, still is not ours."""
         request = create(FREE)
-        cleared = by(THIS, anew=request.id if by_whom == "this" else "other")
+        cleared = by(THIS, begun_by="c again" if by_whom == "this" else "other")
         earlier = by(THIS, before=True, taken=True, moved="u")
         after = lifecycle.not_attached_anew(ledger(cleared), request, FREE, earlier).entry(FREE)
         assert after == (earlier if marked else cleared)
@@ -394,7 +404,7 @@ class TestFence:
         """Requests may arrive in any order."""
         late = update(FREE, PRO, at=6)
         record = arrived(update(FREE, GOLD, id_="new", at=10), late)
-        assert (record.newest, record.order, record.wants) == ("new", 10, GOLD)
+        assert (record.newest, record.issued, record.wants) == ("new", 10, GOLD)
         with pytest.raises(SupersededError):
             lifecycle.check_superseded(record, late)
 
@@ -418,7 +428,7 @@ class TestFence:
     def test_an_event_names_what_its_id_says(self) -> None:
         """From then on it is CloudFormation's; also when the event is late, and also for a Delete."""
         holds = {FREE: Hold("c"), PRO: Hold("u0"), GOLD: Hold("u1")}
-        record = arrived(update(FREE, GOLD, at=9), delete(PRO, at=1), record=Record(holds, order=8))
+        record = arrived(update(FREE, GOLD, at=9), delete(PRO, at=1), record=Record(holds, issued=8))
         assert {held: hold.named for held, hold in record.holds.items()} == {FREE: True, PRO: True, GOLD: False}
 
     def test_foreign_ids_that_updates_bring_are_remembered(self) -> None:
@@ -465,7 +475,7 @@ class TestAnswers:
         kept = lifecycle.answered(Record(answers=answers), create(), self.answer()).answers
         assert set(kept) == set(answers) - {f"r{MOST_ANSWERS}"} | {"c"}
 
-    INVALID = Invalid(id="i", physical_id=None, wanted=FREE, faults=("?",), order=1, **COMMON)
+    INVALID = Invalid(id="i", physical_id=None, wanted=FREE, faults=("?",), issued=1, **COMMON)
 
     @pytest.mark.parametrize(
         ("request_", "hold", "success", "spared"),
@@ -482,8 +492,14 @@ class TestAnswers:
         self, request_: Request, hold: Hold | None, success: bool, spared: Association | None
     ) -> None:
         """CloudFormation follows a failed Create with a Delete of its id; what an earlier life retained outlives that."""
-        record = Record({FREE: hold} if hold else {})
+        record = Record({FREE: hold} if hold else {}, issued=1, arrived=(request_.id,))
         assert lifecycle.answered(record, request_, self.answer(success=success)).spared == spared
+
+    def test_a_create_that_was_superseded_spares_nothing(self) -> None:
+        """A newer Create of the same resource has attached what it had wanted, and the Delete to come is for that."""
+        record = Record({FREE: Hold("c0")}, issued=2, arrived=("c2",), wants=FREE)
+        after = lifecycle.answered(record, create(at=1), self.answer(success=False))
+        assert (after.spared, after.wants) == (None, FREE)
 
 
 def test_how_long_things_last() -> None:
@@ -503,7 +519,7 @@ def test_how_long_things_last() -> None:
 )
 def test_holders_are_named_three_at_most(names: str, text: str) -> None:
     """A Reason has room for some, always in the same order."""
-    assert lifecycle.listed(Holder("arn:aws:cloudformation:eu-west-1:1:stack/one/1", name) for name in names) == text
+    assert lifecycle.listed((Holder("arn:aws:cloudformation:eu-west-1:1:stack/one/1", name) for name in names), THIS) == text
 
 
 @pytest.mark.parametrize(

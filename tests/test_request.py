@@ -1,5 +1,8 @@
 """From an event to a request: what is read, what is refused and how it is told."""
 
+import json
+import re
+import string
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -7,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from usage_plan_key.association import Association, Holder, well_formed
-from usage_plan_key.request import Create, Delete, EventError, Invalid, OnExisting, Request, Update, parse
+from usage_plan_key.request import PROPERTIES, Create, Delete, EventError, Invalid, OnExisting, Request, Update, Wish, parse
 
 HANDLER = Path(__file__).parents[1] / "handler"
 STACK = "arn:aws:cloudformation:eu-west-1:123456789012:stack/customers/5a1e6f40"
@@ -39,10 +42,22 @@ def parsed(properties: Mapping[str, Any]) -> Request:
     return parse(event(properties={**GOOD, **properties}))
 
 
+def digest(properties: Mapping[str, Any]) -> str:
+    return getattr(parse(event("Update", properties)), "digest", "none")
+
+
 def faults(properties: Mapping[str, Any]) -> str:
     request = parse(event(properties=properties))
     assert isinstance(request, Invalid)
     return "; ".join(request.faults)
+
+
+def deep() -> list[Any]:
+    """What is nested too deeply to be written."""
+    nested: list[Any] = []
+    for _ in range(99_999):
+        nested = [nested]
+    return nested
 
 
 class TestKinds:
@@ -55,13 +70,14 @@ class TestKinds:
         assert vars(request) == {
             "id": "r1",
             "holder": Holder(STACK, "Alice"),
-            "order": parse(event()).order,
+            "issued": 1772442000,
             "response_url": "https://x.s3.amazonaws.com/answer?X-Amz-Date=20260302T090000Z",
             "service_timeout": 3600,
             "wanted": Association("a1b2c3d4e5", "f7r3e3"),
             "physical_id": None,
             "on_existing": OnExisting.FAIL,
             "include_value": False,
+            "digest": digest(GOOD),
         }
 
     @pytest.mark.parametrize(
@@ -74,6 +90,24 @@ class TestKinds:
         request = parse(event("Update", PhysicalResourceId=id_))
         assert isinstance(request, Update)
         assert (request.physical_id, request.wanted, request.in_place) == (id_, Association("a1b2c3d4e5", "f7r3e3"), in_place)
+        assert request.named == Association.parse(id_)
+
+    @pytest.mark.parametrize(
+        ("old", "took"),
+        [
+            ({**GOOD, "OnExisting": "Take"}, True),
+            ({**GOOD, "OnExisting": "Adopt"}, False),
+            (GOOD, False),
+            (None, False),
+            ("Take", False),
+        ],
+        ids=repr,
+    )
+    def test_an_update_knows_whether_it_took(self, old: Any, took: bool) -> None:
+        """By the old properties alone, whatever stands in their place."""
+        request = parse(event("Update", OldResourceProperties=old))
+        assert isinstance(request, Update)
+        assert request.took is took
 
     @pytest.mark.parametrize("properties", [GOOD, {}, {"KeyID": "", "OnExisting": 1}, "nonsense", None], ids=repr)
     def test_a_delete_is_never_refused(self, properties: Any) -> None:
@@ -126,17 +160,60 @@ class TestEvents:
         with pytest.raises(EventError, match=r"lacks StackId, PhysicalResourceId$"):
             parse(event(kind, without="PhysicalResourceId", StackId=7))
 
-    @pytest.mark.parametrize("kind", [None, "", "create", "Read"])
-    def test_another_type(self, kind: Any) -> None:
-        """A request type that nobody knows is not guessed at."""
-        with pytest.raises(EventError, match="RequestType is"):
+    @pytest.mark.parametrize(
+        ("kind", "why"),
+        [(None, "is missing"), ("", "is missing"), ("create", "is none of"), ("Read", "is none of"), (["Create"], "is none of")],
+        ids=repr,
+    )
+    def test_another_type(self, kind: Any, why: str) -> None:
+        """A request type that nobody knows is neither guessed at nor shown."""
+        with pytest.raises(EventError, match=f"RequestType {why}") as raised:
             parse(event(kind))
+        assert "Read" not in str(raised.value)
 
-    @pytest.mark.parametrize("url", ["http://x.s3.amazonaws.com/a", "file:///etc/passwd", "https://", "https:///a", "x"])
-    def test_only_https(self, url: str) -> None:
-        """An answer goes out over TLS or not at all, and the URL is not in the error."""
-        with pytest.raises(EventError, match=r"^the ResponseURL is not https$"):
-            parse(event(ResponseURL=url))
+    @pytest.mark.parametrize(
+        ("foreign", "what"),
+        [
+            (None, "this is null"),
+            ([], "this is a list"),
+            ([event()], "this is a list"),
+            ("Create", "this is a string"),
+            (7, "this is a number"),
+            (True, "this is a boolean"),
+            ({}, "RequestType is missing; this is an empty object"),
+            ({"source": "serverless-plugin-warmup"}, "this is a warm-up ping"),
+            ({"warmer": True, "concurrency": 3}, "this is a warm-up ping"),
+            ({"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}}, "this is an EventBridge event"),
+            ({"httpMethod": "GET", "path": "/", "headers": None, "requestContext": {}}, "this is an HTTP request"),
+            ({"Records": [{"EventSource": "aws:sns", "Sns": {"Message": VALUE}}]}, "this is an SNS notification"),
+            ({"Records": [{"eventSource": "aws:s3", "s3": {"object": {"key": VALUE}}}]}, "this is an S3 notification"),
+            ({"Records": [{"eventSource": ["aws:s3"]}]}, "this is a batch of records"),
+            ({"Records": [None]}, "this is a batch of records"),
+            ({"Records": {}}, "this is a batch of records"),
+            ({"Records": []}, "this is an empty batch of records"),
+            (
+                {"ResponseURL": f"https://x/?{VALUE}", VALUE: VALUE},
+                "RequestType is missing; this is an event of some other sender",
+            ),
+        ],
+        ids=lambda each: each if isinstance(each, str) else "",
+    )
+    def test_foreign_events(self, foreign: Any, what: str) -> None:
+        """One sentence says what it is and what the function takes, and shows none of it."""
+        with pytest.raises(EventError) as raised:
+            parse(foreign)
+        why, _, takes = str(raised.value).partition(", and ")
+        assert why.startswith("not a CloudFormation custom resource event: ")
+        assert why.endswith(what)
+        assert takes == "the function takes CloudFormation's Create, Update and Delete"
+        assert VALUE not in str(raised.value)
+
+    @pytest.mark.parametrize("url", ["http://pre-signed-s3-url-for-response", "https://[", "https://", "x"])
+    def test_any_url_is_read(self, url: str) -> None:
+        """Where it leads is for the sender to see: under sam local nothing is sent, and its events have http."""
+        request = parse(event(ResponseURL=url))
+        assert isinstance(request, Create)
+        assert (request.response_url, request.issued) == (url, None)
 
 
 class TestFaults:
@@ -177,16 +254,53 @@ class TestFaults:
         """Where an id belongs, a key's value may have been pasted: neither the faults nor the id show it."""
         request = parse(event(properties={**GOOD, name: VALUE}))
         assert isinstance(request, Invalid)
-        assert request.faults == (
-            f"{name} is malformed (20 characters): it takes an id, 6 to 10 letters and digits, not a name or value",
-        )
+        refused = "; a key made with GenerateDistinctId: false has its value as its id, and is refused" if name == "KeyId" else ""
+        text = f"{name} is malformed: it has 20 characters, like a key's value (an id has 6 to 10{refused})"
+        assert request.faults == (text,)
         assert VALUE not in repr(request)
         assert request.answer_id == "Alice"
 
-    @pytest.mark.parametrize("value", ["a b", "a:b", "a/b", "é", "a\n", 7, ["a"], True], ids=repr)
+    @pytest.mark.parametrize(
+        "value", ["a b", "a:b", "a/b", "é", "a\n", "..", "%2f", "a\x00", "\ud800", 7, ["a"], {}, True], ids=ascii
+    )
     def test_malformed_ids(self, value: Any) -> None:
         """What cannot be an id is no part of a URL or of a physical id."""
         assert "KeyId is malformed" in faults({**GOOD, "KeyId": value})
+
+    @pytest.mark.parametrize(
+        ("value", "wrong"),
+        [
+            ("\ta1b2c3d4e5\n", "it has white space around it"),
+            ("Alice's key", "it has white space in it (an id has 6 to 10 letters and digits, unlike a name)"),
+            ("arn:aws:apigateway:eu-west-1::/apikeys/a1b2c3d4e5", "it is an ARN (the id is the ARN's last part)"),
+            ("a1b2c3d4e5:f7r3e3", "it is a pair of a key's and a plan's id (as Ref and Id give it; take the attribute KeyId)"),
+            ("a1b2/c3d4", "it has characters that no id has (an id has 6 to 10 letters and digits)"),
+            (["a1b2c3d4e5"], "it is a list, not a string"),
+            (7.5, "it is a number, not a string"),
+            (" a1b2c3d4e5:f7r3e3", "it has white space around it and it is a pair of a key's and a plan's id"),
+            (f" {VALUE} ", "it has white space around it and it has 20 characters, like a key's value"),
+        ],
+        ids=str,
+    )
+    def test_what_is_wrong_with_an_id_is_said_and_none_of_it_shown(self, value: Any, wrong: str) -> None:
+        """Whoever reads the Reason can mend it; what cannot be an id may be a key's value."""
+        text = faults({**GOOD, "KeyId": value})
+        assert text.startswith(f"KeyId is malformed: {wrong}")
+        assert str(value).strip() not in text
+
+    @pytest.mark.parametrize("value", ["{{resolve:ssm-secure:/keys/alice}}", "${AliceKey}"])
+    def test_an_unresolved_reference_says_so(self, value: str) -> None:
+        """CloudFormation resolves no secure references for custom resources."""
+        text = faults({**GOOD, "UsagePlanId": value})
+        assert text.startswith("UsagePlanId is malformed: it has a reference that CloudFormation has not resolved (")
+        assert "alice" not in text.lower()
+
+    def test_white_space_alone_is_empty(self) -> None:
+        assert faults({**GOOD, "KeyId": " \n"}) == "KeyId is empty"
+
+    def test_equal_ids_are_no_fault(self) -> None:
+        """API Gateway nowhere says that a key and a plan cannot have the same."""
+        assert isinstance(parsed({"KeyId": "f7r3e3"}), Create)
 
     @pytest.mark.parametrize("properties", [None, [], "x"], ids=repr)
     def test_no_properties(self, properties: Any) -> None:
@@ -195,9 +309,43 @@ class TestFaults:
         assert isinstance(request, Invalid)
         assert request.faults == ("UsagePlanId is missing", "KeyId is missing")
 
-    def test_a_long_one_is_shortened(self) -> None:
-        """Somebody may have pasted something long."""
-        assert faults({**GOOD, "OnExisting": "x" * 999}) == f"OnExisting is '{'x' * 55}…, not Fail or Adopt or Take"
+    @pytest.mark.parametrize(
+        ("value", "shown"),
+        [
+            ("x" * 19, f"'{'x' * 19}'"),
+            ("x" * 20, "a string of 20 characters"),
+            ("\ud800\n", r"'\ud800\n'"),
+            ([VALUE], "a list"),
+            (None, "null"),
+            (1, "a number"),
+        ],
+        ids=ascii,
+    )
+    @pytest.mark.parametrize("name", ["KeyType", "OnExisting", "IncludeValue"])
+    def test_a_refused_choice_is_shown_only_if_it_is_too_short_to_be_a_value(self, name: str, value: Any, shown: str) -> None:
+        """Somebody may have pasted a key's value into the wrong property."""
+        assert faults({**GOOD, name: value}).startswith(f"{name} is {shown}, not ")
+
+    @pytest.mark.parametrize(
+        ("name", "shown"),
+        [
+            ("x" * 40, "x" * 40),
+            ("x" * 41, f"'{'x' * 40}'…"),
+            ("", "''"),
+            ("a b\n", r"'a b\n'"),
+            ("\ud800é", r"'\ud800\xe9'"),
+            (7, "a number"),
+            (None, "null"),
+        ],
+        ids=ascii,
+    )
+    def test_odd_names_are_quoted_and_long_ones_shortened(self, name: Any, shown: str) -> None:
+        """A Reason is one line that can be encoded."""
+        assert faults({**GOOD, name: "x"}).startswith(f"unknown property {shown} (known are ")
+
+    def test_names_of_all_types_at_once(self) -> None:
+        """A direct invocation can bring names that have no order."""
+        assert faults({**GOOD, "Bad": 1, 7: 1, None: 1, (): 1}).count("unknown property") == 4  # type: ignore[dict-item]
 
 
 class TestProperties:
@@ -222,8 +370,21 @@ class TestProperties:
 
     @pytest.mark.parametrize(
         ("value", "seconds"),
-        [("60", 60), (60, 60), ("3600", 3600), ("9999", 3600), ("0", 1), ("-5", 1), ("soon", 3600), (None, 3600), ("1.5", 3600)],
-        ids=repr,
+        [
+            *[
+                ("60", 60),
+                (60, 60),
+                ("3600", 3600),
+                ("9999", 3600),
+                ("0", 1),
+                ("-5", 1),
+                ("soon", 3600),
+                (None, 3600),
+                ("1.5", 3600),
+            ],
+            *[("9" * 40, 3600), ("9" * 9999, 3600), (10**9999, 3600), (float("nan"), 3600), (float("inf"), 3600), (deep(), 3600)],
+        ],
+        ids=lambda each: str(type(each)),
     )
     @pytest.mark.parametrize("kind", ["Create", "Delete"])
     def test_service_timeout(self, kind: str, value: Any, seconds: int) -> None:
@@ -231,38 +392,53 @@ class TestProperties:
         assert parse(event(kind, {**GOOD, "ServiceTimeout": value})).service_timeout == seconds
 
 
-class TestOrder:
-    """Requests are ordered by the second in which their ResponseURL was signed."""
-
-    @staticmethod
-    def order(query: str, kind: str = "Update") -> int | None:
-        return parse(event(kind, ResponseURL=f"https://x/?{query}")).order
+class TestDigest:
+    """Properties are told apart by their digest."""
 
     @pytest.mark.parametrize(
-        "queries",
-        [
-            ("X-Amz-Date=20260302T090000Z", "X-Amz-Date=20260302T090001Z"),
-            ("X-Amz-Date=20251231T235959Z&X-Amz-Expires=7200", "X-Amz-Date=20260101T000000Z&X-Amz-Expires=60"),
-            ("Expires=1772442000", "Expires=1772442001"),
-            ("AWSAccessKeyId=x&Expires=999&Signature=y", "AWSAccessKeyId=x&Expires=1000&Signature=y"),
-        ],
-        ids=["date", "over a year's end", "expires", "expires as numbers"],
+        "changed",
+        [{"ServiceToken": "arn:x"}, {"ServiceTimeout": "60"}, {"VerifyTrigger": "2"}, {"KeyType": "API_KEY"}, {"KeyId": "k"}],
+        ids=str,
     )
-    def test_a_second_later(self, queries: tuple[str, str]) -> None:
-        """A later request is greater by a second, whatever their kinds are."""
-        first, second = self.order(queries[0], "Delete"), self.order(queries[1], "Create")
-        assert first is not None
-        assert second is not None
-        assert first < second
+    def test_every_property_counts(self, changed: dict[str, str]) -> None:
+        """CloudFormation's own two included: a new function or time-out is a change, not a rollback."""
+        assert digest({**GOOD, **changed}) != digest(GOOD)
 
-    def test_the_date_counts_first(self) -> None:
-        """`X-Amz-Date` tells when it was signed, `Expires` only when that ends."""
-        assert self.order("X-Amz-Date=20260302T090000Z&Expires=1") == self.order("X-Amz-Date=20260302T090000Z")
+    def test_their_order_does_not(self) -> None:
+        """CloudFormation promises none; a Create's and an Update's are the same."""
+        assert digest(dict(reversed(GOOD.items()))) == digest(GOOD) == getattr(parse(event()), "digest", "")
+        assert re.fullmatch("[0-9a-f]{32}", digest(GOOD))
 
-    def test_within_a_second(self) -> None:
-        """A resource's Delete comes after the rest."""
-        orders = [self.order("Expires=7", kind) or 0 for kind in ("Create", "Update", "Delete")]
-        assert orders == sorted(set(orders))
+    @pytest.mark.parametrize("value", [{1, 2}, {"a": 1, 7: 1}, 10**9999, b"", deep()], ids=lambda each: type(each).__name__)
+    def test_what_json_cannot_hold_has_none(self, value: object) -> None:
+        """A request without a digest is like no other, and served all the same."""
+        assert digest({**GOOD, "VerifyTrigger": value}) == ""
+
+
+class TestIssued:
+    """A request was issued when its ResponseURL was signed."""
+
+    @staticmethod
+    def issued(query: str, kind: str = "Update") -> int | None:
+        return parse(event(kind, ResponseURL=f"https://x/?{query}")).issued
+
+    @pytest.mark.parametrize("kind", ["Create", "Update", "Delete"])
+    @pytest.mark.parametrize(
+        ("query", "seconds"),
+        [
+            ("X-Amz-Date=20260302T090000Z", 1772442000),
+            ("X-Amz-Date=20260302T090001Z&X-Amz-Expires=60", 1772442001),
+            ("X-Amz-Date=20251231T235959Z&X-Amz-Expires=7200", 1767225599),
+            ("Expires=1772449200", 1772442000),
+            ("AWSAccessKeyId=x&Expires=1772449201&Signature=y", 1772442001),
+            ("X-Amz-Date=20260302T090000Z&Expires=1", 1772442000),
+            ("Expires=7201", 1),
+            ("Expires=8589941791", 2**33 - 1),
+        ],
+    )
+    def test_read(self, query: str, seconds: int, kind: str) -> None:
+        """`X-Amz-Date` says it; `Expires` is two hours later. What kind of request it is does not matter."""
+        assert self.issued(query, kind) == seconds
 
     @pytest.mark.parametrize(
         "query",
@@ -271,14 +447,119 @@ class TestOrder:
             "X-Amz-Date=yesterday",
             "X-Amz-Date=20260302",
             "X-Amz-Date=20260302T090000",
-            "Expires=soon",
+            "X-Amz-Date=20261332T090000Z",
+            "X-Amz-Date=00010101T000000Z",
+            "X-Amz-Date=99991231T235959Z",
+            "X-Amz-Date=%ed%a0%80",
             "X-Amz-Date=",
             "X-Amz-Expires=7200",
+            "Expires=soon",
+            "Expires=7200",
+            "Expires=-1",
+            "Expires=8589941792",
+            f"Expires={'9' * 40}",
+            f"Expires={'9' * 9999}",
+            "Expires=1e9",
         ],
     )
     def test_none(self, query: str) -> None:
-        """Without an issue time there is no fence."""
-        assert self.order(query) is None
+        """Without an issue time there is no fence; what no calendar has is none."""
+        assert self.issued(query) is None
+
+
+class TestEnds:
+    """CloudFormation's time counts from the issue, beyond the first minute."""
+
+    @pytest.mark.parametrize(
+        ("age", "left"),
+        [(-3600, 60), (-60, 60), (0, 60), (59, 60), (60, 60), (61, 59), (100, 20), (120, 0), (400, -280)],
+    )
+    def test_age_counts_beyond_the_first_minute(self, age: int, left: int) -> None:
+        """A clock that is off by a minute takes nothing from a ServiceTimeout of 60, nor adds to it."""
+        request = parsed({"ServiceTimeout": "60"})
+        assert request.issued is not None
+        arrived = request.issued + age
+        assert request.ends(arrived) - arrived == left
+
+    def test_without_an_issue_time_it_counts_from_the_arrival(self) -> None:
+        assert parse(event(ResponseURL="https://x")).ends(1000.5) == 4600.5
+
+
+odd_text = st.one_of(
+    st.text(max_size=30),
+    st.text(st.characters(), max_size=30),  # lone surrogates too
+    st.sampled_from(
+        ["", "..", "a/b", "%2f", "a:b", "\x00\r\n", "\ud800", "é" * 5000, "https://[", "arn:aws:x", "${X}", "Take", "true"]
+    ),
+    st.builds("https://x/?X-Amz-Date={}".format, st.text(string.digits + "TZ-:+ ", max_size=20)),
+    st.builds("https://x/?Expires={}".format, st.integers()),
+)
+odd = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | odd_text | st.just(10**99) | st.binary(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.none() | st.integers() | odd_text, inner, max_size=3),
+    max_leaves=5,
+)
+odd_properties = st.builds(
+    lambda known, unknown: {**GOOD, **known, **unknown},
+    st.dictionaries(st.sampled_from([*PROPERTIES, "ServiceToken", "ServiceTimeout"]), odd, max_size=4),
+    st.just({}) | st.dictionaries(st.none() | st.integers() | odd_text, odd, max_size=2),
+)
+NEEDED = ("RequestId", "StackId", "LogicalResourceId", "ResponseURL")
+
+broken = st.builds(
+    lambda name, value: event("Update", **{name: value}),
+    st.sampled_from([*NEEDED, "PhysicalResourceId", "RequestType"]),
+    odd.filter(lambda value: not isinstance(value, str)) | st.just(""),
+)
+
+
+class TestAnyEvent:
+    """Whatever comes: a request where an answer is possible, else one clear sentence."""
+
+    @given(
+        kind=st.sampled_from(["Create", "Update", "Delete"]),
+        needed=st.fixed_dictionaries({name: odd_text.filter(bool) for name in (*NEEDED, "PhysicalResourceId")}),
+        rest=st.dictionaries(
+            st.sampled_from(["OldResourceProperties", "ResourceType", "CrHelperPoll", "Records"]), odd | odd_properties
+        ),
+        properties=odd_properties | odd,
+    )
+    @example(kind="Create", needed=dict.fromkeys((*NEEDED, "PhysicalResourceId"), "https://["), rest={}, properties=None)
+    @settings(max_examples=500, deadline=None)
+    def test_is_a_request_where_an_answer_is_possible(
+        self, kind: str, needed: dict[str, str], rest: dict[str, Any], properties: Any
+    ) -> None:
+        """It carries what the answer needs, and its faults are one line that can be encoded."""
+        request = parse({"RequestType": kind, "ResourceProperties": properties, **rest, **needed})
+        assert request.id == needed["RequestId"]
+        assert request.holder == (needed["StackId"], needed["LogicalResourceId"])
+        assert request.response_url == needed["ResponseURL"]
+        assert request.physical_id == (None if kind == "Create" else needed["PhysicalResourceId"])
+        assert request.answer_id
+        assert 1 <= request.service_timeout <= 3600
+        assert request.issued is None or 0 < request.issued < 2**33
+        assert request.ends(1e9) <= 1e9 + request.service_timeout
+        match request:
+            case Delete():
+                assert kind == "Delete"
+            case Invalid():
+                assert kind != "Delete"
+                assert request.faults
+                assert re.fullmatch("[ -~…]+", "; ".join(request.faults))
+            case Wish():
+                assert type(request).__name__ == kind
+                assert Association.parse(request.wanted.id) == request.wanted
+                json.dumps(vars(request), default=str).encode()
+
+    @given(odd | st.dictionaries(odd_text, odd) | broken)
+    @settings(max_examples=300, deadline=None)
+    def test_else_it_is_an_event_error_of_one_line(self, foreign: Any) -> None:
+        """Short, without line breaks, and nothing of the event in it but the names of fields."""
+        with pytest.raises(EventError) as raised:
+            parse(foreign)
+        assert re.fullmatch(
+            "(not a CloudFormation custom resource event: |the Update event lacks )[ -~]{1,200}", str(raised.value)
+        )
 
 
 ids = st.text("abcXYZ019_-", min_size=1, max_size=19)

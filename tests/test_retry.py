@@ -21,10 +21,12 @@ from usage_plan_key.retry import (
     READ_TIMEOUT,
     SHORT_CONNECT_TIMEOUT,
     SHORT_READ_TIMEOUT,
+    SLICE,
     Again,
     Attempts,
     Deadline,
     OutOfTimeError,
+    TurnOverError,
     persist,
 )
 
@@ -42,13 +44,14 @@ class Dice(Random):
 
 
 class Sleepless(Clock):
-    """Time stands still, and sleeps are remembered."""
+    """Sleeps are remembered."""
 
     def __init__(self) -> None:
         super().__init__(0.0)
         self.slept: list[float] = []
 
     def sleep(self, seconds: float, /) -> None:
+        super().sleep(seconds)
         self.slept.append(seconds)
 
 
@@ -80,7 +83,7 @@ class TestBackOff:
     def test_full_jitter(self) -> None:
         """Anything from nothing up to a cap, which doubles and ends at the last one."""
         clock, dice = Sleepless(), Dice()
-        persist(failing(8), "x", Deadline(99, clock, dice), again())
+        persist(failing(8), "x", Deadline(999, clock, dice), again())
         caps = [0.5, 1, 2, 4, 8, 16, 20, 20]
         assert dice.rolled == [(0, cap) for cap in caps]
         assert clock.slept == caps
@@ -90,11 +93,11 @@ class TestBackOff:
     def test_its_bounds(self, times: int, seed: int) -> None:
         """However long it goes on."""
         clock = Sleepless()
-        persist(failing(times), "x", Deadline(99, clock, Random(seed)), again())
+        persist(failing(times), "x", Deadline(99_999, clock, Random(seed)), again())
         assert len(clock.slept) == times
         assert all(0 <= seconds <= CAPS[1] for seconds in clock.slept)
 
-    @pytest.mark.parametrize(("at_least", "slept"), [(0.2, 0.5), (30, 30)], ids=["less than rolled", "more"])
+    @pytest.mark.parametrize(("at_least", "slept"), [(0.2, 0.5), (15, 15)], ids=["less than rolled", "more"])
     def test_retry_after_is_a_minimum(self, at_least: float, slept: float) -> None:
         """What the server asks for is waited at least, also beyond the cap."""
         clock = Sleepless()
@@ -104,10 +107,10 @@ class TestBackOff:
     def test_a_lane_waits_for_the_door(self) -> None:
         """Served from the queue, it waits for who is at API Gateway's door without backing off; for all else it backs off."""
         clock, dice = Sleepless(), Dice()
-        verdicts = iter([Again(busy=True), Again(busy=True), Again(after=30), Again()])
+        verdicts = iter([Again(busy=True), Again(busy=True), Again(after=15), Again()])
         persist(failing(4), "x", Deadline(99, clock, dice, lane=True), lambda _: next(verdicts))
         assert dice.rolled == [LANE_PAUSE, LANE_PAUSE, (0, 2), (0, 4)]
-        assert clock.slept == [2, 2, 30, 4]
+        assert clock.slept == [2, 2, 15, 4]
 
     def test_a_crowd_backs_off_from_the_door(self) -> None:
         """Served where they arrived, all have to make room for each other."""
@@ -121,7 +124,7 @@ class TestBackOff:
         clock, dice = Sleepless(), Dice()
         persist(failing(2), "x", Deadline(999, clock, dice), again(after=3, busy=True, throttled=True))
         assert dice.rolled == [(0, 60), (0, 60)]
-        assert clock.slept == [63, 63]
+        assert sum(clock.slept) == 2 * 63
 
     def test_a_lane_that_is_throttled_waits_as_for_the_door(self) -> None:
         """It has no crowd beside it."""
@@ -161,12 +164,19 @@ class TestDeadline:
             persist(failing(0), "Could not do it", less, again(), attempts)
         assert attempts.count == 0
 
-    def test_the_pause_counts(self) -> None:
-        """It is not slept when the call after it would be too late."""
+    def test_jitter_ends_at_the_last_moment_at_which_an_attempt_can_be_made(self) -> None:
+        """Then there is one more, and no pause after it."""
         clock = Clock(0.0)
-        with pytest.raises(OutOfTimeError, match="after 2 attempts in 0 s"):
+        with pytest.raises(OutOfTimeError, match="after 3 attempts in 1 s"):
             persist(failing(9), "x", Deadline(BEFORE_CALL + 1, clock, Dice()), again())
-        assert clock.now == CAPS[0]
+        assert clock.now == 1
+
+    @pytest.mark.parametrize("seed", range(12))
+    def test_with_25_seconds_left_a_throttled_call_has_another_attempt(self, seed: int) -> None:
+        """Whether served from the queue or in a crowd."""
+        for lane in (True, False):
+            deadline = Deadline(25, Clock(0.0), Random(seed), lane=lane)
+            assert persist(failing(1), "x", deadline, again(after=2, busy=True, throttled=True)) == "served"
 
     def test_the_short_one_is_the_same_deadline(self) -> None:
         """What writes down and delivers still fits in when API Gateway's time is over."""
@@ -178,16 +188,52 @@ class TestDeadline:
             deadline.allow("x")
 
     def test_given_up_while_it_waits(self) -> None:
-        """After each pause of a watched deadline CloudFormation's mind is asked; the others do not ask."""
+        """After each slice of a watched deadline's pause CloudFormation's mind is asked; the others do not ask."""
+        clock = Clock(0.0)
 
         def superseded() -> None:
-            raise SupersededError("newer")
+            if clock.now >= 30:
+                raise SupersededError("newer")
 
-        deadline = Deadline(99, Clock(0.0))
-        watched = deadline.watched(superseded)
+        deadline = Deadline(999, clock)
         with pytest.raises(SupersededError):
-            persist(failing(1), "x", watched, again())
-        assert persist(failing(1), "x", deadline, again()) == "served"
+            persist(failing(1), "x", deadline.watched(superseded), again(after=100))
+        assert clock.now == 2 * SLICE
+        assert persist(failing(1), "x", deadline, again(after=100)) == "served"
+
+
+class TestTurn:
+    """Out of the queue, the function's time may be up before CloudFormation's: then the request goes back there."""
+
+    def test_the_pause_ends_with_the_turn(self) -> None:
+        """What there is of it is waited, so that a Retry-After does not come again at once, with a look after each slice."""
+        clock, looked = Sleepless(), []
+        deadline = Deadline(3600, clock, turn=90).watched(lambda: looked.append(clock.now))
+        with pytest.raises(TurnOverError):
+            persist(failing(1), "Could not do it", deadline, again(after=100))
+        assert clock.slept == [20, 20, 20, 90 - BEFORE_CALL - 60]
+        assert looked == [20, 40, 60, 90 - BEFORE_CALL]
+
+    def test_no_call_begins_after_it(self) -> None:
+        deadline = Deadline(3600, Clock(0.0), turn=BEFORE_CALL - 0.1)
+        with pytest.raises(TurnOverError, match="the function's time is nearly up"):
+            persist(failing(0), "x", deadline, again())
+        with pytest.raises(TurnOverError):
+            deadline.allow_turn("x")
+        deadline.short().allow("x")
+
+    def test_cloudformations_time_goes_first(self) -> None:
+        """What would outlast it fails at once, instead of going back."""
+        clock = Clock(0.0)
+        with pytest.raises(OutOfTimeError, match="ServiceTimeout") as raised:
+            persist(failing(1), "x", Deadline(100, clock, turn=50), again(after=99))
+        assert type(raised.value) is OutOfTimeError
+        assert clock.now == 0
+
+    def test_a_pause_within_it_is_waited_in_full(self) -> None:
+        clock = Clock(0.0)
+        assert persist(failing(1), "x", Deadline(3600, clock, turn=90), again(after=50)) == "served"
+        assert clock.now == 50
 
 
 class TestPersist:
@@ -215,6 +261,13 @@ class TestPersist:
             "Could not do it: gave up after 5 attempts in 90 s, for the time of CloudFormation (ServiceTimeout) or of the "
             "function is nearly up. The last error: refusal 5. Deploy again when that is over"
         )
+
+    def test_patience(self) -> None:
+        """What is tried for a while alone fails with its own error, and has its last attempt when that while is over."""
+        clock = Clock(0.0)
+        with pytest.raises(RefusedError):
+            persist(failing(999), "x", Deadline(999, clock, Dice()), again(patience=30))
+        assert clock.now == 30
 
     @pytest.mark.parametrize("unclear", [True, False], ids=["unclear", "clear"])
     def test_whether_one_may_have_been_served(self, unclear: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from random import Random
@@ -19,9 +20,9 @@ from tests.memory import Clock, MemoryLedger
 from usage_plan_key.api_gateway import ApiGateway
 from usage_plan_key.association import Association, Holder
 from usage_plan_key.ledger import EventsWord
-from usage_plan_key.lifecycle import STALE_MARK, Answer, Entry, FailedError, State
+from usage_plan_key.lifecycle import NOBODY, STALE_MARK, Answer, Entry, FailedError, State
 from usage_plan_key.request import Create, Delete, Invalid, OnExisting, Request, Update
-from usage_plan_key.retry import BEFORE_CALL, Deadline, OutOfTimeError
+from usage_plan_key.retry import BEFORE_CALL, Deadline, OutOfTimeError, TurnOverError
 from usage_plan_key.service import Served, Service
 
 FAIL, ADOPT, TAKE = OnExisting
@@ -125,7 +126,10 @@ class CloudFormation(MemoryLedger):
         self.script: dict[str, Iterator[Step]] = defaultdict(lambda: iter(()))
         self.tick: Callable[[], None] = lambda: None
         self.has_ledger = True
+        self.lose_writes = 0
+        """How many replies to writes that hold something are lost."""
         self.seconds = 900.0
+        self.is_over = False
         self.resumable = False
         self.warm: ApiGateway | None = None
         self.serial = itertools.count(1)
@@ -152,13 +156,14 @@ class CloudFormation(MemoryLedger):
 
     def _request(self, kind: Callable[..., R], name: str, *, stack: str = "one", **fields: Any) -> R:
         self.clock.now += 1
-        fields = {"order": int(self.clock.now), "id": f"request-{next(self.serial)}", **fields}
+        fields = {"issued": int(self.clock.now), "id": f"request-{next(self.serial)}", **fields}
         return kind(holder=holder(name, stack), response_url="https://x", service_timeout=3600, **fields)
 
     def service(self, request: Request) -> Service:
         ledger = self if self.has_ledger else EventsWord(request.holder, request.physical_id, request.id)
-        deadline = Deadline(self.seconds, self.clock, Random(0))
-        return Service(request, ledger, self.warm or ApiGateway(self), deadline, resumable=self.resumable)  # type: ignore[arg-type]  # a fake
+        there, here = (3600, self.seconds) if self.resumable else (self.seconds, math.inf)
+        deadline = Deadline(there, self.clock, Random(0), turn=here, is_over=self.is_over)
+        return Service(request, ledger, self.warm or ApiGateway(self), deadline)  # type: ignore[arg-type]  # a fake
 
     def arrives(self, request: Request) -> None:
         """It waits for its turn."""
@@ -190,6 +195,9 @@ class CloudFormation(MemoryLedger):
         self.tick()
         super().written(holder, after)
         self.tick()
+        if self.entries and self.lose_writes:
+            self.lose_writes -= 1
+            raise FailedError("nobody knows whether it was written", clear=False)
 
     # Seeing.
 
@@ -611,7 +619,7 @@ class TestMoving:
         cfn.at(CREATE, usual, fails(DENIED))
         assert failed(cfn.update("A", FREE, PRO), "apigateway:POST")
         assert cfn.attached == {FREE}
-        assert cfn.entries == {pair(FREE): Entry(frozenset({holder("A")}), anew="request-2")}
+        assert cfn.entries == {pair(FREE): Entry(frozenset({holder("A")}), begun_by="request-2 again")}
 
     def test_neither_way(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
         """When the old one cannot be attached again either, the Reason and an ERROR say so, and it stays held to be repaired."""
@@ -689,7 +697,7 @@ class TestMoving:
     def test_superseded_on_the_way(self, cfn: CloudFormation) -> None:
         """A move that CloudFormation gives up while it waits puts the old one back."""
         cfn.create("A", FREE)
-        rollback = cfn.an_update("A", FREE, FREE, order=int(cfn.clock.now) + 9)
+        rollback = cfn.an_update("A", FREE, FREE, issued=int(cfn.clock.now) + 9)
         cfn.at(CREATE, usual, fails(BUSY))
         cfn.clock.meanwhile = [lambda: cfn.arrives(rollback)]
         assert failed(cfn.update("A", FREE, PRO), "Superseded")
@@ -972,8 +980,8 @@ class TestOrder:
 
     def test_without_issue_times_there_is_no_fence(self, cfn: CloudFormation) -> None:
         """What comes is served as if it were new."""
-        late = cfn.a_create("A", FREE, order=None)
-        cfn.send(cfn.a_delete("A", "invented", order=None))
+        late = cfn.a_create("A", FREE, issued=None)
+        cfn.send(cfn.a_delete("A", "invented", issued=None))
         assert outcome(cfn.send(late).answer) == "ATTACHED"
 
     def test_the_same_answer(self, cfn: CloudFormation) -> None:
@@ -1175,7 +1183,7 @@ class TestAtTheSameTime:
         cfn.at(CREATE, preceded_by(lambda: first.append(cfn.send(request).answer)))
         assert cfn.send(request).answer == first[0]
         assert outcome(first[0]) == "ATTACHED"
-        assert cfn.entry(FREE) == Entry(frozenset({holder("A")}), anew=request.id)
+        assert cfn.entry(FREE) == Entry(frozenset({holder("A")}))
 
     def test_one_request_twice_and_one_dies(self, cfn: CloudFormation) -> None:
         """What a delivery attached before it died is this resource's own."""
@@ -1187,7 +1195,7 @@ class TestAtTheSameTime:
 
         cfn.at(CREATE, preceded_by(other_delivery), served_then(Death()))
         assert cfn.send(request).answer.success
-        assert cfn.entry(FREE) == Entry(frozenset({holder("A")}), anew=request.id)
+        assert cfn.entry(FREE) == Entry(frozenset({holder("A")}))
 
     def test_one_request_twice_and_one_is_refused(self, cfn: CloudFormation) -> None:
         """A delivery that fails takes nothing back from one that has succeeded."""
@@ -1314,3 +1322,325 @@ class TestHalfWay:
         assert cfn.delete("A", FREE).success
         assert not cfn.attached
         assert not cfn.entries
+
+
+class TestLost:
+    """A rollback succeeds though its key or its plan is gone; nothing else does."""
+
+    @staticmethod
+    def gone(cfn: CloudFormation, thing: str = "alice") -> None:
+        """Somebody deletes the key, or the plan."""
+        cfn.api.attached = {pair for pair in cfn.api.attached if thing not in pair}
+        cfn.api.keys.pop(thing, None)
+        cfn.api.plans.pop(thing, None)
+
+    @pytest.mark.parametrize("thing", ["alice", "free"])
+    def test_a_failed_update_is_taken_back_though_the_key_is_gone(
+        self, cfn: CloudFormation, thing: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        cfn.create("A", FREE, digest="P1")
+        self.gone(cfn, thing)
+        assert failed(
+            cfn.update("A", FREE, FREE, ADOPT, digest="P2"), "there is no", "alice" if thing == "alice" else "plan free"
+        )
+        answer = cfn.update("A", FREE, FREE, digest="P1")
+        assert outcome(answer) == "LOST"
+        assert (answer.id, answer.key_name) == (FREE, "Key of alice")
+        assert any("LOST" in record.message for record in caplog.records if record.levelname == "ERROR")
+        assert failed(cfn.update("A", FREE, FREE, digest="P3"), "there is no"), "the next deploy fails again"
+        assert outcome(cfn.update("A", FREE, FREE, digest="P1")) == "LOST"
+        assert cfn.delete("A", FREE).success
+
+    @pytest.mark.parametrize("carried", [FREE, GOLD])
+    def test_an_update_that_succeeded_is_taken_back_though_the_key_is_gone(self, cfn: CloudFormation, carried: str) -> None:
+        """What it had left is wanted again, and no Delete has come for it."""
+        cfn.create("A", FREE, digest="P1")
+        cfn.update("A", FREE, GOLD, digest="P2")
+        self.gone(cfn)
+        assert outcome(cfn.update("A", carried, FREE, digest="P1")) == "LOST"
+        assert cfn.delete("A", GOLD).success
+        assert cfn.holders(FREE) == {holder("A")}
+
+    def test_after_its_delete_what_was_left_is_wanted_anew(self, cfn: CloudFormation) -> None:
+        """The clean-up's Delete failed, so it is still held: an Update that wants it is a deployment, and fails."""
+        cfn.create("A", FREE, digest="P1")
+        cfn.update("A", FREE, GOLD, digest="P2")
+        cfn.at(DELETE, fails(DENIED))
+        assert not cfn.delete("A", FREE).success
+        self.gone(cfn)
+        assert failed(cfn.update("A", GOLD, FREE, digest="P3"), "there is no")
+
+    def test_an_update_fails_though_it_wants_what_it_had_before(self, cfn: CloudFormation) -> None:
+        cfn.create("A", FREE, digest="P1")
+        cfn.update("A", FREE, FREE, digest="P2")
+        self.gone(cfn)
+        assert failed(cfn.update("A", FREE, FREE, digest="P3"), "there is no")
+
+    def test_a_create_fails(self, cfn: CloudFormation) -> None:
+        cfn.create("A", FREE, digest="P1")
+        self.gone(cfn)
+        assert failed(cfn.create("A", FREE, digest="P1"), "there is no")
+
+    def test_without_a_ledger_nothing_is_lost(self, cfn: CloudFormation) -> None:
+        cfn.has_ledger = False
+        self.gone(cfn)
+        assert failed(cfn.update("A", FREE, FREE, digest="P1"), "there is no")
+
+    def test_a_value_that_was_asked_for_is_empty(self, cfn: CloudFormation) -> None:
+        cfn.create("A", FREE, digest="P1")
+        self.gone(cfn)
+        served = cfn.send(cfn.an_update("A", FREE, FREE, digest="P1", include_value=True))
+        assert (served.answer.outcome, served.value) == ("LOST", "")
+
+    def test_a_move_is_taken_back_though_the_key_is_gone(self, cfn: CloudFormation) -> None:
+        cfn.create("A", FREE, digest="P1")
+        assert outcome(cfn.update("A", FREE, PRO, digest="P2")) == "MOVED"
+        self.gone(cfn)
+        assert outcome(cfn.update("A", PRO, FREE, digest="P1")) == "LOST"
+        assert cfn.delete("A", PRO).success
+        assert cfn.delete("A", FREE).success
+        assert not cfn.entries
+
+
+class TestTakenThenMoved:
+    """What was taken over can be moved by the next deployment, whose rollback leaves it as it was."""
+
+    @pytest.fixture
+    def cfn(self, cfn: CloudFormation) -> CloudFormation:
+        cfn.by_hand(FREE)
+        cfn.create("A", FREE, TAKE)
+        return cfn
+
+    def test_it_is_taken_over_by_the_move(self, cfn: CloudFormation) -> None:
+        assert outcome(cfn.update("A", FREE, PRO, TAKE, took=True)) == "MOVED"
+        assert cfn.attached == {PRO}
+        assert cfn.delete("A", FREE, take=True).success
+        assert cfn.delete("A", PRO, take=True).success
+        assert not cfn.attached
+        assert not cfn.entries
+
+    @pytest.mark.parametrize(("on_existing", "took"), [(TAKE, False), (ADOPT, True), (FAIL, True)])
+    def test_old_and_new_properties_have_to_say_so(self, cfn: CloudFormation, on_existing: OnExisting, took: bool) -> None:
+        assert failed(cfn.update("A", FREE, PRO, on_existing, took=took), "was there before it, so it was left alone")
+        assert cfn.attached == {FREE}
+
+    @pytest.mark.parametrize("carried", [FREE, PRO])
+    def test_rolled_back_it_was_there_before(self, cfn: CloudFormation, carried: str) -> None:
+        cfn.update("A", FREE, PRO, TAKE, took=True)
+        assert cfn.update("A", carried, FREE, TAKE, took=True).success
+        assert cfn.attached == {FREE}
+        assert cfn.entry(FREE).before
+        assert cfn.delete("A", PRO, take=True).success
+        assert cfn.delete("A", FREE, take=True).success
+        assert cfn.attached == {FREE}, "it was never taken"
+
+    def test_undone_at_once_it_was_there_before(self, cfn: CloudFormation) -> None:
+        cfn.at(CREATE, usual, fails(DENIED))
+        assert not cfn.update("A", FREE, PRO, TAKE, took=True).success
+        assert cfn.attached == {FREE}
+        assert cfn.entry(FREE).before
+        assert cfn.entry(FREE).moved is None
+
+    def test_a_rollback_takes_nothing_over(self, cfn: CloudFormation) -> None:
+        """What it wants this resource has held before."""
+        cfn.update("A", FREE, GOLD, TAKE)
+        cfn.by_hand(PRO, attached=True) if FREE not in cfn.attached else None
+        assert cfn.entry(FREE).before
+        assert cfn.update("A", GOLD, FREE, TAKE, took=True).success
+        assert cfn.entry(FREE).before
+
+
+class TestMovedAway:
+    """What was moved away from is let go of with the present association, at the latest."""
+
+    def test_with_update_replace_policy_retain_nothing_stays_held(self, cfn: CloudFormation) -> None:
+        cfn.create("A", FREE)
+        cfn.update("A", FREE, PRO)
+        assert cfn.holders(FREE), "a rollback may want it"
+        assert cfn.delete("A", PRO).success
+        assert not cfn.attached
+        assert not cfn.entries
+
+    def test_a_delete_of_the_old_one_leaves_the_rest(self, cfn: CloudFormation) -> None:
+        cfn.create("A", FREE)
+        cfn.update("A", FREE, PRO)
+        cfn.delete("A", FREE)
+        assert cfn.holders(PRO) == {holder("A")}
+        assert cfn.attached == {PRO}
+
+    def test_what_was_retained_stays_held(self, cfn: CloudFormation) -> None:
+        """It was replaced, not moved away from."""
+        cfn.create("A", FREE)
+        cfn.update("A", FREE, GOLD)
+        cfn.delete("A", GOLD)
+        assert cfn.attached == {FREE}
+        assert cfn.holders(FREE) == {holder("A")}
+
+
+class TestWhoseItIs:
+    """What is there is ours from the moment at which one of us has set about attaching it."""
+
+    def test_who_joined_a_hold_that_came_to_nothing_detaches_nothing(self, cfn: CloudFormation) -> None:
+        """Stack one holds it and is superseded before it attaches; stack two, with Adopt, has joined meanwhile."""
+        cfn.by_hand(FREE)
+        request = cfn.a_create("A", FREE)
+
+        def meanwhile() -> None:
+            assert cfn.create("B", FREE, ADOPT, stack="two").success
+            cfn.arrives(cfn.a_delete("A", "invented"))
+
+        cfn.at(CREATE, fails(BUSY))
+        cfn.clock.meanwhile = [meanwhile]
+        assert failed(cfn.send(request).answer, "Superseded")
+        assert cfn.delete("B", FREE, stack="two").success
+        assert cfn.attached == {FREE}
+
+    @pytest.mark.parametrize("on_existing", [FAIL, ADOPT])
+    def test_who_joins_what_nobody_has_begun_to_attach_finds_what_was_there_before(
+        self, cfn: CloudFormation, on_existing: OnExisting
+    ) -> None:
+        cfn.create("A", FREE)
+        cfn.entries[pair(FREE)] = cfn.entry(FREE)._replace(begun_by=NOBODY)
+        answer = cfn.create("B", FREE, on_existing)
+        assert cfn.entry(FREE).before
+        if on_existing is FAIL:
+            assert failed(answer, "it is there already")
+            assert cfn.holders(FREE) == {holder("A")}
+        else:
+            assert outcome(answer) == "ADOPTED"
+
+    def test_a_hold_whose_reply_was_lost_is_read_back(self, cfn: CloudFormation) -> None:
+        """Its turn ends with nothing begun: what is found there next was there before."""
+        cfn.by_hand(FREE)
+        cfn.lose_writes = 1
+        assert failed(cfn.create("A", FREE), "nobody knows")
+        assert not cfn.holders(FREE)
+        assert cfn.delete("A", FREE).success
+        assert cfn.attached == {FREE}
+
+    def test_a_late_create_of_an_older_life_does_not_keep_the_key_attached(self, cfn: CloudFormation) -> None:
+        late = cfn.a_create("A", FREE)
+        cfn.create("A", FREE)
+        assert failed(cfn.send(late).answer, "Superseded")
+        assert cfn.delete("A", FREE).success
+        assert not cfn.attached
+
+
+class TestOver:
+    """A request whose time is over touches nothing: CloudFormation may have been told that it failed."""
+
+    @pytest.mark.parametrize("kind", ["create", "update", "delete"])
+    def test_it_is_answered_failed_and_nothing_else(self, cfn: CloudFormation, kind: str) -> None:
+        cfn.create("A", FREE)
+        cfn.calls()
+        before = dict(cfn.entries)
+        cfn.is_over = True
+        asked: dict[str, Request] = {
+            "create": cfn.a_create("B", GOLD),
+            "update": cfn.an_update("A", FREE, GOLD),
+            "delete": cfn.a_delete("A", FREE),
+        }
+        service = cfn.service(asked[kind])
+        answer = service.serve().answer
+        assert failed(answer, "was over before its turn came")
+        assert (cfn.calls(), cfn.entries) == ({}, before)
+        cfn.is_over = False
+        assert cfn.service(asked[kind]).serve().answer == answer, "the same again, though there is time"
+
+    def test_one_that_was_answered_is_given_that_answer(self, cfn: CloudFormation) -> None:
+        request = cfn.a_create("A", FREE)
+        given = cfn.send(request).answer
+        cfn.is_over = True
+        assert cfn.service(request).serve().answer == given
+        assert given.success
+
+
+class TestDeaths:
+    """A request that was received before is marked as begun; a mark that is found standing is a death."""
+
+    @staticmethod
+    def serve(cfn: CloudFormation, request: Request) -> Answer:
+        deadline = Deadline(3600, cfn.clock, Random(0), turn=90)
+        return Service(request, cfn, ApiGateway(cfn), deadline, again=True).serve().answer  # type: ignore[arg-type]  # a fake
+
+    def test_the_fourth_time_it_is_answered_failed(self, cfn: CloudFormation) -> None:
+        request = cfn.a_create("A", FREE)
+        cfn.arrives(request)
+        for death in range(3):
+            assert cfn.service(request).died() is (death > 0)
+            cfn.at(CREATE, fails(Death()))
+            cfn.at(GET, fails(Death()))
+            with pytest.raises(Death):
+                self.serve(cfn, request)
+        assert failed(self.serve(cfn, request), "3 invocations died at this request")
+        assert not cfn.service(request).died(), "it was answered"
+
+    def test_answered_or_gone_back_it_is_no_suspect(self, cfn: CloudFormation) -> None:
+        request = cfn.a_create("A", FREE)
+        cfn.at(CREATE, *[fails(BUSY)] * 999)
+        with pytest.raises(TurnOverError):
+            self.serve(cfn, request)
+        assert not cfn.service(request).died()
+        cfn.at(CREATE)
+        assert self.serve(cfn, request).success
+        assert cfn.records[holder("A")].begun == ""
+
+    def test_a_request_that_comes_for_the_first_time_costs_no_write_more(self, cfn: CloudFormation) -> None:
+        writes: list[object] = []
+        cfn.tick = lambda: writes.append(None)
+        cfn.create("A", FREE)
+        first = len(writes)
+        writes.clear()
+        request = cfn.a_create("B", GOLD)
+        cfn.arrives(request)
+        self.serve(cfn, request)
+        assert len(writes) == first + 2, "one write more, seen before and after"
+
+
+class TestSameSecond:
+    """Among requests of the same second the order of arrival decides."""
+
+    def test_an_update_follows_the_clean_up_of_the_operation_before(self, cfn: CloudFormation) -> None:
+        cfn.create("A", FREE)
+        cfn.update("A", FREE, GOLD)
+        clean_up = cfn.a_delete("A", FREE)
+        assert cfn.send(clean_up).answer.success
+        assert cfn.update("A", GOLD, PRO, issued=clean_up.issued).success
+
+    def test_a_create_follows_the_delete_of_the_same_logical_id(self, cfn: CloudFormation) -> None:
+        cfn.create("A", FREE)
+        delete = cfn.a_delete("A", FREE)
+        assert cfn.send(delete).answer.success
+        assert cfn.create("A", FREE, issued=delete.issued).success
+
+    def test_a_cancelled_create_never_passes_its_delete(self, cfn: CloudFormation) -> None:
+        create = cfn.a_create("A", FREE)
+        delete = cfn.a_delete("A", "invented", issued=create.issued)
+        assert cfn.send(delete).answer.success
+        assert failed(cfn.send(create).answer, "Superseded")
+        assert not cfn.attached
+
+    def test_a_request_that_comes_again_passes_nothing(self, cfn: CloudFormation) -> None:
+        cfn.create("A", FREE)
+        update = cfn.an_update("A", FREE, PRO)
+        rollback = cfn.an_update("A", FREE, FREE, issued=update.issued)
+        cfn.arrives(update)
+        cfn.arrives(rollback)
+        cfn.arrives(update)
+        assert failed(cfn.service(update).serve().answer, "Superseded")
+        assert cfn.service(rollback).serve().answer.success
+        assert cfn.attached == {FREE}
+
+
+class TestWaitingInSlices:
+    """The function waits in slices, and reads the fence after each."""
+
+    def test_a_request_that_was_cancelled_meanwhile_gives_way_within_20_seconds(self, cfn: CloudFormation) -> None:
+        waits = error(429, "TooManyRequestsException", "Too Many Requests")
+        waits.response["ResponseMetadata"]["HTTPHeaders"] = {"retry-after": "600"}
+        cfn.at(CREATE, fails(waits))
+        request = cfn.a_create("A", FREE)
+        cfn.clock.meanwhile = [lambda: None, lambda: cfn.arrives(cfn.a_delete("A", "invented"))]
+        began = cfn.clock.now
+        assert failed(cfn.send(request).answer, "Superseded")
+        assert cfn.clock.now - began <= 41

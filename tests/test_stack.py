@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from examples.demo import FUNCTION, PROVIDER, ROOT, Customers, example, failing, moved, renamed, shifted
+from examples.demo import FUNCTION, PROVIDER, ROOT, Customers, example, failing, kept_as_secret, moved, renamed, shifted
 
 from .aws import rules
-from .aws.ministack import Aws, Template, packaged, running
+from .aws.ministack import Aws, InvokeError, Template, packaged, running
 
 NUMBERS = count(1)
 
@@ -23,7 +23,7 @@ NUMBERS = count(1)
 def aws() -> Iterator[Aws]:
     """MiniStack, with the function deployed."""
     with running() as aws:
-        deployment = aws.deploy(PROVIDER, provider(aws), ApiGatewayEndpoint=aws.proxy.url)
+        deployment = aws.deploy(PROVIDER, provider(aws), **aws.emulated)
         assert deployment.status == "CREATE_COMPLETE", deployment.events
         yield aws
 
@@ -121,6 +121,16 @@ class TestDeploys:
         assert deployed.deploy(shifted(example())).status == "UPDATE_COMPLETE"
         assert deployed.detached() == []
         assert deployed.plans()["Free"] == ["alice", "bob", "dora", "erin", "frank"]
+
+    def test_a_value_goes_into_a_secret_and_follows_its_key(self, stack: Customers) -> None:
+        """That it is in no log, the stack's fixture sees to."""
+        assert stack.deploy(kept_as_secret(example())).status == "CREATE_COMPLETE"
+        assert stack.secret("AliceSecret") == stack.value("alice")
+        other = kept_as_secret(example())
+        other["Resources"]["Alice"]["Properties"]["KeyId"] = {"Ref": "FrankKey"}
+        other["Resources"]["FrankKey"] = other["Resources"]["AliceKey"]
+        assert stack.deploy(other).status == "UPDATE_COMPLETE"
+        assert stack.secret("AliceSecret") == stack.value("frank")
 
     def test_a_failed_create_rolls_back_and_says_why(self, stack: Customers) -> None:
         deployment = stack.deploy(failing(example()))
@@ -225,7 +235,30 @@ class TestRequests:
         assert answer["Status"] == "FAILED"
         assert "usage plan nowhere in eu-central-1" in answer["Reason"]
 
+    def test_what_a_stack_that_is_gone_still_holds_can_be_let_go_of(self, plans_and_keys: Customers) -> None:
+        """By an operator's event: a stack whose resource was retained has sent no Delete. One that is there keeps its holds."""
+        aws = plans_and_keys.aws
+        key, plan = plans_and_keys.id("alice in Free").split(":")
+        assert aws.deploy("former", retained(key, plan)).status == "CREATE_COMPLETE"
+        held = {"StackId": aws.stack_id("former"), "LogicalResourceId": "Alice"}
+        with pytest.raises(InvokeError, match="still there"):
+            aws.invoke(plans_and_keys.function, {"LetGo": held})
+        assert aws.delete("former").status == "DELETE_COMPLETE"
+        answer = plans_and_keys.send("Create", "Alicia", "alice in Free")
+        assert answer["Status"] == "FAILED"
+        assert held["StackId"] in answer["Reason"]
+        assert aws.invoke(plans_and_keys.function, {"LetGo": held}) == {"LetGo": [f"{key}:{plan}"]}
+        assert plans_and_keys.plans()["Free"] == ["alice"]
+        adopted = plans_and_keys.send(
+            "Create", "Alicia", "alice in Free", ResourceProperties=adopting(plans_and_keys, "alice in Free")
+        )
+        assert adopted["Data"]["Outcome"] == "ADOPTED"
+
     def test_a_value_goes_to_no_other_host(self, plans_and_keys: Customers) -> None:
+        """Where no emulator is named, to CloudFormation's own alone."""
+        aws = plans_and_keys.aws
+        aws.deploy("strict", provider(aws), **aws.emulated | {"ResponseHost": ""})
+        plans_and_keys.function = aws.physical_ids("strict")[FUNCTION]
         properties = adopting(plans_and_keys, "alice in Free") | {"IncludeValue": "true"}
         answer = plans_and_keys.send("Create", "Alice", "alice in Free", ResourceProperties=properties)
         assert answer["Status"] == "FAILED"
@@ -239,7 +272,7 @@ class TestRole:
     def test_the_function_can_be_narrowed_to_one_plan(self, plans_and_keys: Customers) -> None:
         aws = plans_and_keys.aws
         plan = plans_and_keys.id("Pro")
-        aws.deploy("narrow", provider(aws), UsagePlanId=plan, ApiGatewayEndpoint=aws.proxy.url)
+        aws.deploy("narrow", provider(aws), UsagePlanId=plan, **aws.emulated)
         plans_and_keys.function = aws.physical_ids("narrow")[FUNCTION]
         assert plans_and_keys.send("Create", "Carol", "carol in Pro")["Data"]["Outcome"] == "ATTACHED"
         answer = plans_and_keys.send("Create", "Alice", "alice in Free")
@@ -250,6 +283,13 @@ class TestRole:
 
 def provider(aws: Aws) -> Template:
     return packaged(ROOT / "template.yaml", aws.upload(ROOT / "handler"))
+
+
+def retained(key: str, plan: str) -> Template:
+    """A stack whose only resource stays when it is deleted."""
+    properties = {"ServiceToken": {"Fn::ImportValue": f"{PROVIDER}-FunctionArn"}, "KeyId": key, "UsagePlanId": plan}
+    alice = {"Type": "Custom::UsagePlanKey", "DeletionPolicy": "Retain", "Properties": properties}
+    return {"Resources": {"Alice": alice}}
 
 
 def attach_by_hand(stack: Customers, association: str) -> None:

@@ -18,9 +18,8 @@ from botocore.model import ServiceModel
 from samtranslator.yaml_helper import yaml_parse
 
 from prune import OPERATIONS
-from usage_plan_key import retry
+from usage_plan_key import queue, retry
 from usage_plan_key.invocation import CLOSING_TIME
-from usage_plan_key.queue import MOST_RECEIVES
 from usage_plan_key.request import LONGEST_SERVICE_TIMEOUT
 
 ROOT = Path(__file__).parents[1]
@@ -31,14 +30,18 @@ TEMPLATE: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text())
 RESOURCES = TEMPLATE["Resources"]
 FUNCTION = RESOURCES["UsagePlanKeyFunction"]["Properties"]
 TIMEOUT = TEMPLATE["Globals"]["Function"]["Timeout"]
+REQUESTS = RESOURCES["Requests"]["Properties"]
+ALARMS = {name: it["Properties"] for name, it in RESOURCES.items() if it["Type"] == "AWS::CloudWatch::Alarm"}
 STATEMENTS = {
     statement["Sid"]: statement
     for policy in RESOURCES["Role"]["Properties"]["Policies"]
     for statement in policy["PolicyDocument"]["Statement"]
 }
 
+#: The services that are called, and where.
+SERVICES = {"apigateway": "api_gateway.py", "cloudformation": "cloudformation.py", "dynamodb": "ledger.py", "sqs": "queue.py"}
 #: How the names of variables begin that are not the project's own.
-OTHERS = ("AWS_", "POWERTOOLS_")
+OTHERS = ("AWS_", "POWERTOOLS_", "REQUESTS_CA_BUNDLE")
 #: What Lambda itself does in the function's name.
 LAMBDA_ITSELF = {
     ("logs:CreateLogStream", "LogGroup.Arn"),
@@ -61,7 +64,8 @@ PARTS = {
 
 def test_the_policy_allows_what_is_called_and_no_more() -> None:
     """API Gateway's actions are its HTTP verbs and paths, which botocore's model knows."""
-    assert allowed() == {*api_gateway_calls(), *ledger_calls(), *queue_calls(), *LAMBDA_ITSELF}
+    calls = {*api_gateway_calls(), *ledger_calls(), *queue_calls(), ("cloudformation:DescribeStacks", "stack/*/*")}
+    assert allowed() == {*calls, *LAMBDA_ITSELF}
 
 
 def test_no_action_is_a_wildcard_and_none_touches_api_keys_themselves() -> None:
@@ -99,18 +103,60 @@ def test_the_time_out_leaves_room_for_a_batch_of_which_one_call_hangs() -> None:
     assert hanging + (batch - 1) <= TIMEOUT - retry.BEFORE_CALL - CLOSING_TIME
 
 
-def test_a_crash_holds_up_its_stack_for_minutes_and_none_is_left_unanswered() -> None:
-    """A request is invisible while it may be served, and the last receive is the one at which the function answers FAILED."""
-    requests = RESOURCES["Requests"]["Properties"]
-    assert requests["VisibilityTimeout"] >= 4 * TIMEOUT
-    assert requests["RedrivePolicy"] == {
-        "deadLetterTargetArn": {"Fn::GetAtt": ["Undelivered", "Arn"]},
-        "maxReceiveCount": MOST_RECEIVES,
-    }
-    assert requests["MessageRetentionPeriod"] > LONGEST_SERVICE_TIMEOUT + MOST_RECEIVES * requests["VisibilityTimeout"]
-    assert (requests["DeduplicationScope"], requests["FifoThroughputLimit"]) == ("messageGroup", "perMessageGroupId")
-    assert requests["FifoQueue"] is RESOURCES["Undelivered"]["Properties"]["FifoQueue"] is True
+def test_a_request_is_served_once_at_a_time_and_a_crash_costs_its_batch_two_time_outs_at_most() -> None:
+    assert TIMEOUT < REQUESTS["VisibilityTimeout"] <= 2 * TIMEOUT
+    assert REQUESTS["VisibilityTimeout"] == queue.VISIBILITY
+
+
+def test_an_hour_of_turns_is_far_from_what_the_queue_gives_up() -> None:
+    turn = TIMEOUT - CLOSING_TIME - retry.BEFORE_CALL
+    assert REQUESTS["RedrivePolicy"]["maxReceiveCount"] > 10 * LONGEST_SERVICE_TIMEOUT / turn
+
+
+def test_what_a_function_that_always_fails_leaves_comes_into_the_dead_letter_queue_before_it_expires() -> None:
+    """And where Lambda comes back to each request four times as seldom as it may."""
+    policy = REQUESTS["RedrivePolicy"]
+    assert policy["deadLetterTargetArn"] == {"Fn::GetAtt": ["Undelivered", "Arn"]}
+    assert 4 * policy["maxReceiveCount"] * REQUESTS["VisibilityTimeout"] < REQUESTS["MessageRetentionPeriod"]
+
+
+def test_what_fits_into_one_queue_fits_into_the_next() -> None:
+    sizes = {name: it["Properties"]["MaximumMessageSize"] for name, it in RESOURCES.items() if it["Type"] == "AWS::SQS::Queue"}
+    assert sizes == dict.fromkeys(("Requests", "Undelivered", "Unanswered"), queue.MOST_BYTES)
+
+
+def test_the_queue_is_fifo_by_stack_and_so_is_its_dead_letter_queue() -> None:
+    assert (REQUESTS["DeduplicationScope"], REQUESTS["FifoThroughputLimit"]) == ("messageGroup", "perMessageGroupId")
+    assert REQUESTS["FifoQueue"] is RESOURCES["Undelivered"]["Properties"]["FifoQueue"] is True
     assert "FifoQueue" not in RESOURCES["Unanswered"]["Properties"], "a destination cannot be one"
+
+
+def test_a_broken_deployment_raises_an_alarm_within_a_quarter_of_an_hour() -> None:
+    """CloudWatch has a minute for each datapoint that it takes in."""
+    waiting, errors = ALARMS["RequestsAlarm"], ALARMS["ErrorsAlarm"]
+    assert waiting["Dimensions"] == [{"Name": "QueueName", "Value": {"Fn::GetAtt": ["Requests", "QueueName"]}}]
+    assert waiting["Threshold"] + (waiting["EvaluationPeriods"] + 1) * waiting["Period"] + 60 <= 15 * 60
+    assert errors["Dimensions"] == [{"Name": "FunctionName", "Value": {"Ref": "UsagePlanKeyFunction"}}]
+    assert TIMEOUT + errors["EvaluationPeriods"] * errors["Period"] + 60 <= 15 * 60
+
+
+def test_the_age_raises_its_alarm_while_it_counts_for_sure() -> None:
+    """What is received for the third time, after two visibility time-outs, may be left out of the metric."""
+    assert ALARMS["RequestsAlarm"]["Threshold"] + ALARMS["RequestsAlarm"]["Period"] <= 2 * REQUESTS["VisibilityTimeout"]
+
+
+def test_an_error_that_counts_for_the_period_before_raises_its_alarm() -> None:
+    """It counts for when the function was invoked, and is known at the end of its time."""
+    errors = ALARMS["ErrorsAlarm"]
+    assert (errors["DatapointsToAlarm"], errors["Threshold"]) == (1, 0)
+    assert (errors["EvaluationPeriods"] - 1) * errors["Period"] >= TIMEOUT
+
+
+def test_every_alarm_goes_to_the_topic_and_silence_is_no_alarm() -> None:
+    assert set(ALARMS) == {"RequestsAlarm", "ErrorsAlarm", "UndeliveredAlarm", "UnansweredAlarm"}
+    for alarm in ALARMS.values():
+        assert alarm["AlarmActions"] == {"Fn::If": ["HasAlarmTopic", [{"Ref": "AlarmTopicArn"}], {"Ref": "AWS::NoValue"}]}
+        assert (alarm["ComparisonOperator"], alarm["TreatMissingData"]) == ("GreaterThanThreshold", "notBreaching")
 
 
 def test_the_lanes_are_two_and_report_what_failed() -> None:
@@ -162,20 +208,13 @@ def test_the_artifact_has_the_pinned_packages_and_the_services_that_are_called(a
     pinned = re.findall(r"^([\w-]+)==([\w.]+)$", (ROOT / "handler" / "requirements.txt").read_text(), re.MULTILINE)
     packages = {path.name.removesuffix(".dist-info") for path in artifact.glob("*.dist-info")}
     assert packages == {f"{name.replace('-', '_')}-{version}" for name, version in pinned}
-    assert {path.name for path in (artifact / "botocore" / "data").iterdir() if path.is_dir()} == {
-        "apigateway",
-        "dynamodb",
-        "sqs",
-    }
+    assert {path.name for path in (artifact / "botocore" / "data").iterdir() if path.is_dir()} == set(SERVICES)
     assert not list(artifact.rglob("*.so")), "it would not fit both architectures"
 
 
 def test_botocore_describes_what_is_called_and_no_more(artifact: Path) -> None:
     """A call that is not in prune.py would be one that the client does not have."""
-    calls = {
-        service: {operation.name for _, operation in called(file, service)}
-        for file, service in (("api_gateway.py", "apigateway"), ("ledger.py", "dynamodb"), ("queue.py", "sqs"))
-    }
+    calls = {service: {operation.name for _, operation in called(file, service)} for service, file in SERVICES.items()}
     assert {service: set(operations) for service, operations in OPERATIONS.items()} == calls
     for service, operations in calls.items():
         (described,) = (artifact / "botocore" / "data" / service).glob("*/service-2.json")
@@ -206,10 +245,10 @@ import sys
 sys.path.append({str(artifact)!r})
 import boto3
 keys = dict(aws_access_key_id="x", aws_secret_access_key="y")
-print(*(boto3.client(name, {region!r}, **keys).meta.endpoint_url for name in ("apigateway", "dynamodb", "sqs")))
+print(*(boto3.client(name, {region!r}, **keys).meta.endpoint_url for name in {[*SERVICES]!r}))
 """
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], env={}, check=True, capture_output=True, text=True)
-    whole = [boto3.client(name, region).meta.endpoint_url for name in ("apigateway", "dynamodb", "sqs")]
+    whole = [boto3.client(name, region).meta.endpoint_url for name in SERVICES]  # type: ignore[call-overload]  # which, is not known
     assert done.stdout.split() == whole
 
 
@@ -283,9 +322,10 @@ def ledger_calls() -> Iterator[tuple[str, str]]:
 
 
 def queue_calls() -> Iterator[tuple[str, str]]:
-    """What queue.py calls."""
+    """What queue.py calls; it sends to the dead-letter queue too."""
     for _, operation in called("queue.py", "sqs"):
-        yield f"sqs:{operation.name.removesuffix('Batch')}", "Requests.Arn"
+        yield f"sqs:{operation.name}", "Requests.Arn"
+    yield "sqs:SendMessage", "Undelivered.Arn"
 
 
 def called(file: str, service: str) -> Iterator[tuple[str, Any]]:
@@ -293,7 +333,7 @@ def called(file: str, service: str) -> Iterator[tuple[str, Any]]:
     client = boto3.client(service, region_name="us-east-1")  # type: ignore[call-overload]  # which, is not known here
     tree = ast.parse((ROOT / "handler" / "usage_plan_key" / file).read_text())
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self._client" and node.attr != "meta":
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("self._client", "client") and node.attr != "meta":
             operation = client.meta.method_to_api_mapping[node.attr]
             yield node.attr, client.meta.service_model.operation_model(operation)
 
@@ -307,6 +347,6 @@ def named(resource: dict[str, Any]) -> str:
         resource = resource["Fn::If"][1]
     if "Fn::GetAtt" in resource:
         return ".".join(resource["Fn::GetAtt"])
-    prefix = "arn:${AWS::Partition}:apigateway:${AWS::Region}::"
-    assert resource["Fn::Sub"].startswith(prefix)
-    return str(resource["Fn::Sub"]).removeprefix(prefix)
+    arn = re.fullmatch(r"arn:\$\{AWS::Partition}:\w+:\$\{AWS::Region}:(?:\$\{AWS::AccountId})?:(.+)", resource["Fn::Sub"])
+    assert arn
+    return arn[1]

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -13,16 +14,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import urllib3
 from aws_lambda_powertools.metrics import MetricUnit, single_metric
+from botocore.httpsession import ProxyConfiguration
+from botocore.utils import get_environ_proxies
 from crhelper import FAILED, SUCCESS, CfnResource
+from urllib3.util import Url, parse_url
 
 from .guard import Guard
-from .lifecycle import Answer
-from .request import Create, Request, Update
-from .retry import SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT, Again, Deadline, OutOfTimeError, persist
+from .lifecycle import Answer, FailedError
+from .request import Create, EventError, Request, Update
+from .retry import SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT, Again, Deadline, OutOfTimeError, TurnOverError, persist
 from .service import Served
 
 logger = logging.getLogger(__name__)
@@ -30,8 +34,12 @@ logger = logging.getLogger(__name__)
 # And urllib3 each URL that it asks.
 _HUSHED: Final = ((logging.getLogger("crhelper"), logging.CRITICAL + 1), (logging.getLogger("urllib3"), logging.ERROR))
 
+#: Of the function's metrics.
+NAMESPACE: Final = "UsagePlanKey"
 #: https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/crpg-ref-responses.html
 MOST_BYTES: Final = 4096
+#: How many redirects in a row one PUT follows.
+MOST_REDIRECTS: Final = 5
 #: Seconds before the function's end at which the guard answers for a request that hangs. Enough to write the answer down and to
 #: deliver it, and less than what is left after the last call that is begun and takes all its time.
 GUARD_TIME: Final = 10.0
@@ -86,7 +94,7 @@ class Resource(CfnResource):
         serve: Callable[[], Served],
         give_up: Callable[[], Served],
         deliver: Callable[[bytes], None],
-        log_stream: str,
+        where: str,
     ) -> None:
         """Prepare.
 
@@ -95,7 +103,7 @@ class Resource(CfnResource):
             serve: Serves it.
             give_up: Called in another thread when the function's time is nearly up and `serve` hangs.
             deliver: Delivers the answer's body; called once.
-            log_stream: Named in every FAILED reason.
+            where: Where the log is, from `where`; every FAILED Reason ends with it.
         """
         vars(self).update(_FRESH)
         for talker, level in _HUSHED:
@@ -105,21 +113,19 @@ class Resource(CfnResource):
         self._serve = serve
         self._give_up = give_up
         self._deliver = deliver
-        self._log_stream = log_stream
+        self._where = where
         self._lock = threading.Lock()
         self._body = b""
         self._handed_over = False
         self._guards_error: Exception | None = None
         self._guard_is_done = threading.Event()
-        self._postponed: OutOfTimeError | None = None
-        for register in (self.create, self.update, self.delete):
-            register(self._serve_it)
+        self._postponed: TurnOverError | None = None
 
     def answer(self, event: Mapping[str, Any], context: Any) -> None:
         """Serve the request and deliver the answer.
 
         Raises:
-            OutOfTimeError: It has none yet: the request is to be served again.
+            TurnOverError: It has none yet: the request is to be served again.
             UndeliveredError: It could not be delivered.
         """
         self(event, context)
@@ -131,31 +137,48 @@ class Resource(CfnResource):
             if self._guards_error:
                 raise self._guards_error
 
+    def _get_func(self) -> Callable[[Mapping[str, Any], Any], str]:
+        """Defect: a top-level `CrHelperPoll` in the event makes crhelper call its polling function, and nothing is served."""
+        return self._serve_it
+
     def _serve_it(self, event: Mapping[str, Any], context: Any) -> str:
         try:
-            return self._put_together(self._serve())
-        except OutOfTimeError as error:
+            self._put_together(self._serve)
+        except TurnOverError as error:
             self._postponed = error
-            return self._request.answer_id
+        return self._request.answer_id
 
-    def _put_together(self, served: Served) -> str:
-        """Make the answer's body, unless there is one; gives back the id, as crhelper wants it."""
+    def _put_together(self, make: Callable[[], Served]) -> None:
+        """Make the answer's body, unless there is one. Whatever goes wrong there becomes a FAILED one.
+
+        Raises:
+            TurnOverError: `make` has no answer yet.
+        """
+        try:
+            served = make()
+            made = body(self._request, served, self._where)
+        except TurnOverError:
+            raise
+        except Exception as error:
+            logger.exception("An internal error")
+            made = self._internal_error(f"{type(error).__name__}: {error}")
         with self._lock:
-            if not self._body:
-                self._body = body(self._request, served, self._log_stream)
-        self.Status = SUCCESS if served.answer.success else FAILED
-        return served.answer.id
+            self._body = self._body or made
+
+    def _internal_error(self, reason: str) -> bytes:
+        reason = f"An internal error, please report it: {reason}"
+        return body(self._request, Served(Answer(success=False, id=self._request.answer_id, reason=reason)), self._where)
 
     def _send(self, status: str | None = None, reason: str = "", send_response: object = None) -> None:
         """Defects: see below.
 
         Any status of the PUT is success; network errors are retried for ever, without a time-out on the socket; the answer may
         exceed 4,096 bytes; Reason keeps its last 240 characters; a TLS context is made for every answer.
-        So what crhelper would send is not sent: `_put_together` has made the answer, unless something went wrong before.
+        So what crhelper would send is not sent: `_put_together` has made the answer, unless crhelper failed before it served.
         """
-        if not self._body and not self._postponed:
-            answer = Answer(success=False, id=self._request.answer_id, reason=f"An internal error: {reason or self.Reason}")
-            self._put_together(Served(answer))
+        with self._lock:
+            if not self._body and not self._postponed:
+                self._body = self._internal_error(reason)
 
     def _hand_over(self) -> bool:
         """Deliver the answer, once; False for whoever comes second."""
@@ -184,7 +207,7 @@ class Resource(CfnResource):
         """
         try:
             logger.error("The function's time is nearly up, and a call hangs")
-            self._put_together(self._give_up())
+            self._put_together(self._give_up)
             self._hand_over()
         except Exception as error:  # noqa: BLE001  # it goes to the thread that waits
             self._guards_error = error
@@ -192,8 +215,15 @@ class Resource(CfnResource):
             self._guard_is_done.set()
 
 
-def body(request: Request, served: Served, log_stream: str) -> bytes:
-    """Put an answer together, in at most 4,096 bytes: Reason and then KeyName are cut at their ends."""
+def where(context: object) -> str:
+    """Say where the log is: whoever reads a Reason may be in another team. Leaves out what a stand-in for the context lacks."""
+    names = {"function": "function_name", "log group": "log_group_name", "log stream": "log_stream_name"}
+    found = ((name, getattr(context, attribute, None)) for name, attribute in names.items())
+    return ", ".join(f"{name} {value}" for name, value in found if value)
+
+
+def body(request: Request, served: Served, where: str) -> bytes:
+    """Put an answer together, in at most 4,096 bytes: Reason and KeyName are cut at their ends."""
     answer = served.answer
     fields: dict[str, Any] = {
         "Status": SUCCESS if answer.success else FAILED,
@@ -217,10 +247,14 @@ def body(request: Request, served: Served, log_stream: str) -> bytes:
             fields["Data"]["Value"] = served.value
         fields["Data"]["KeyName"] = _cut(answer.key_name, MOST_BYTES - len(_json(fields)) - len(',"KeyName":""'))
     if not answer.success:
-        where = f" (log stream: {log_stream})"
-        fields["Reason"] = where
-        fields["Reason"] = _cut(answer.reason, MOST_BYTES - len(_json(fields))) + where
-    return _json(fields)
+        room = MOST_BYTES - len(_json({**fields, "Reason": ""}))
+        # Where ids are so long that the room is short, what matters keeps half of it.
+        end = _cut(f" ({where})" if where else "", room // 2)
+        fields["Reason"] = _cut(answer.reason, room - _size(end)) + end
+    made = _json(fields)
+    if len(made) > MOST_BYTES:
+        logger.error("The answer has %d bytes for its ids, and CloudFormation takes %d", len(made), MOST_BYTES)
+    return made
 
 
 def redacted(body: bytes) -> str:
@@ -228,84 +262,209 @@ def redacted(body: bytes) -> str:
     fields = json.loads(body)
     if "Value" in fields.get("Data", {}):
         fields["Data"]["Value"] = "(not shown)"
-    return json.dumps(fields, ensure_ascii=False, indent=2)
+    return _encoded(json.dumps(fields, ensure_ascii=False, indent=2)).decode()
+
+
+def destination(url: str, *, local: bool = False, base: str = "") -> Url:
+    """Read where an answer goes, with the parser of urllib3, which connects there.
+
+    Args:
+        url: A ResponseURL, or where one redirects to.
+        local: Under sam local the function sends nothing, so any URL will do.
+        base: What redirects there.
+
+    Raises:
+        EventError: It is not https, or not every parser reads the same host and port there. Says nothing of what it holds.
+    """
+    if local:
+        return Url()
+    name = "the redirect" if base else "the ResponseURL"
+    if any(character in "\\ " or not character.isprintable() for character in url):
+        raise EventError(f"{name} has a backslash, white space or a control character")
+    try:
+        url = urljoin(base, url)
+        read, other = parse_url(url), urlsplit(url)
+        same = (read.host or "").strip("[]") == (other.hostname or "") and read.port == other.port
+    except ValueError:  # Without its cause: urllib3's names the URL.
+        raise EventError(f"{name} cannot be read") from None
+    if not read.scheme == other.scheme == "https":
+        raise EventError(f"{name} is not https")
+    if "@" in other.netloc or read.auth is not None:
+        raise EventError(f"{name} has user info")
+    if not read.host:
+        raise EventError(f"{name} has no host")
+    if not same:
+        raise EventError(f"two parsers read different hosts in {name}")
+    return read
+
+
+def check_value_host(url: Url, *, region: str, suffix: str | None, emulator: str | None = None) -> None:
+    """Check that a host is CloudFormation's own: whoever may invoke the function could name another one for a key's value.
+
+    Args:
+        url: From `destination`.
+        region: The function's. CloudFormation invokes no function of another one.
+        suffix: The partition's DNS suffix; without one nothing is checked.
+        emulator: A host that may have the value too, with its port.
+
+    Raises:
+        FailedError: It is another host.
+    """
+    if not suffix or (emulator and url.netloc == emulator.lower()):
+        return
+    bucket = f"cloudformation-custom-resource-response-{region.replace('-', '')}"
+    # Anybody can register a bucket whose name begins alike. A name is unique in its partition, so all three lead to one bucket.
+    # https://docs.aws.amazon.com/AmazonS3/latest/userguide/VirtualHosting.html
+    hosts = [f"{bucket}.{s3}.{suffix}".lower() for s3 in (f"s3.{region}", f"s3-{region}", "s3")]
+    if url.host not in hosts or url.port not in (None, 443):
+        raise FailedError(
+            f"IncludeValue is true, and the function sends a key's value to no host but {hosts[0]}, which is CloudFormation's. "
+            f"ResponseURL leads to {url.netloc}. Remove IncludeValue, or name an emulator's host in the parameter ResponseHost"
+        )
 
 
 class Sender:
-    """Delivers answers. One TLS context and one pool serve all invocations; a context costs 40 ms of a processor."""
+    """Delivers answers. One TLS context serves all invocations, as one costs 40 ms of a processor."""
 
-    def __init__(self) -> None:
-        self._pool: Future[urllib3.PoolManager] | None = None
+    def __init__(self, check_host: Callable[[Url], None] = lambda _: None) -> None:
+        """Prepare; `check_host` raises FailedError where a key's value must not go, see `check_value_host`."""
+        self._check_host = check_host
+        self._tls: Future[ssl.SSLContext] | None = None
+        #: By the URL of the proxy; None for none.
+        self._managers: dict[str | None, urllib3.PoolManager] = {}
 
-    def prepare(self) -> Future[urllib3.PoolManager]:
+    def prepare(self) -> Future[ssl.SSLContext]:
         """Begin to make the TLS context, in a thread, while API Gateway is waited for; who only queues has no use for it."""
         # One that could not be made is made anew, or no later request of this process would be answered.
-        if self._pool is None or (self._pool.done() and self._pool.exception()):
+        if self._tls is None or (self._tls.done() and self._tls.exception()):
             thread = ThreadPoolExecutor(1)
-            self._pool = thread.submit(_pool)
+            self._tls = thread.submit(_tls)
             thread.shutdown(wait=False)
-        return self._pool
+        return self._tls
+
+    def check(self, request: Request) -> None:
+        """Check that a request's ResponseURL may have its answer.
+
+        Raises:
+            FailedError: A key's value is asked for, and must not go there.
+        """
+        if isinstance(request, Create | Update) and request.include_value:
+            self._check_host(destination(request.response_url))
 
     def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:
         """PUT an answer to its ResponseURL.
 
-        The content type is empty, as CloudFormation's pre-signed URLs want it. 5xx and network errors are tried again, 4xx is
-        final: the URL has expired, or somebody has answered, so nobody listens any more.
+        5xx, network errors and what S3 asks to send again are tried again. Any other refusal is final: the URL has expired, or
+        somebody has answered, so nobody listens any more.
 
         Raises:
             UndeliveredError: It could not be delivered in time.
         """
-        pool = self.prepare().result()
-
-        def put() -> int:
-            reply = pool.urlopen("PUT", request.response_url, body=body, headers={"content-type": ""}, timeout=_PUT_TIMEOUT)
-            if reply.status >= 500:
-                raise _BusyError(f"status {reply.status}")
-            return reply.status
-
+        tls, last = self.prepare().result(), deadline.last()
         what = "Could not deliver the answer"
         try:
-            status = persist(put, what, deadline.last(), _try_again)
+            status = persist(lambda: self._put(request.response_url, body, tls, last), what, last, _try_again)
         except OutOfTimeError:
             # No cause: urllib3's errors name the URL, which is pre-signed.
             raise UndeliveredError(f"{what} to {urlsplit(request.response_url).hostname}: no time is left") from None
-        if status >= 300:
-            logger.error("CloudFormation refused the answer with status %d: it waits for it no longer", status)
-            with single_metric("AnswerRefused", MetricUnit.Count, 1, namespace="UsagePlanKey"):
-                pass
+        except (EventError, FailedError) as refused:
+            logger.error("The answer was not sent: %s", refused)  # noqa: TRY400  # the sentence says it all
         else:
-            logger.debug("CloudFormation has the answer: status %d", status)
+            if 200 <= status < 300:
+                logger.debug("CloudFormation has the answer: status %d", status)
+                return
+            logger.error("CloudFormation refused the answer with status %d: it waits for it no longer", status)
+        with single_metric("AnswerRefused", MetricUnit.Count, 1, namespace=NAMESPACE):
+            pass
+
+    def _put(
+        self, url: str, body: bytes, tls: ssl.SSLContext, deadline: Deadline, base: str = "", follow: int = MOST_REDIRECTS
+    ) -> int:
+        """PUT once, follow at most so many redirects, and give back the status.
+
+        Raises:
+            EventError: The answer must not go there.
+            FailedError: The key's value must not go there, or no time is left.
+            _BusyError: It is to be tried again.
+        """
+        target = destination(url, base=base)
+        if "Value" in json.loads(body).get("Data", {}):
+            self._check_host(target)
+        deadline.allow("Could not PUT")
+        reply = self._manager(target.url, tls).urlopen(
+            "PUT",
+            target.url,
+            body=body,
+            headers={"content-type": ""},  # CloudFormation's pre-signed URLs want it empty.
+            timeout=_PUT_TIMEOUT,
+            redirect=False,
+            preload_content=False,  # A reply that breaks off after its status has that status all the same.
+        )
+        # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+        again = reply.status == 400 and re.search(rb"<Code>(RequestTimeout|IncompleteBody)</Code>", reply.data)
+        reply.drain_conn()
+        if again or reply.status in (408, 409, 429) or reply.status >= 500:
+            raise _BusyError(f"status {reply.status}")
+        # S3 sends on so what has come to the wrong one of its endpoints. https://docs.aws.amazon.com/AmazonS3/latest/API/UsingRouting.html
+        if reply.status in (307, 308) and follow and (location := reply.headers.get("location")):
+            return self._put(location, body, tls, deadline, target.url, follow - 1)
+        return reply.status
+
+    def _manager(self, url: str, tls: ssl.SSLContext) -> urllib3.PoolManager:
+        """Find the connections that lead to a URL: by the proxy that boto3 would use for it."""
+        proxies = ProxyConfiguration(get_environ_proxies(url))
+        proxy = proxies.proxy_url_for(url)
+        if proxy not in self._managers:
+            kept: dict[str, Any] = {"maxsize": 10, "ssl_context": tls, "retries": False}
+            self._managers[proxy] = (
+                urllib3.ProxyManager(proxy, proxy_headers=proxies.proxy_headers_for(proxy), proxy_ssl_context=tls, **kept)
+                if proxy
+                else urllib3.PoolManager(**kept)
+            )
+        return self._managers[proxy]
 
 
-def _pool() -> urllib3.PoolManager:
-    return urllib3.PoolManager(maxsize=10, ssl_context=ssl.create_default_context(), retries=False)
+def _tls() -> ssl.SSLContext:
+    """Trust whom boto3 is told to trust (see botocore.endpoint.EndpointCreator), else whom the system trusts."""
+    return ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE") or None)
 
 
 class _BusyError(Exception):
-    """Raised when a PUT is answered with a 5xx."""
+    """Raised when a PUT is to be tried again."""
 
 
 def _try_again(error: Exception) -> Again | None:
-    if isinstance(error, urllib3.exceptions.HTTPError | _BusyError):
-        logger.warning("The answer's PUT failed, trying again: %s", type(error).__name__)
-        return Again(unclear=True)
-    return None
+    match error:
+        case _BusyError():
+            logger.warning("The answer's PUT failed, trying again: %s", error)
+        case urllib3.exceptions.HTTPError():
+            # Its text may name the URL.
+            logger.warning("The answer's PUT failed, trying again: %s", type(error).__name__)
+        case _:
+            return None
+    return Again(unclear=True)
 
 
-def _json(fields: Mapping[str, Any]) -> bytes:
-    return json.dumps(fields, ensure_ascii=False, separators=(",", ":")).encode()
+def _json(fields: object) -> bytes:
+    return _encoded(json.dumps(fields, ensure_ascii=False, separators=(",", ":")))
+
+
+def _encoded(text: str) -> bytes:
+    """Encode JSON. A lone surrogate has no bytes; backslashreplace writes it as JSON's own escape."""
+    return text.encode(errors="backslashreplace")
+
+
+def _size(text: str) -> int:
+    """Count the bytes that a text takes in JSON, without its quotation marks."""
+    return len(_json(text)) - 2
 
 
 def _cut(text: str, most: int) -> str:
     """Cut a text at its end, between two characters, so that its JSON takes at most so many bytes."""
-
-    def size(text: str) -> int:
-        return len(json.dumps(text, ensure_ascii=False).encode()) - 2
-
-    if size(text) <= most:
+    if _size(text) <= most:
         return text
-    low, high = 0, len(text)
+    low, high = -1, len(text)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if size(text[:middle] + "…") <= most else (low, middle - 1)
-    return text[:low] + "…"
+        low, high = (middle, high) if _size(text[:middle] + "…") <= most else (low, middle - 1)
+    return text[:low] + "…" if low >= 0 else ""

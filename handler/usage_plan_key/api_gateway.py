@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from botocore.exceptions import (
     BotoCoreError,
+    ChecksumError,
     ClientError,
     ConnectTimeoutError,
     EndpointConnectionError,
@@ -19,16 +20,37 @@ from botocore.exceptions import (
     ProxyConnectionError,
 )
 from botocore.exceptions import ConnectionError as NoConnectionError
+from botocore.parsers import ResponseParserError
 
 from .association import Association
-from .lifecycle import FailedError, attaching
-from .retry import Again, Attempts, Deadline, persist
+from .lifecycle import FailedError, MissingError, attaching
+from .retry import Again, Attempts, Deadline, OutOfTimeError, persist
 
 if TYPE_CHECKING:
     from mypy_boto3_apigateway import APIGatewayClient
 
 logger = logging.getLogger(__name__)
 
+#: Seconds for which a quota is tried. It is answered like a rate, and no waiting mends it.
+QUOTA_PATIENCE: Final = 30.0
+#: Codes of AWS's that come with 400 and mean 429, and those after which a call may have been served.
+#: https://docs.aws.amazon.com/apigateway/latest/api/CommonErrors.html and botocore's standard retry mode
+#: (https://docs.aws.amazon.com/sdkref/latest/guide/feature-retry-behavior.html)
+THROTTLED: Final = frozenset(
+    {
+        "Throttling",
+        "ThrottlingException",
+        "ThrottledException",
+        "RequestThrottled",
+        "RequestThrottledException",
+        "TooManyRequestsException",
+        "RequestLimitExceeded",
+        "BandwidthLimitExceeded",
+        "SlowDown",
+        "PriorRequestNotComplete",
+    }
+)
+TIMED_OUT: Final = frozenset({"RequestTimeout", "RequestTimeoutException"})
 #: Looks at a conflict that nothing explains. One that is passing is over by then: what it was has changed meanwhile.
 MOST_UNEXPLAINED: Final = 3
 #: Seconds for which a plan's stages are remembered. A move that is known to be one takes two calls, not six.
@@ -69,23 +91,30 @@ class Rival(NamedTuple):
         return f"usage plan {self.association.plan_id} ({self.plan_name}) for the API stage {', '.join(self.stages)}"
 
 
+class UnreadableError(Exception):
+    """Raised when a reply says that a call was served and cannot be read: a proxy's page, say, or one that was cut short."""
+
+
 def transient(error: Exception) -> Again | None:
-    """Tell whether API Gateway or DynamoDB may be asked again.
+    """Tell whether AWS may be asked again.
 
     429 carries `Retry-After`. "try again later" is the one text that is matched: API Gateway serves one CreateUsagePlanKey
     at a time in a region and answers the others 409 with it, 400 in old reports
-    (https://github.com/serverless/serverless/issues/12065).
+    (https://github.com/serverless/serverless/issues/12065). LimitExceededException without `Retry-After` is how API Gateway
+    reports a quota (https://github.com/hashicorp/terraform-provider-aws/issues/37605), and has been seen for a rate.
     """
     if isinstance(error, EndpointConnectionError | ConnectTimeoutError | ProxyConnectionError):
         return Again()  # It never got there.
-    if isinstance(error, HTTPClientError | NoConnectionError):
+    if isinstance(error, HTTPClientError | NoConnectionError | UnreadableError | ChecksumError | ResponseParserError):
         return Again(unclear=True)
     if not isinstance(error, ClientError):
         return None
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if status >= 500:
+    if status >= 500 or _code(error) in TIMED_OUT:
         return Again(unclear=True)
-    if status == 429:
+    if _code(error) == "LimitExceededException" and status == 429 and not _retry_after(error):
+        return Again(patience=QUOTA_PATIENCE)
+    if status == 429 or _code(error) in THROTTLED:
         return Again(after=_retry_after(error), busy=True, throttled=True)
     return Again(busy=True) if "try again later" in _message(error).lower() else None
 
@@ -121,19 +150,35 @@ class ApiGateway:
         call = partial(self._client.create_usage_plan_key, **arguments)
         for unexplained in range(1, MOST_UNEXPLAINED + 1):
             try:
-                return InPlan(_key(persist(call, what, deadline, _logged(transient, what), attempts)), by_us=True)
+                return InPlan(_key(self._ask(call, what, deadline, association.key_id, attempts)), by_us=True)
             except (ClientError, BotoCoreError) as error:
-                if _code(error) != "ConflictException":
-                    raise self._refused(what, association, error, "POST", "keys", deadline) from error
-                # Which conflict it was its text does not say (it is not documented), so we look.
-                if (key := self.look(association, deadline)) is not None:
-                    return InPlan(key, by_us=attempts.unclear)
-                if rivals := self._rivals(association, deadline):
-                    return rivals
+                refused = self._refused(what, association, error, "POST", "keys", deadline)
+                if _code(error) not in ("ConflictException", "BadRequestException"):
+                    raise refused from error
+                found = self._look_into(association, error, deadline, attempts)
+                if found is not None:
+                    return found
+                if _code(error) == "BadRequestException":
+                    raise refused from error
                 if unexplained == MOST_UNEXPLAINED:
                     raise FailedError(f"{what}: {_message(error)}") from error
                 deadline.pause(unexplained, what, error)
         raise AssertionError("the last turn of the loop returns or raises")
+
+    def _look_into(
+        self, association: Association, error: Exception, deadline: Deadline, attempts: Attempts
+    ) -> InPlan | list[Rival] | None:
+        """Look why attaching was refused: the text does not say it, nor is it documented whether with 409 or with 400."""
+        try:
+            if (key := self.look(association, deadline)) is not None:
+                return InPlan(key, by_us=attempts.unclear)
+            return self._rivals(association, deadline) or None
+        except (OutOfTimeError, MissingError):
+            raise
+        except FailedError:
+            if _code(error) == "ConflictException":
+                raise
+            return None  # What was wrong with the request the error itself says.
 
     def known_rival(self, held: Association, wanted: Association, deadline: Deadline) -> Rival | None:
         """Tell, without a call, whether `held` was lately seen to keep its key from `wanted`."""
@@ -148,7 +193,7 @@ class ApiGateway:
         what = f"Could not look for API key {association.key_id} in usage plan {association.plan_id} in {self._region}"
         call = partial(self._client.get_usage_plan_key, usagePlanId=association.plan_id, keyId=association.key_id)
         try:
-            return _key(persist(call, what, deadline, _logged(transient, what)))
+            return _key(self._ask(call, what, deadline, association.key_id))
         except (ClientError, BotoCoreError) as error:
             if _code(error) == "NotFoundException":
                 return None
@@ -159,14 +204,19 @@ class ApiGateway:
         what = f"Could not detach API key {association.key_id} from usage plan {association.plan_id} in {self._region}"
         attempts = Attempts()
         call = partial(self._client.delete_usage_plan_key, usagePlanId=association.plan_id, keyId=association.key_id)
-        try:
-            persist(call, what, deadline, _logged(transient, what), attempts)
-        except (ClientError, BotoCoreError) as error:
-            if _code(error) == "NotFoundException":
-                return
-            failed = self._refused(what, association, error, "DELETE", f"keys/{association.key_id}", deadline)
-            failed.clear = not attempts.unclear
-            raise failed from error
+        for unexplained in range(1, MOST_UNEXPLAINED + 1):
+            try:
+                self._ask(call, what, deadline, None, attempts)
+            except (ClientError, BotoCoreError) as error:
+                if _code(error) == "NotFoundException":
+                    return
+                if _code(error) == "ConflictException" and unexplained < MOST_UNEXPLAINED:
+                    deadline.pause(unexplained, what, error)
+                    continue
+                failed = self._refused(what, association, error, "DELETE", f"keys/{association.key_id}", deadline)
+                failed.clear = not attempts.unclear
+                raise failed from error
+            return
 
     def _rivals(self, association: Association, deadline: Deadline) -> list[Rival]:
         """Find the plans of the key that share a stage with the wanted one (GetUsagePlan, GetUsagePlans)."""
@@ -180,7 +230,7 @@ class ApiGateway:
         while True:
             call = partial(self._client.get_usage_plans, keyId=association.key_id, limit=500, **position)
             try:
-                page = persist(call, what, deadline, _logged(transient, what))
+                page = self._ask(call, what, deadline)
             except (ClientError, BotoCoreError) as error:
                 raise self._refused(what, association, error, "GET", None, deadline) from error
             for plan in page.get("items", []):
@@ -194,10 +244,10 @@ class ApiGateway:
     def _plan(self, what: str, association: Association, deadline: Deadline) -> Any:
         call = partial(self._client.get_usage_plan, usagePlanId=association.plan_id)
         try:
-            plan = persist(call, what, deadline, _logged(transient, what))
+            plan = self._ask(call, what, deadline, association.plan_id)
         except (ClientError, BotoCoreError) as error:
             if _code(error) == "NotFoundException":
-                raise FailedError(self._missing(what, f"usage plan {association.plan_id}")) from error
+                raise MissingError(self._missing(what, f"usage plan {association.plan_id}", association)) from error
             raise self._refused(what, association, error, "GET", "", deadline) from error
         self._plans[association.plan_id] = deadline.clock.time(), plan
         return plan
@@ -209,13 +259,14 @@ class ApiGateway:
         resource = "/usageplans" + ("" if path is None else f"/{association.plan_id}/{path}".rstrip("/"))
         match _code(error):
             case "NotFoundException":
-                return FailedError(self._which_is_missing(what, association, deadline))
+                return MissingError(self._which_is_missing(what, association, deadline))
             case "BadRequestException":
                 return FailedError(f"{what}: API Gateway calls it a bad request: {_message(error)}. Check KeyId and UsagePlanId")
             case "UnauthorizedException" | "AccessDeniedException" | "AccessDenied":
                 return FailedError(
                     f"{what}: permission is missing. Allow the function's role apigateway:{verb} on "
-                    f"arn:PARTITION:apigateway:{self._region}::{resource}, then deploy again"
+                    # Of a service control policy, a boundary or an endpoint's policy, AWS's own text alone says so.
+                    f"arn:PARTITION:apigateway:{self._region}::{resource}, then deploy again. AWS says: {_message(error)}"
                 )
         return FailedError(f"{what}: {_code(error)}: {_message(error)}")
 
@@ -223,15 +274,40 @@ class ApiGateway:
         """Tell by looking at the plan: the text of a 404 has been seen to be wrong, and keys would show their values."""
         try:
             self._plan(what, association, deadline)
-        except FailedError as failed:
-            if isinstance(failed.__cause__, ClientError) and _code(failed.__cause__) == "NotFoundException":
-                return str(failed)
+        except MissingError as missing:
+            return str(missing)
+        except FailedError:
             either = f"usage plan {association.plan_id} or API key {association.key_id}"
-            return self._missing(what, either) + ". Which of them could not be seen"
-        return self._missing(what, f"API key {association.key_id}")
+            return self._missing(what, either, association) + ". Which of them could not be seen"
+        return self._missing(what, f"API key {association.key_id}", association)
 
-    def _missing(self, what: str, thing: str) -> str:
-        return f"{what}: there is no {thing} in {self._region}. Check the id (a name or a value is none) and the region"
+    def _missing(self, what: str, thing: str, association: Association) -> str:
+        # No document says how long ids are, so this is a hint where one is wrong, and never a reason to refuse it.
+        lengths = len(association.key_id), len(association.plan_id)
+        swapped = ". KeyId and UsagePlanId may be swapped" if lengths == (6, 10) else ""
+        return f"{what}: there is no {thing} in {self._region}. Check the id (a name or a value is none) and the region{swapped}"
+
+    def _ask(
+        self,
+        call: Callable[[], Any],
+        what: str,
+        deadline: Deadline,
+        id_: str | None = None,
+        attempts: Attempts | None = None,
+    ) -> Any:
+        """Call until it is served with a reply that can be read: where `id_` is given, one that is about it."""
+
+        def readable() -> Any:
+            try:
+                reply = call()
+            except (AttributeError, TypeError, ValueError) as error:  # botocore's, at JSON that is no object
+                raise UnreadableError(f"the reply cannot be read ({type(error).__name__})") from error
+            headers = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+            if headers.get("content-type", "").startswith("text/html") or id_ not in (None, reply.get("id")):
+                raise UnreadableError("the reply is none of API Gateway's, or is cut short")
+            return reply
+
+        return persist(readable, what, deadline, _logged(transient, what), attempts)
 
 
 def _logged(again: Callable[[Exception], Again | None], what: str) -> Callable[[Exception], Again | None]:
@@ -247,12 +323,17 @@ def _logged(again: Callable[[Exception], Again | None], what: str) -> Callable[[
 
 
 def _key(reply: Any) -> Key:
-    return Key(reply.get("name", ""), reply.get("value"))
+    return Key(_text(reply.get("name")), reply.get("value"))
+
+
+def _text(value: object) -> str:
+    """Read a name; a lone surrogate, which UTF-8 does not have, becomes a question mark."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else ""
 
 
 def _rival(association: Association, plan: Any, wanted: Any) -> Rival | None:
     shared = tuple(sorted(_stages(plan) & _stages(wanted)))
-    return Rival(association, plan.get("name", ""), shared) if shared else None
+    return Rival(association, _text(plan.get("name")), shared) if shared else None
 
 
 def _stages(plan: Any) -> set[str]:

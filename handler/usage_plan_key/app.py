@@ -10,14 +10,14 @@ gc.disable()
 import json
 import logging
 import os
-from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import boto3
 from aws_lambda_powertools import Logger
 from botocore.config import Config
 
-from .answer import Sender
+from .answer import Sender, check_value_host
 from .api_gateway import ApiGateway
 from .invocation import Invocation, about
 from .ledger import Table
@@ -34,7 +34,7 @@ def _tell_what_it_is_about(record: logging.LogRecord) -> bool:
 logger = Logger(
     service="usage_plan_key",
     level=os.environ.get("POWERTOOLS_LOG_LEVEL", "INFO"),
-    json_serializer=json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode,  # made once
+    json_serializer=json.JSONEncoder(separators=(",", ":"), default=str).encode,  # made once
 )
 logger.registered_handler.addFilter(_tell_what_it_is_about)
 # At DEBUG, these write replies, with the keys' values, and URLs.
@@ -58,21 +58,35 @@ def _client(service: Any, connect: float, read: float) -> Any:
 
 _table = os.environ.get("LEDGER_TABLE")
 _queue = os.environ.get("QUEUE_URL")
+_apigateway = _client("apigateway", CONNECT_TIMEOUT, READ_TIMEOUT)
 _invocation = Invocation(
-    api=ApiGateway(_client("apigateway", CONNECT_TIMEOUT, READ_TIMEOUT)),
+    api=ApiGateway(_apigateway),
     table=Table(_client("dynamodb", SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT), _table) if _table else None,
-    queue=Queue(_client("sqs", SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT), _queue) if _queue else None,
-    sender=Sender(),
-    url_suffix=os.environ.get("RESPONSE_URL_SUFFIX"),
+    queue=Queue(_client("sqs", SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT), _queue, os.environ.get("UNDELIVERED_URL"))
+    if _queue
+    else None,
+    sender=Sender(
+        partial(
+            check_value_host,
+            region=_apigateway.meta.region_name,
+            suffix=os.environ.get("RESPONSE_URL_SUFFIX"),
+            emulator=os.environ.get("RESPONSE_URL_HOST"),
+        )
+    ),
     local="AWS_SAM_LOCAL" in os.environ,
+    # Only an operator's event asks for it, so init does not make it.
+    cloudformation=lambda: _client("cloudformation", SHORT_CONNECT_TIMEOUT, READ_TIMEOUT),
 )
 # Else it would be looked through at once, as all that has been made meanwhile counts as new.
 gc.freeze()
 gc.enable()
 
 
-def handler(event: Mapping[str, Any], context: Any) -> dict[str, Any] | None:
-    """Take a request of CloudFormation's, or serve a batch from the queue; see `Invocation`."""
-    return (
-        _invocation.by_queue(event["Records"], context) if "Records" in event else _invocation.by_cloudformation(event, context)
-    )
+def handler(event: object, context: Any) -> dict[str, Any] | None:
+    """Take a request of CloudFormation's, serve a batch from the queue, or do as an operator asks; see `Invocation`."""
+    match event:
+        case {"Records": [{"messageId": _, "receiptHandle": _, "body": _}, *_] as records}:
+            return _invocation.by_queue(records, context)
+        case {"LetGo": asked}:
+            return _invocation.let_go(asked, context)
+    return _invocation.by_cloudformation(event, context)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 # API Gateway's own ids are 10 and 6 letters and digits. A key's *value* has at least 20 characters
 # (https://docs.aws.amazon.com/apigateway/latest/developerguide/api-gateway-setup-api-keys.html), so a secret that was
 # pasted where an id belongs is never taken for one, and never becomes a physical id.
-_ID = re.compile(r"[A-Za-z0-9_-]{1,19}")
+LONGEST_ID: Final = 19
+_ID = re.compile(rf"[A-Za-z0-9_-]{{1,{LONGEST_ID}}}")
 
 
 def well_formed(value: object) -> bool:

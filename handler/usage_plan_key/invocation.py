@@ -14,16 +14,19 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, Protocol
-from urllib.parse import urlsplit
+from typing import Any, Final, NamedTuple, Protocol, cast
 
-from .answer import Resource, Sender, redacted
+from aws_lambda_powertools.metrics import MetricUnit, single_metric
+
+from .answer import NAMESPACE, Resource, Sender, destination, redacted, where
 from .api_gateway import ApiGateway
+from .association import Holder
+from .cloudformation import stack_is_gone
 from .ledger import EventsWord, Table
-from .lifecycle import FailedError
-from .queue import MOST_RECEIVES, Message, Queue, messages
-from .request import Create, Delete, Invalid, Request, Update, parse
-from .retry import Clock, Deadline, OutOfTimeError
+from .lifecycle import FailedError, Outcome, abandon
+from .queue import VISIBILITY, Message, Queue, UnclearError, messages
+from .request import Create, Delete, EventError, Invalid, Request, Update, parse
+from .retry import Clock, Deadline, TurnOverError
 from .service import Served, Service
 
 logger = logging.getLogger(__name__)
@@ -48,10 +51,22 @@ class Context(Protocol):
     """What is used of Lambda's context."""
 
     aws_request_id: str
+    function_name: str
+    invoked_function_arn: str
+    log_group_name: str
     log_stream_name: str
 
     def get_remaining_time_in_millis(self) -> int:
         """Tell how long the function may run yet."""
+
+
+class _Turn(NamedTuple):
+    """A request out of the queue, and the deliveries of its answer."""
+
+    message: Message
+    request: Request
+    event: Mapping[str, Any]
+    sent: list[Future[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +78,8 @@ class Invocation:
         table: The ledger.
         queue: The queue.
         sender: Delivers the answers.
-        url_suffix: The partition's DNS suffix: a key's value is not sent outside it.
         local: Under sam local answers are printed instead of sent.
+        cloudformation: Makes a client, when an operator's event asks for it.
         clock: Tells the time.
         background: Makes what delivers a batch's answers, so that this thread calls API Gateway back to back.
     """
@@ -73,12 +88,12 @@ class Invocation:
     sender: Sender
     table: Table | None = None
     queue: Queue | None = None
-    url_suffix: str | None = None
     local: bool = False
+    cloudformation: Callable[[], Any] | None = None
     clock: Clock = time
     background: Callable[[], Executor] = _threads
 
-    def by_cloudformation(self, event: Mapping[str, Any], context: Context) -> dict[str, Any] | None:
+    def by_cloudformation(self, event: object, context: Context) -> dict[str, Any] | None:
         """Take a request, and serve it where there is no queue. Gives back the answer under sam local alone.
 
         Raises:
@@ -88,22 +103,33 @@ class Invocation:
         """
         if not self.queue and not self.local:
             self.sender.prepare()
-        request = _about(event, context)
-        left = context.get_remaining_time_in_millis() / 1000
+        about.set({})
+        request, event = self._read(event)
+        _tell(request, event, context)
+        now, left = self.clock.time(), context.get_remaining_time_in_millis() / 1000
         end = Deadline(left, self.clock)
-        deadline = Deadline(min(left, request.service_timeout, LOCAL_TIME if self.local else left), self.clock)
-        service = self._service(request, deadline)
+        # A sample event is as old as its file, and a person waits at the terminal.
+        there = min(LOCAL_TIME, request.service_timeout) if self.local else request.ends(now) - now
+        is_over = there <= 0
+        service = self._service(request, Deadline(left if is_over else min(left, there), self.clock, is_over=is_over))
         if self.queue:
             logger.info("Asked: %s", _shown(request))
         serve = service.serve
         try:
-            self._check_host(request)
-            service.arrive()
-            if self.queue:
-                self.queue.put(event, self.clock.time(), deadline)
-                return None
+            if not self.local:
+                self.sender.check(request)
+            if not is_over:
+                service.arrive()
+                if self.queue:
+                    self.queue.put(event, now, Deadline(min(left, there), self.clock))
+                    return None
+        except UnclearError:
+            raise
         except FailedError as failed:
             serve = partial(_fail, service, str(failed))
+        except Exception as error:
+            logger.exception("An internal error")
+            serve = partial(_fail, service, f"An internal error, please report it: {type(error).__name__}: {error}")
         local: list[bytes] = []
         deliver = local.append if self.local else partial(self.sender.deliver, request, end)
         self._answer(request, event, context, serve, deliver, end)
@@ -112,71 +138,144 @@ class Invocation:
         return json.loads(redacted(local[0])) if local else None
 
     def by_queue(self, records: Sequence[Mapping[str, Any]], context: Context) -> dict[str, Any]:
-        """Serve a batch, one request after the other; gives back what is to come again, as Lambda wants it.
+        """Serve a batch, each stack's requests in order; gives back what is to come again, as Lambda wants it.
 
         Not Powertools' batch processor: it knows neither deadlines nor a background, and imports all its event classes.
         """
         self.sender.prepare()
-        batch = messages(records)
+        about.set({})
         ends = self.clock.time() + context.get_remaining_time_in_millis() / 1000
-        # A batch dies as one, so it is one stack's; and what a function died with is served alone.
-        first = max(batch, key=lambda message: message.receives)
-        chosen = [first] if first.receives > 1 else [message for message in batch if message.group == first.group]
-        others = [message for message in batch if message not in chosen]
-        last_time = first.receives >= MOST_RECEIVES
-        if not last_time:
-            self._put_back(others, ends)
-        answers: dict[str, list[Future[None]]] = {}
+        failed: list[str] = []
+        turns = [turn for message in messages(records) if (turn := self._turn(message, ends, failed))]
+        kept = self._apart(turns, ends)
+        rest = [turn for turn in turns if turn not in kept]
+        self._give_back(rest, ends)
+        failed += [turn.message.id for turn in rest]
+        unserved: list[_Turn] = []
+        blocked: set[str] = set()
         with self.background() as background:
-            for number, message in enumerate(chosen):
-                sent = answers.setdefault(message.id, [])
-                if not self._turn(message, ends, context, background, sent):
-                    self._put_back([message], ends, begun=True)
-                    self._put_back(chosen[number + 1 :], ends)
-                    break
-        if last_time:
-            self._put_back(others, ends)
-        undelivered = []
-        for id_, sent in answers.items():
-            for error in filter(None, (future.exception() for future in sent)):
-                logger.error("Not delivered, so it comes again: %s", error)
-                undelivered.append(id_)
-        return {"batchItemFailures": [{"itemIdentifier": id_} for id_ in undelivered]}
+            for turn in kept:
+                try:
+                    if turn.message.group in blocked:
+                        raise TurnOverError("an earlier request of its stack is not answered yet")
+                    self._serve(turn, ends, context, background)
+                except TurnOverError as error:
+                    logger.info("%s goes back into the queue: %s", _shown(turn.request), error)
+                    unserved.append(turn)
+                    blocked.add(turn.message.group)
+                except Exception:
+                    logger.exception("Not answered, so it comes again when its visibility time-out is over")
+                    failed.append(turn.message.id)
+                    blocked.add(turn.message.group)
+        self._give_back(unserved, ends)
+        failed += [turn.message.id for turn in unserved]
+        for turn in kept:
+            for undelivered in filter(None, (future.exception() for future in turn.sent)):
+                logger.error("Not delivered, so it comes again: %s", undelivered)
+                failed.append(turn.message.id)
+        return {"batchItemFailures": [{"itemIdentifier": id_} for id_ in dict.fromkeys(failed)]}
 
-    def _turn(self, message: Message, ends: float, context: Context, background: Executor, sent: list[Future[None]]) -> bool:
-        """Serve a message; False when this invocation has no time left for it, but CloudFormation has."""
-        request = _about(message.event, context)
+    def let_go(self, asked: object, context: Context) -> dict[str, Any]:
+        """Let go of what a resource holds whose stack is gone without a Delete for it. Nothing is detached.
+
+        Args:
+            asked: `StackId` and `LogicalResourceId`, from an event that an operator hands in.
+            context: Lambda's.
+
+        Raises:
+            EventError: They are not there.
+            FailedError: The stack is not gone, or nobody can tell.
+        """
+        about.set({})
+        named = asked if isinstance(asked, Mapping) else {}
+        stack_id, logical_id = named.get("StackId"), named.get("LogicalResourceId")
+        if not (isinstance(stack_id, str) and isinstance(logical_id, str) and self.table and self.cloudformation):
+            raise EventError('LetGo takes {"StackId": "...", "LogicalResourceId": "..."}, and needs a ledger')
+        holder = Holder(stack_id, logical_id)
+        deadline = Deadline(context.get_remaining_time_in_millis() / 1000, self.clock).short()
+        if not stack_is_gone(self.cloudformation(), stack_id, context.invoked_function_arn, deadline):
+            raise FailedError(f"Stack {stack_id} is still there, so nothing was let go of. Delete the resource from its template")
+        held = [*self.table.change(holder, [], lambda state: state, deadline).record.holds]
+        self.table.change(holder, held, partial(abandon, holder=holder), deadline)
+        ids = [association.id for association in held]
+        logger.warning("%s is gone: let go of %s, and detached nothing", holder, ", ".join(ids) or "nothing")
+        return {"LetGo": ids}
+
+    def _read(self, event: object) -> tuple[Request, Mapping[str, Any]]:
+        request = parse(event)
+        destination(request.response_url, local=self.local)
+        return request, cast("Mapping[str, Any]", event)  # `parse` has seen that it is one.
+
+    def _turn(self, message: Message, ends: float, failed: list[str]) -> _Turn | None:
+        """Read a message; what is no request is put aside, and costs nobody else anything."""
+        try:
+            return _Turn(message, *self._read(message.event), [])
+        except EventError as error:
+            logger.error("Message %s is no request, so it goes to the dead-letter queue: %s", message.id, error)  # noqa: TRY400
+            with single_metric("NoRequest", MetricUnit.Count, 1, namespace=NAMESPACE):
+                pass
+        try:
+            if self.queue and self.queue.put_aside(message, Deadline(ends - self.clock.time(), self.clock).short()):
+                return None
+        except Exception as error:  # noqa: BLE001  # it costs nobody else anything
+            logger.warning("Message %s stays in the queue: %s", message.id, error)
+        failed.append(message.id)
+        return None
+
+    def _apart(self, turns: list[_Turn], ends: float) -> list[_Turn]:
+        """Choose what is served now: all, unless a function has died.
+
+        A request that a function died at is served alone, for the next one may die at it too. What comes again only after its
+        visibility time-out was in a batch that died, at nobody knows which: it is served apart from other stacks' requests.
+        """
+        for turn in turns:
+            if turn.message.again and self._has_died(turn, ends):
+                return [turn]
+        now = self.clock.time()
+        groups = [turn.message.group for turn in turns if turn.message.again and now >= turn.message.first + VISIBILITY]
+        return [turn for turn in turns if turn.message.group == groups[0]] if groups else turns
+
+    def _has_died(self, turn: _Turn, ends: float) -> bool:
+        try:
+            return self._service(turn.request, Deadline(ends - CLOSING_TIME - self.clock.time(), self.clock)).died()
+        except Exception as error:  # noqa: BLE001  # where the ledger cannot be read, it is served and says so
+            logger.warning("Could not see whether a function has died at %s: %s", _shown(turn.request), error)
+            return False
+
+    def _serve(self, turn: _Turn, ends: float, context: Context, background: Executor) -> None:
+        """Serve a request.
+
+        Raises:
+            TurnOverError: This invocation has no time left for it, but CloudFormation has.
+        """
+        request, message = turn.request, turn.message
+        _tell(request, turn.event, context)
         # Where a function has died, the next one's log says at what it may die.
-        logger.log(logging.INFO if message.receives > 1 else logging.DEBUG, "Its turn has come: %s", _shown(request))
-        here = ends - CLOSING_TIME - self.clock.time()
-        there = message.arrived + request.service_timeout - self.clock.time()
-        end = Deadline(ends - self.clock.time(), self.clock)
-        service = self._service(request, Deadline(min(here, there), self.clock, lane=True), resumable=here < there)
-        serve = service.serve
-        if message.receives >= MOST_RECEIVES:
-            tries = message.receives - 1
-            serve = partial(
-                _fail, service, f"{tries} invocations died at this request, or were throttled. See the function's log"
-            )
+        logger.log(logging.INFO if message.again else logging.DEBUG, "Its turn has come: %s", _shown(request))
+        now = self.clock.time()
+        there, here = request.ends(message.arrived) - now, ends - CLOSING_TIME - now
+        is_over = there <= 0
+        deadline = Deadline(here if is_over else there, self.clock, turn=here, lane=True, is_over=is_over)
+        service = self._service(request, deadline, fenced=message.fenced, again=message.again)
 
         def deliver(body: bytes) -> None:
             deadline = Deadline(min(DELIVERY_TIME, ends - self.clock.time()), self.clock)
-            sent.append(background.submit(copy_context().run, self.sender.deliver, request, deadline, body))
+            turn.sent.append(background.submit(copy_context().run, self.sender.deliver, request, deadline, body))
 
-        try:
-            self._answer(request, message.event, context, serve, deliver, end)
-        except OutOfTimeError as error:
-            logger.info("Back into the queue: %s", error)
-            return False
-        return True
+        self._answer(request, turn.event, context, service.serve, deliver, Deadline(ends - now, self.clock))
 
-    def _put_back(self, batch: Sequence[Message], ends: float, *, begun: bool = False) -> None:
-        if self.queue:
-            self.queue.put_back(batch, Deadline(ends - self.clock.time(), self.clock), begun=begun)
+    def _give_back(self, turns: Sequence[_Turn], ends: float) -> None:
+        """Make messages visible in their places, a stack's later ones first: its first one visible, the others could be taken."""
+        for turn in reversed(turns):
+            try:
+                if self.queue:
+                    self.queue.give_back(turn.message, Deadline(ends - self.clock.time(), self.clock).last())
+            except Exception as error:  # noqa: BLE001  # it comes again all the same, later
+                logger.warning("%s comes again when its visibility time-out is over: %s", _shown(turn.request), error)
 
-    def _service(self, request: Request, deadline: Deadline, *, resumable: bool = False) -> Service:
+    def _service(self, request: Request, deadline: Deadline, *, fenced: bool = True, again: bool = False) -> Service:
         ledger = self.table or EventsWord(request.holder, request.physical_id, request.id)
-        return Service(request, ledger, self.api, deadline, resumable=resumable)
+        return Service(request, ledger, self.api, deadline, fenced=fenced, again=again)
 
     def _answer(
         self,
@@ -197,6 +296,9 @@ class Invocation:
                 "AnswerId": served.answer.id,
             }
             log = logger.info if served.answer.success else logger.error
+            if served.answer.outcome == Outcome.LOST:
+                with single_metric("Lost", MetricUnit.Count, 1, namespace=NAMESPACE):
+                    pass
             log("%s %s", status, served.answer.outcome or served.answer.reason, extra=keys)
             return served
 
@@ -205,26 +307,11 @@ class Invocation:
             reason = "No answer in time: a call of the function hangs. Look into its log, and deploy again"
             return _fail(self._service(request, end), reason)
 
-        Resource(request, logged, give_up, deliver, context.log_stream_name).answer(event, context)
-
-    def _check_host(self, request: Request) -> None:
-        """A key's value goes to CloudFormation alone: whoever may invoke the function could name another host.
-
-        Raises:
-            FailedError: The value is asked for, and ResponseURL leads outside the partition's DNS suffix.
-        """
-        if self.url_suffix and isinstance(request, Create | Update) and request.include_value:
-            host = urlsplit(request.response_url).hostname or ""
-            if not host.endswith(f".{self.url_suffix}"):
-                raise FailedError(
-                    f"IncludeValue is true, and ResponseURL's host {host} is not under {self.url_suffix}: no value goes there"
-                )
+        Resource(request, logged, give_up, deliver, where(context)).answer(event, context)
 
 
-def _about(event: Mapping[str, Any], context: Context) -> Request:
-    """Read a request, and have every line that is logged from now on say which it is."""
-    about.set({})
-    request = parse(event)
+def _tell(request: Request, event: Mapping[str, Any], context: Context) -> None:
+    """Have every line that is logged from now on say which request it is about."""
     about.set(
         {
             "StackId": request.holder.stack_id,
@@ -235,7 +322,6 @@ def _about(event: Mapping[str, Any], context: Context) -> Request:
             "function_request_id": context.aws_request_id,
         }
     )
-    return request
 
 
 def _fail(service: Service, reason: str) -> Served:

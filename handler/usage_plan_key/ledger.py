@@ -16,13 +16,16 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from .api_gateway import transient
 from .association import Association, Holder
-from .lifecycle import REMEMBERED, Answer, Entry, FailedError, Hold, Record, State
+from .lifecycle import NOBODY, REMEMBERED, Answer, Entry, FailedError, Hold, Record, State
 from .retry import Again, Deadline, persist
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
 Rule = Callable[[State], State]
+
+#: The shape of a page, written in each; a page without one is of shape 1. A newer shape is refused, an older one is read.
+SHAPE: Final = 2
 
 
 class Ledger(Protocol):
@@ -116,9 +119,29 @@ class Table:
         call = partial(self._client.transact_get_items, TransactItems=gets)  # type: ignore[arg-type]  # a plain dict
         reply = self._persist(call, "read", deadline)
         read = TypeDeserializer().deserialize
-        record, *entries = ({name: read(value) for name, value in found.get("Item", {}).items()} for found in reply["Responses"])
-        versions = {pk: page.get("version") for pk, page in zip(pks, [record, *entries], strict=True)}
-        return State(_record(record), dict(zip(associations, map(_entry, entries), strict=True)), versions)
+        pages = [{name: read(value) for name, value in found.get("Item", {}).items()} for found in reply["Responses"]]
+        versions = {pk: page.get("version") for pk, page in zip(pks, pages, strict=True)}
+        record, *entries = (
+            self._understood(pk, page, _entry if number else _record)
+            for number, (pk, page) in enumerate(zip(pks, pages, strict=True))
+        )
+        return State(record, dict(zip(associations, entries, strict=True)), versions)
+
+    def _understood(self, pk: str, page: Mapping[str, Any], read: Callable[[Mapping[str, Any]], Any]) -> Any:
+        """Read a page.
+
+        Raises:
+            FailedError: A newer version of the function has written it, or it is damaged. Guessing could detach a live customer.
+        """
+        where = f"Could not read page {pk} of the ledger {self._name} in {self._client.meta.region_name}"
+        if page.get("shape", 1) > SHAPE:
+            raise FailedError(f"{where}: a newer version of the function has written it. Deploy that version again")
+        try:
+            return read(page)
+        except Exception as error:
+            raise FailedError(
+                f"{where}: it is damaged ({type(error).__name__}). Mend it by hand, or restore the table to an earlier time"
+            ) from error
 
     def _write(
         self, pages: list[dict[str, Any]], versions: Mapping[str, str | None], deadline: Deadline
@@ -197,15 +220,19 @@ def _some(page: dict[str, Any]) -> dict[str, Any]:
 
 
 def _record_page(holder: Holder, record: Record, now: int) -> dict[str, Any]:
-    return {"pk": _pk(holder)} | _some(
+    return {"pk": _pk(holder), "shape": SHAPE} | _some(
         {
-            "holds": {a.id: {"request": hold.request, "named": hold.named} for a, hold in record.holds.items()},
-            "order": record.order,
-            "newest": record.newest,
+            "holds": {a.id: {"request": hold.request} | _some(hold._asdict()) for a, hold in record.holds.items()},
+            "issued": record.issued,
+            "arrived": [*record.arrived],
+            "closed": record.closed,
             "wants": record.wants and record.wants.id,
             "foreign": sorted(record.foreign),
             "spared": record.spared and record.spared.id,
             "answers": {id_: _some(answer._asdict()) for id_, answer in record.answers.items()},
+            "digest": record.digest,
+            "begun": record.begun,
+            "deaths": record.deaths,
             # Its fence outlives what it held by a day; a holder that holds something stays.
             "expires": None if record.holds else now + REMEMBERED,
         }
@@ -214,29 +241,35 @@ def _record_page(holder: Holder, record: Record, now: int) -> dict[str, Any]:
 
 def _record(page: Mapping[str, Any]) -> Record:
     holds = {Association.parse(id_): Hold(**hold) for id_, hold in page.get("holds", {}).items()}
-    answers = {id_: {"success": False, **answer} for id_, answer in page.get("answers", {}).items()}
+    answers = {id_: {"success": False, "id": "", **answer} for id_, answer in page.get("answers", {}).items()}
     return Record(
         holds={association: hold for association, hold in holds.items() if association is not None},
-        order=int(page.get("order", 0)),
-        newest=page.get("newest", ""),
+        # Before shapes were numbered, a rank within the second was part of it, and one RequestId was kept.
+        issued=int(page.get("issued", int(page.get("order", 0)) // 4)),
+        arrived=tuple(page.get("arrived", [page["newest"]] if page.get("newest") else [])),
+        closed=page.get("closed", False),
         wants=Association.parse(page.get("wants", "")),
         foreign=frozenset(page.get("foreign", [])),
         spared=Association.parse(page.get("spared", "")),
         answers={id_: Answer(**{**answer, "at": int(answer.get("at", 0))}) for id_, answer in answers.items()},
+        digest=page.get("digest", ""),
+        begun=page.get("begun", ""),
+        deaths=int(page.get("deaths", 0)),
     )
 
 
 def _entry_page(association: Association, entry: Entry) -> dict[str, Any]:
     if not entry.holders:
         return {"pk": _pk(association)}
-    return {"pk": _pk(association)} | _some(
+    state = "wanted" if entry.begun_by == NOBODY else "attaching" if entry.begun_by else "attached"
+    return {"pk": _pk(association), "shape": SHAPE, "state": state} | _some(
         {
             "holders": [{"stack": holder.stack_id, "resource": holder.logical_id} for holder in sorted(entry.holders)],
             "before": entry.before,
             "taken": entry.taken,
             "detaching": entry.detaching,
             "moved": entry.moved,
-            "anew": entry.anew,
+            "begun_by": entry.begun_by,
         }
     )
 
@@ -248,5 +281,5 @@ def _entry(page: Mapping[str, Any]) -> Entry:
         taken=page.get("taken", False),
         detaching=int(page["detaching"]) if "detaching" in page else None,
         moved=page.get("moved"),
-        anew=page.get("anew"),
+        begun_by=NOBODY if page.get("state") == "wanted" else page.get("begun_by"),
     )

@@ -15,10 +15,17 @@ A resource wants an association (Create, Update):
     other stacks alone     yes           `Fail`: refuse; `Adopt`, `Take`: hold it too: JOINED
     other stacks alone     no            `Fail`: refuse; `Adopt`, `Take`: hold it too, attach: REPAIRED
 
-    attaching is refused because the key is in a plan for the same API stage
-    ------------------------------------------------------------------------
-    held by this resource alone, and its own   detach that one, attach the wanted one: MOVED
-    otherwise                                  refuse, naming the plan, the stage and who holds it
+What is held and in the plan is ours from the moment at which a request that held it set about attaching it, and not before: until
+then, or where attaching was clearly refused, it counts as held by nobody.
+
+    attaching is refused because …                  what is done
+    ----------------------------------------------  ------------------------------------------------------------------
+    the key is in a plan for the same API stage:
+      held by this resource alone, and its own      detach that one, attach the wanted one: MOVED
+      otherwise                                     refuse, naming the plan, the stage and who holds it
+    there is no such key or plan:
+      an Update that takes back the last change     LOST: a rollback over one deleted key must not wedge the stack
+      otherwise                                     refuse, naming which it is
 
 A resource lets go of an association (Delete, or an Update that finds what a superseded one left):
 
@@ -30,20 +37,25 @@ A resource lets go of an association (Delete, or an Update that finds what a sup
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from enum import Enum, StrEnum
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from .association import Association, Holder
-from .request import Create, Delete, Invalid, OnExisting, Request, Update, Wish
+from .request import Create, Delete, OnExisting, Request, Update, Wish
 
 #: Seconds after which a mark `detaching` was left by a death: no function runs longer.
 STALE_MARK: Final = 15 * 60
 #: Seconds for which given answers, and a holder that holds nothing, are remembered.
 REMEMBERED: Final = 24 * 60 * 60
-#: Answers remembered at most, so that a holder's item cannot outgrow DynamoDB's 400 KB.
+#: Answers remembered at most, and requests of one second, so that a holder's item cannot outgrow DynamoDB's 400 KB.
 MOST_ANSWERS: Final = 50
+#: Deaths of functions at one request, after which it is answered FAILED.
+MOST_DEATHS: Final = 3
+#: `Entry.begun_by` where no request has set about attaching.
+NOBODY: Final = ""
 
 
 #: What nothing stands in yet; it cannot be changed.
@@ -60,6 +72,7 @@ class Outcome(StrEnum):
     ADOPTED = "ADOPTED"
     TAKEN = "TAKEN"
     MOVED = "MOVED"
+    LOST = "LOST"
 
 
 class Standing(Enum):
@@ -81,6 +94,10 @@ class FailedError(Exception):
     def __init__(self, reason: str, *, clear: bool = True) -> None:
         super().__init__(reason)
         self.clear = clear
+
+
+class MissingError(FailedError):
+    """Raised when API Gateway has no such key or no such plan."""
 
 
 class SupersededError(FailedError):
@@ -105,10 +122,14 @@ class Hold(NamedTuple):
         request: The RequestId that took hold of it.
         named: An event's id has named it since, or an earlier life of the resource left it: then it is
             CloudFormation's to delete or to retain, and nobody else's.
+        left: An Update has gone on to another one and was answered SUCCESS, and no Delete for this one has come yet.
+        key_name: As it was last answered.
     """
 
     request: str
     named: bool = False
+    left: bool = False
+    key_name: str = ""
 
 
 class Record(NamedTuple):
@@ -116,21 +137,34 @@ class Record(NamedTuple):
 
     Attributes:
         holds: The associations that it holds.
-        order: The order of the newest request that has arrived (0: none that could be ordered).
-        newest: Its RequestId.
+        issued: When the newest request that has arrived was issued, in epoch seconds (0: none that says).
+        arrived: The RequestIds of that second, as they arrived.
+        closed: The newest one is a Delete with an id that CloudFormation has invented.
         wants: The association that it wants.
         foreign: Foreign ids that Updates have brought, a former provider's.
         spared: What a Create wanted that was refused, while an earlier life of the resource held it.
         answers: The answers given, by RequestId.
+        digest: Of the properties that were last answered SUCCESS.
+        begun: The RequestId that is being served after it was received before; one that is found standing is a death.
+        deaths: How many functions have died at it.
     """
 
     holds: Mapping[Association, Hold] = _NONE
-    order: int = 0
-    newest: str = ""
+    issued: int = 0
+    arrived: tuple[str, ...] = ()
+    closed: bool = False
     wants: Association | None = None
     foreign: frozenset[str] = frozenset()
     spared: Association | None = None
     answers: Mapping[str, Answer] = _NONE
+    digest: str = ""
+    begun: str = ""
+    deaths: int = 0
+
+    @property
+    def newest(self) -> str:
+        """The RequestId of the newest request that has arrived; empty for none."""
+        return self.arrived[-1] if self.arrived else ""
 
 
 class Entry(NamedTuple):
@@ -142,7 +176,7 @@ class Entry(NamedTuple):
         taken: An Update with `Take` has made it theirs all the same.
         detaching: When its last holder set about detaching it, in epoch seconds.
         moved: The RequestId that detached it for a move; it stays held.
-        anew: The RequestId that has last set about attaching it when it was held already.
+        begun_by: The request that has last set about attaching it; NOBODY; None where it is attached, and nobody asks since when.
     """
 
     holders: frozenset[Holder] = frozenset()
@@ -150,7 +184,7 @@ class Entry(NamedTuple):
     taken: bool = False
     detaching: int | None = None
     moved: str | None = None
-    anew: str | None = None
+    begun_by: str | None = None
 
     def others(self, holder: Holder) -> list[Holder]:
         """All holders but this one."""
@@ -158,7 +192,7 @@ class Entry(NamedTuple):
 
     def owned(self, *, take: bool) -> bool:
         """Whether its last holder may detach it: it was attached by us, or it was taken and that still stands."""
-        return not self.before or (self.taken and take)
+        return (self.taken and take) if self.before else self.begun_by != NOBODY
 
 
 class State(NamedTuple):
@@ -195,38 +229,48 @@ class State(NamedTuple):
 
 def arrive(record: Record, request: Request) -> Record:
     """Write down that a request has arrived, before it waits for its turn."""
-    if request.id in record.answers:
+    if request.id in record.answers or request.id in record.arrived:
         return record
     holds = dict(record.holds)
     foreign = record.foreign
-    named = Association.parse(request.physical_id) if request.physical_id else None
-    if named in holds:
-        holds[named] = holds[named]._replace(named=True)
-    elif isinstance(request, Update) and named is None:
+    if request.named in holds:
+        hold = holds[request.named]
+        holds[request.named] = hold._replace(named=True, left=hold.left and not isinstance(request, Delete))
+    elif isinstance(request, Update) and request.named is None:
         foreign |= {request.physical_id}
     record = record._replace(holds=holds, foreign=foreign)
-    if request.order is not None and request.order < record.order:
+    if request.issued is not None and (request.issued < record.issued or _was_cancelled(record, request)):
         return record
 
     wants = record.wants
+    invented = isinstance(request, Delete) and request.named is None and request.physical_id not in foreign
     match request:
         case Wish():
             wants = request.wanted
-        case Delete() if named == wants or (named is None and request.physical_id not in foreign):
+        case Delete() if request.named == wants or invented:
             wants = None
     if request.physical_id is None:
         # A Create begins a new life. What is held from an earlier one was retained, by no Delete that came.
-        holds = {held: hold if hold.request == request.id else hold._replace(named=True) for held, hold in holds.items()}
+        holds = {a: hold if hold.request == request.id else hold._replace(named=True, left=False) for a, hold in holds.items()}
     record = record._replace(holds=holds, spared=record.spared if isinstance(request, Delete) else None)
-    if request.order is None:
+    if request.issued is None:
         return record  # Without issue times there is no fence.
-    return record._replace(order=request.order, newest=request.id, wants=wants)
+    same_second = record.arrived if request.issued == record.issued else ()
+    arrived = (*same_second, request.id)[-MOST_ANSWERS:]
+    return record._replace(issued=request.issued, arrived=arrived, wants=wants, closed=invented)
+
+
+def _was_cancelled(record: Record, request: Request) -> bool:
+    """Tell whether a Create arrives behind its own Delete: within a second they cannot be told by their issue times.
+
+    A Delete has an invented id where its Create was cancelled or never answered. After any other Delete a Create is a new one.
+    """
+    return request.physical_id is None and request.issued == record.issued and record.closed
 
 
 def looked_at(request: Request) -> list[Association]:
     """Name the associations that serving a request begins with."""
-    named = Association.parse(request.physical_id) if request.physical_id else None
-    return [found for found in (getattr(request, "wanted", None), named) if found is not None]
+    return [found for found in (getattr(request, "wanted", None), request.named) if found is not None]
 
 
 def check_superseded(record: Record, request: Request | Wish) -> None:
@@ -235,8 +279,21 @@ def check_superseded(record: Record, request: Request | Wish) -> None:
     Raises:
         SupersededError: A newer request for the same resource has arrived.
     """
-    if request.order is not None and record.newest != request.id and record.order >= request.order:
+    if request.issued is not None and record.newest != request.id and record.issued >= request.issued:
         raise SupersededError("Superseded: CloudFormation has sent a newer request for this resource; nothing was touched")
+
+
+# --- Deaths ---
+
+
+def begin(record: Record, request: Request) -> Record:
+    """Mark a request that was received before as begun. Where the mark stands already, a function has died at it."""
+    return record._replace(begun=request.id, deaths=record.deaths + 1 if record.begun == request.id else 0)
+
+
+def rest(record: Record, request: Request) -> Record:
+    """Take off the mark: it goes back into the queue, or was answered, so nothing has died of it."""
+    return record._replace(begun="", deaths=0) if record.begun == request.id else record
 
 
 # --- Wanting an association ---
@@ -260,14 +317,18 @@ def take_hold(state: State, request: Wish) -> State:
     """
     check_superseded(state.record, request)
     entry = state.entry(request.wanted)
-    match standing(entry, request.holder):
+    stands = standing(entry, request.holder)
+    match stands:
         case Standing.THIS:
             return state
         case Standing.STRANGERS if request.on_existing is OnExisting.FAIL:
             raise FailedError(
-                f"{attaching(request.wanted)}: it is held by {listed(entry.holders)}, and OnExisting is Fail. Adopt or Take "
-                "would hold it too; it is detached when its last holder goes"
+                f"{attaching(request.wanted)}: it is held by {listed(entry.holders, request.holder)}, and OnExisting is Fail. "
+                f"Adopt or Take would hold it too; it is detached when its last holder goes. {way_out(entry.holders)}"
             )
+        case Standing.NOBODY:
+            # It is attached next, with nothing in between.
+            state = state.with_entry(request.wanted, entry._replace(begun_by=request.id))
     return state.held(request.holder, request.wanted, Hold(request.id))
 
 
@@ -305,7 +366,11 @@ def found(state: State, request: Wish) -> State:
     So it was there before, unless another request has set about attaching it meanwhile.
     """
     entry = state.entry(request.wanted)
-    return state if entry.anew else state.with_entry(request.wanted, entry._replace(before=True))
+    return _preexisting(state, request) if entry.begun_by in (request.id, NOBODY) else state
+
+
+def _preexisting(state: State, request: Wish) -> State:
+    return state.with_entry(request.wanted, state.entry(request.wanted)._replace(before=True, begun_by=None))
 
 
 def check_existing(request: Wish) -> None:
@@ -322,30 +387,63 @@ def check_existing(request: Wish) -> None:
 
 
 def present(state: State, request: Wish) -> State:
-    """What is held was seen in the plan: mark it as taken where `takes` says so."""
+    """What is held was seen in the plan: it was there before if nobody has begun to attach it; `takes` says if it is taken."""
+    if state.entry(request.wanted).begun_by == NOBODY:
+        state = _preexisting(state, request)
     entry = state.entry(request.wanted)
     return state.with_entry(request.wanted, entry._replace(taken=True)) if takes(request, entry) else state
 
 
 def attaching_anew(state: State, request: Wish, association: Association) -> State:
-    """Before a held association is attached again: from then on it is ours."""
-    entry = state.entry(association)._replace(before=False, taken=False, moved=None, anew=request.id)
-    return state.with_entry(association, entry)
+    """Before a held association is attached again: from then on it is ours; one that was moved away is what it was before."""
+    entry = state.entry(association)
+    if entry.moved is None:
+        entry = entry._replace(before=False, taken=False)
+    return state.with_entry(association, entry._replace(moved=None, begun_by=_anew(request)))
+
+
+def _anew(request: Wish | Request) -> str:
+    """Tell an attaching of what was held from that of another delivery of the same request, which found nobody who held it."""
+    return f"{request.id} again"
 
 
 def not_attached_anew(state: State, request: Wish, association: Association, earlier: Entry) -> State:
     """It was not this request that has attached it again: put back the marks, unless another one is at it since."""
     entry = state.entry(association)
-    if entry.anew != request.id:
+    if entry.begun_by != _anew(request):
         return state
-    marks = entry._replace(before=earlier.before, taken=earlier.taken, moved=earlier.moved, anew=earlier.anew)
+    marks = entry._replace(before=earlier.before, taken=earlier.taken, moved=earlier.moved, begun_by=earlier.begun_by)
     return state.with_entry(association, marks)
 
 
+def attached(state: State, request: Request, association: Association) -> State:
+    """It is known to be attached: nothing of what this request has begun is open any more."""
+    entry = state.entry(association)
+    if entry.begun_by not in (request.id, _anew(request)):
+        return state
+    return state.with_entry(association, entry._replace(begun_by=None))
+
+
 def take_back(state: State, request: Wish) -> State:
-    """Let go of what this request has taken hold of: attaching was refused, so nothing was attached for it."""
+    """Let go of what this request holds and has not attached. Who has joined meanwhile finds that nobody began."""
     hold = state.record.holds.get(request.wanted)
-    return state.let_go(request.holder, request.wanted) if hold is not None and hold.request == request.id else state
+    if hold is None or hold.request != request.id:
+        return state
+    entry = state.entry(request.wanted)
+    if entry.begun_by == request.id:
+        state = state.with_entry(request.wanted, entry._replace(begun_by=NOBODY))
+    return state.let_go(request.holder, request.wanted)
+
+
+def may_be_lost(record: Record, request: Wish) -> bool:
+    """Tell whether this takes back a change, so that it succeeds though its key or its plan is gone.
+
+    A rollback's Update brings the properties that were last answered SUCCESS; or, after an Update that was answered SUCCESS,
+    wants the association that this one had left, and whose Delete has not come.
+    """
+    hold = record.holds.get(request.wanted)
+    left = hold is not None and hold.left
+    return isinstance(request, Update) and (left or (bool(request.digest) and request.digest == record.digest))
 
 
 # --- Moving between plans that share a stage ---
@@ -360,8 +458,20 @@ def may_move(state: State, request: Wish, association: Association) -> bool:
     hold, entry = state.record.holds.get(association), state.entry(association)
     if hold is None or not isinstance(request, Update):
         return False
-    present = Association.parse(request.physical_id) == association or not hold.named
-    return present and entry.holders == {request.holder} and entry.owned(take=request.on_existing is OnExisting.TAKE)
+    present = request.named == association or not hold.named
+    own = entry.owned(take=request.on_existing is OnExisting.TAKE) or _takes_over(state, request, association)
+    return present and entry.holders == {request.holder} and own
+
+
+def _takes_over(state: State, request: Update, association: Association) -> bool:
+    """Tell whether what was there before is taken over by moving away from it: old and new properties both say `Take`.
+
+    A rollback wants what this resource has held before: it takes nothing over.
+    """
+    wanted = state.record.holds.get(request.wanted)
+    goes_on = wanted is None or wanted.request == request.id
+    takes_twice = request.took and request.on_existing is OnExisting.TAKE
+    return state.entry(association).before and request.named == association and takes_twice and goes_on
 
 
 def move_away(state: State, request: Wish, association: Association, now: int) -> State:
@@ -370,12 +480,26 @@ def move_away(state: State, request: Wish, association: Association, now: int) -
     return state.with_entry(association, entry) if may_move(state, request, association) else state
 
 
+def left_alone(entry: Entry, request: Wish) -> str:
+    """Say why this resource may not detach what is in its way, and what to do."""
+    by = listed(entry.holders, request.holder) if entry.holders else "no stack"
+    before = ", and was there before it" if entry.before else ""
+    said = f"That association is held by {by}{before}, so it was left alone."
+    others = entry.holders - {request.holder}
+    if others and all(other.stack_id == request.holder.stack_id for other in others):
+        return (
+            f"{said} To rename a resource and move its key, deploy twice: first give it the new logical id with the plan that it "
+            "has, then change the plan. Else remove it there first"
+        )
+    return f"{said} Remove it there first{f'. {way_out(others)}' if others else ''}"
+
+
 # --- Letting go ---
 
 
 def releases(record: Record, request: Delete) -> list[Association]:
     """Name what a Delete releases."""
-    named = Association.parse(request.physical_id)
+    named = request.named
     # What a failed Update may have attached, and no rollback has come for.
     failed = [held for held, hold in record.holds.items() if not hold.named and _has_failed(record, hold)]
     if named is not None:
@@ -411,6 +535,16 @@ def release(state: State, holder: Holder, association: Association, *, take: boo
     return state.with_entry(association, entry._replace(detaching=now))
 
 
+def let_go_of_moved(state: State, request: Delete) -> State:
+    """Let go of what was moved away from, when the present association of the resource goes."""
+    if request.named is None or state.entry(request.named).moved:
+        return state
+    for association in state.record.holds:
+        if association != request.named and state.entry(association).moved and state.record.wants != association:
+            state = state.let_go(request.holder, association)
+    return state
+
+
 def renewed(state: State, association: Association, now: int) -> State:
     """Take up a detaching that a death has left: whoever waits for it waits anew."""
     entry = state.entry(association)
@@ -438,20 +572,33 @@ def still_attached(state: State, association: Association) -> State:
 
 def answered(record: Record, request: Request, answer: Answer) -> Record:
     """Write an answer down; the first one stands."""
+    record = rest(record, request)
     if request.id in record.answers:
         return record
     kept = sorted(
         ((id_, given) for id_, given in record.answers.items() if given.at > answer.at - REMEMBERED),
         key=lambda pair: pair[1].at,
     )[1 - MOST_ANSWERS :]
-    spared, wants = record.spared, record.wants
-    if not answer.success and record.newest == request.id and not isinstance(request, Delete):
-        wants = Association.parse(request.physical_id) if request.physical_id else None  # What it had stays.
-    if isinstance(request, Create | Invalid) and request.physical_id is None and not answer.success:
+    record = record._replace(answers={**dict(kept), request.id: answer})
+    if isinstance(request, Delete):
+        return record
+    if answer.success and isinstance(request, Create | Update):
+        return _succeeded(record, request, answer)
+    is_newest = record.newest == request.id
+    if request.physical_id is None and (is_newest or request.issued is None):
         # CloudFormation follows a failed Create with a Delete of its id. That must not undo what was retained.
         hold = record.holds.get(request.wanted) if request.wanted else None
-        spared = request.wanted if hold is not None and hold.request != request.id else None
-    return record._replace(answers={**dict(kept), request.id: answer}, spared=spared, wants=wants)
+        record = record._replace(spared=request.wanted if hold is not None and hold.request != request.id else None)
+    return record._replace(wants=request.named) if is_newest else record  # What it had stays.
+
+
+def _succeeded(record: Record, request: Create | Update, answer: Answer) -> Record:
+    holds = dict(record.holds)
+    if request.named in holds:
+        holds[request.named] = holds[request.named]._replace(left=True)
+    if request.wanted in holds:
+        holds[request.wanted] = holds[request.wanted]._replace(left=False, key_name=answer.key_name)
+    return record._replace(holds=holds, digest=request.digest)
 
 
 def attaching(association: Association) -> str:
@@ -459,7 +606,26 @@ def attaching(association: Association) -> str:
     return f"Could not attach API key {association.key_id} to usage plan {association.plan_id}"
 
 
-def listed(holders: Iterable[Holder]) -> str:
-    """Name holders for a Reason, three at most."""
-    names = [str(holder) for holder in sorted(holders)]
+def listed(holders: Iterable[Holder], asks: Holder) -> str:
+    """Name holders for a Reason, three at most; a stack with the asking one's name and another id is told apart by its UUID."""
+    names = [
+        f"{holder} ({holder.stack_id.rpartition('/')[2]})"
+        if holder.stack_name == asks.stack_name and holder.stack_id != asks.stack_id
+        else str(holder)
+        for holder in sorted(holders)
+    ]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def way_out(holders: Iterable[Holder]) -> str:
+    """Say how an operator lets go of what a stack holds that is gone, and that no Delete will ever release."""
+    holder = min(holders)
+    event = json.dumps({"LetGo": {"StackId": holder.stack_id, "LogicalResourceId": holder.logical_id}})
+    return f"If that stack is gone, invoke the function by hand with {event}"
+
+
+def abandon(state: State, holder: Holder) -> State:
+    """Let go of all that a resource of a stack that is gone holds. Nothing is detached: somebody may live on it."""
+    for association in state.record.holds:
+        state = state.let_go(holder, association)
+    return state

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -16,13 +17,16 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from .api_gateway import transient
 from .lifecycle import FailedError
-from .retry import Again, Deadline, OutOfTimeError, persist
+from .retry import Deadline, OutOfTimeError, persist
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
 
-#: How often a message is received at most; template.yaml has the same number. The last time it is answered FAILED.
-MOST_RECEIVES: Final = 5
+#: Bytes of a message at most; template.yaml has the same number.
+#: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html
+MOST_BYTES: Final = 1_048_576
+#: Seconds for which a received message is invisible; template.yaml has the same number.
+VISIBILITY: Final = 180
 
 
 class UnclearError(Exception):
@@ -30,26 +34,29 @@ class UnclearError(Exception):
 
 
 class Message(NamedTuple):
-    """A request in the queue.
+    """A message in the queue.
 
     Attributes:
-        id: SQS's, by which a failed one is reported.
+        id: SQS's, by which one is reported that is to come again.
         group: Its message group: its stack.
-        receipt: What deletes it.
-        event: CloudFormation's; its ResponseURL is a secret.
-        arrived: When CloudFormation's invocation arrived, in epoch seconds.
-        turn: How often it went back into the queue.
-        receives: How often its serving was begun, this time included. More than once means that a function has died of it, or
-            of one that was in the same batch.
+        receipt: What changes its visibility.
+        body: As it was sent; a request's ResponseURL is a secret.
+        event: The request in it; None where there is none.
+        arrived: When the request arrived, in epoch seconds; for one that was not queued by `put`, when this message was sent.
+        fenced: The request was fenced when it arrived.
+        again: It was received before.
+        first: When it was received for the first time, in epoch seconds.
     """
 
     id: str
     group: str
     receipt: str
-    event: Mapping[str, Any]
+    body: str
+    event: object
     arrived: float
-    turn: int
-    receives: int
+    fenced: bool
+    again: bool
+    first: float
 
     def __repr__(self) -> str:
         """Show no secret."""
@@ -57,29 +64,43 @@ class Message(NamedTuple):
 
 
 def messages(records: Iterable[Mapping[str, Any]]) -> list[Message]:
-    """Read the records of an invocation by the queue."""
-    return [
-        Message(
-            id=record["messageId"],
-            group=record["attributes"]["MessageGroupId"],
-            receipt=record["receiptHandle"],
-            event=body["event"],
-            arrived=body["arrived"],
-            turn=body["turn"],
-            receives=int(record["attributes"]["ApproximateReceiveCount"]) + body["received"],
-        )
-        for record in records
-        for body in [json.loads(record["body"])]
-    ]
+    """Read the records of an invocation by the queue.
+
+    A message is what `put` has sent; or Lambda's own record of an invocation that failed, which an operator has put here
+    (https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.html); or a request as it is.
+    """
+    return [_message(record) for record in records]
+
+
+def _message(record: Mapping[str, Any]) -> Message:
+    try:
+        body = json.loads(record["body"])
+    except ValueError:
+        body = None
+    found = body if isinstance(body, dict) else {}
+    attributes = record.get("attributes", {})
+    arrived = found.get("arrived")
+    return Message(
+        id=record["messageId"],
+        group=attributes.get("MessageGroupId", ""),
+        receipt=record["receiptHandle"],
+        body=record["body"],
+        event=next((found[name] for name in ("event", "requestPayload") if name in found), body),
+        arrived=arrived if isinstance(arrived, int | float) else int(attributes.get("SentTimestamp", 0)) / 1000,
+        fenced=isinstance(arrived, int | float),
+        again=int(attributes.get("ApproximateReceiveCount", 1)) > 1,
+        first=int(attributes.get("ApproximateFirstReceiveTimestamp", 0)) / 1000 or math.inf,
+    )
 
 
 class Queue:
-    """The queue that template.yaml declares."""
+    """The queue that template.yaml declares, and its dead-letter queue."""
 
-    def __init__(self, client: SQSClient, url: str) -> None:
+    def __init__(self, client: SQSClient, url: str, undelivered: str | None = None) -> None:
         """Take a client whose own retries are off: there is one policy."""
         self._client = client
         self._url = url
+        self._undelivered = undelivered
 
     def put(self, event: Mapping[str, Any], arrived: float, deadline: Deadline) -> None:
         """Queue a request. Delivered again within five minutes, it is taken for the same by its RequestId.
@@ -88,10 +109,12 @@ class Queue:
             FailedError: It was refused.
             UnclearError: Nobody knows whether it was taken.
         """
+        body = json.dumps({"event": event, "arrived": arrived}, separators=(",", ":"))
         what = "Could not queue the request"
-        call = partial(self._client.send_message, QueueUrl=self._url, **_message(event, arrived))
+        if len(body) > MOST_BYTES:
+            raise FailedError(f"{what}: it has {len(body)} bytes, and a message takes {MOST_BYTES}. Shorten its properties")
         try:
-            persist(call, what, deadline.short(), _again)
+            self._send(self._url, body, _digest(event["StackId"]), _digest(event["RequestId"]), deadline, what)
         except OutOfTimeError as error:
             if not error.clear:
                 raise UnclearError(str(error)) from error
@@ -99,47 +122,35 @@ class Queue:
         except (ClientError, BotoCoreError) as error:
             raise FailedError(f"{what}: {error}. Check that the queue is there and that the role may use it") from error
 
-    def put_back(self, batch: Sequence[Message], deadline: Deadline, *, begun: bool = False) -> None:
-        """Queue messages again, behind the others of their stacks. What was `begun` ran out of time: nothing died of it.
+    def put_aside(self, message: Message, deadline: Deadline) -> bool:
+        """Send a message that is no request to the dead-letter queue; False where it stays, and comes again until SQS does so."""
+        if self._undelivered is None:
+            return False
+        self._send(self._undelivered, message.body, message.group, _digest(message.id), deadline, "Could not put a message aside")
+        return True
+
+    def give_back(self, message: Message, deadline: Deadline) -> None:
+        """Make a message visible at once, in its place: a group's messages keep their order.
 
         Raises:
-            Exception: It could not be done. What was not deleted comes again by itself.
+            Exception: It could not be done. The message comes again when its visibility time-out is over.
         """
-        if not batch:
-            return
-        entries = [
-            {
-                "Id": str(number),
-                **_message(message.event, message.arrived, message.turn + 1, 0 if begun else message.receives - 1),
-            }
-            for number, message in enumerate(batch)
-        ]
-        what = "Could not put requests back into the queue"
-        send = partial(self._client.send_message_batch, QueueUrl=self._url, Entries=entries)  # type: ignore[arg-type]  # plain
-        sent = persist(send, what, deadline.short(), _again)
-        taken = {entry["Id"] for entry in sent.get("Successful", [])}
-        receipts = [{"Id": id_, "ReceiptHandle": batch[int(id_)].receipt} for id_ in sorted(taken)]
-        if receipts:
-            delete = partial(self._client.delete_message_batch, QueueUrl=self._url, Entries=receipts)  # type: ignore[arg-type]  # plain
-            persist(delete, what, deadline.short(), _again)
-        if len(taken) < len(batch):
-            raise UnclearError(f"{what}: {sent.get('Failed')}")
+        call = partial(
+            self._client.change_message_visibility, QueueUrl=self._url, ReceiptHandle=message.receipt, VisibilityTimeout=0
+        )
+        persist(call, "Could not give a message back", deadline, transient)
 
-
-def _message(event: Mapping[str, Any], arrived: float, turn: int = 0, received: int = 0) -> dict[str, Any]:
-    return {
-        "MessageBody": json.dumps({"event": event, "arrived": arrived, "turn": turn, "received": received}),
-        "MessageGroupId": _digest(event["StackId"]),
-        "MessageDeduplicationId": _digest(f"{event['RequestId']} {turn}"),
-    }
+    def _send(self, url: str, body: str, group: str, deduplication: str, deadline: Deadline, what: str) -> None:
+        call = partial(
+            self._client.send_message,
+            QueueUrl=url,
+            MessageBody=body,
+            MessageGroupId=group,
+            MessageDeduplicationId=deduplication,
+        )
+        persist(call, what, deadline, transient)
 
 
 def _digest(text: str) -> str:
     """Shorten: group and deduplication ids have at most 128 characters, of a limited set."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _again(error: Exception) -> Again | None:
-    """Read SQS's errors: being throttled comes with 400 or 403."""
-    throttled = isinstance(error, ClientError) and "Throttl" in error.response["Error"]["Code"]
-    return Again() if throttled else transient(error)
+    return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()

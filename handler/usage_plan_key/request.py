@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
-from .association import Association, Holder, well_formed
+from .association import LONGEST_ID, Association, Holder, well_formed
 
 PROPERTIES: Final = ("UsagePlanId", "KeyId", "KeyType", "OnExisting", "IncludeValue", "VerifyTrigger")
 # CloudFormation hands these two over among the properties, though they are its own.
 _LET_THROUGH: Final = ("ServiceToken", "ServiceTimeout")
 # https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-cloudformation-customresource.html
 LONGEST_SERVICE_TIMEOUT: Final = 3600
+#: Seconds by which a clock of AWS's may differ from this machine's.
+MOST_SKEW: Final = 60
+#: Seconds for which CloudFormation signs a ResponseURL: captured events say `X-Amz-Expires=7200`. AWS documents no number.
+SIGNED_FOR: Final = 7200
+#: Epoch seconds that no request is issued at any more: what is later is no time.
+LAST_SECOND: Final = 2**33
 
 
 class EventError(ValueError):
@@ -48,7 +57,7 @@ class _Request:
         id: CloudFormation's RequestId; the same when a request is delivered again.
         holder: The resource that it is about.
         physical_id: The event's id; None on a Create alone.
-        order: Grows with the time at which the request was issued; None when its ResponseURL does not tell.
+        issued: When CloudFormation issued the request, in epoch seconds; None when its ResponseURL does not tell.
         response_url: Where the answer goes. It is pre-signed, hence a secret.
         service_timeout: How long CloudFormation waits for the answer, in seconds.
     """
@@ -56,23 +65,45 @@ class _Request:
     id: str
     holder: Holder
     physical_id: str | None
-    order: int | None
+    issued: int | None
     response_url: str
     service_timeout: int
+
+    @property
+    def named(self) -> Association | None:
+        """What the physical id names; None on a Create, and where the id is a foreign one."""
+        return Association.parse(self.physical_id) if self.physical_id else None
 
     @property
     def answer_id(self) -> str:
         """The physical id of a FAILED answer: anything but the event's own is a replacement to CloudFormation."""
         raise NotImplementedError
 
+    def ends(self, arrived: float) -> float:
+        """Tell until when CloudFormation waits for the answer to a request that arrived then; both in epoch seconds.
+
+        Its time counts from when it issued the request. The first minute of a request's age does not count, because the two
+        clocks may differ by so much: an answer can come a minute late, but none is given up a minute early.
+        """
+        age = arrived - self.issued if self.issued is not None else 0.0
+        return arrived + self.service_timeout - max(0.0, age - MOST_SKEW)
+
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Wish(_Request):
-    """What a Create and an Update have in common: a resource wants an association."""
+    """What a Create and an Update have in common: a resource wants an association.
+
+    Attributes:
+        wanted: The association.
+        on_existing: What to do when it is there already.
+        include_value: Whether the answer carries the key's value.
+        digest: Of all properties that were received: the same for the same ones.
+    """
 
     wanted: Association
     on_existing: OnExisting = OnExisting.FAIL
     include_value: bool = False
+    digest: str = ""
 
     @property
     def answer_id(self) -> str:
@@ -92,11 +123,13 @@ class Update(Wish):
     """A resource wants an association, the one that it has or another; a rollback comes as an Update too."""
 
     physical_id: str
+    took: bool = False
+    """Whether the old properties say `Take`."""
 
     @property
     def in_place(self) -> bool:
         """Whether the id names what is wanted. If not, the answer's new id makes this a replacement."""
-        return Association.parse(self.physical_id) == self.wanted
+        return self.named == self.wanted
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -128,21 +161,21 @@ class Invalid(_Request):
 Request = Create | Update | Delete | Invalid
 
 
-def parse(event: Mapping[str, Any]) -> Request:
-    """Read a custom resource event.
+def parse(event: object) -> Request:
+    """Read a custom resource event: any that can be answered, whatever its other fields hold.
+
+    Where ResponseURL leads is not looked at here; `answer.destination` has the one parser for that.
 
     Raises:
-        EventError: It lacks what an answer needs, or its ResponseURL is not https.
+        EventError: It lacks what an answer needs.
     """
-    kind = event.get("RequestType")
-    if kind not in ("Create", "Update", "Delete"):
-        raise EventError(f"not a custom resource event: RequestType is {kind!r}")
+    if not isinstance(event, Mapping) or event.get("RequestType") not in ("Create", "Update", "Delete"):
+        raise EventError(_foreign(event))
+    kind = event["RequestType"]
     needed = ["RequestId", "StackId", "LogicalResourceId", "ResponseURL"]
     needed += ["PhysicalResourceId"] if kind != "Create" else []
     if lacking := [name for name in needed if not (isinstance(event.get(name), str) and event[name])]:
         raise EventError(f"the {kind} event lacks {', '.join(lacking)}")
-    if urlsplit(event["ResponseURL"]).scheme != "https" or not urlsplit(event["ResponseURL"]).hostname:
-        raise EventError("the ResponseURL is not https")
 
     given = event.get("ResourceProperties")
     properties: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
@@ -151,7 +184,7 @@ def parse(event: Mapping[str, Any]) -> Request:
         "id": event["RequestId"],
         "holder": Holder(event["StackId"], event["LogicalResourceId"]),
         "physical_id": physical_id,
-        "order": _order(event["ResponseURL"], kind),
+        "issued": _issued(event["ResponseURL"]),
         "response_url": event["ResponseURL"],
         "service_timeout": _service_timeout(properties.get("ServiceTimeout")),
     }
@@ -163,60 +196,100 @@ def parse(event: Mapping[str, Any]) -> Request:
     faults = tuple(_faults(properties))
     if faults or wanted is None:
         return Invalid(wanted=wanted, faults=faults, **common)
-    wish = Create if kind == "Create" else Update
-    return wish(
-        wanted=wanted,
-        on_existing=OnExisting(properties.get("OnExisting", OnExisting.FAIL)),
-        include_value=str(properties.get("IncludeValue")).lower() == "true",
-        **common,
-    )
+    wishes: dict[str, Any] = {
+        "wanted": wanted,
+        "on_existing": OnExisting(properties.get("OnExisting", OnExisting.FAIL)),
+        "include_value": str(properties.get("IncludeValue")).lower() == "true",
+        "digest": _digest(properties),
+    }
+    if kind == "Create":
+        return Create(**wishes, **common)
+    old = event.get("OldResourceProperties")
+    took = isinstance(old, Mapping) and old.get("OnExisting") == OnExisting.TAKE
+    return Update(took=took, **wishes, **common)
 
 
-def _order(response_url: str, kind: str) -> int | None:
-    """Order requests by the second in which they were signed; within one, a resource's Delete comes after the rest.
+def _foreign(event: object) -> str:
+    """Say that an event is none of CloudFormation's, and what it is. None of its values is shown: they may be secrets."""
+    if not isinstance(event, Mapping):
+        why = f"this is {_kind(event)}"
+    elif event.get("RequestType"):
+        why = "RequestType is none of Create, Update and Delete"
+    else:
+        why = f"RequestType is missing; this is {_sender(event)}"
+    return f"not a CloudFormation custom resource event: {why}, and the function takes CloudFormation's Create, Update and Delete"
+
+
+def _sender(event: Mapping[str, Any]) -> str:
+    match event:
+        case {"Records": []}:
+            return "an empty batch of records"
+        case {"Records": [{"EventSource": "aws:sns"}, *_]}:
+            return "an SNS notification"
+        case {"Records": [{"eventSource": "aws:s3"}, *_]}:
+            return "an S3 notification"
+        case {"Records": _}:
+            return "a batch of records"
+        case {"detail-type": _}:
+            return "an EventBridge event"
+        case {"requestContext": _}:
+            return "an HTTP request"
+        case {"source": "serverless-plugin-warmup"} | {"warmer": _}:
+            return "a warm-up ping"
+    return "an event of some other sender" if event else "an empty object"
+
+
+def _issued(response_url: str) -> int | None:
+    """Read when a request was issued: ResponseURL was signed then.
 
     Captured events carry `X-Amz-Date` (`20261123T101112Z`), AWS's older sample `Expires` (epoch seconds).
     """
-    query = parse_qs(urlsplit(response_url).query)
     try:
+        query = parse_qs(response_url.partition("?")[2])
         if "X-Amz-Date" in query:
             signed = datetime.fromisoformat(query["X-Amz-Date"][0])
             if signed.tzinfo is None:
-                return None  # A time of nobody knows where.
+                return None  # Without a zone it could be a time of anywhere.
             seconds = int(signed.timestamp())
         else:
-            seconds = int(query["Expires"][0])
+            seconds = int(query["Expires"][0]) - SIGNED_FOR
     except (KeyError, ValueError):
         return None
-    return seconds * 4 + {"Create": 1, "Update": 2, "Delete": 3}[kind]
+    return seconds if 0 < seconds < LAST_SECOND else None
 
 
 def _service_timeout(value: object) -> int:
     """Read ServiceTimeout, 1 to 3,600 seconds; CloudFormation has checked it, so what is odd counts as absent."""
-    if value is None:
-        return LONGEST_SERVICE_TIMEOUT
     try:
-        return min(max(int(str(value)), 1), LONGEST_SERVICE_TIMEOUT)
+        return min(max(int(str(value)), 1), LONGEST_SERVICE_TIMEOUT) if isinstance(value, str | int) else LONGEST_SERVICE_TIMEOUT
     except ValueError:
         return LONGEST_SERVICE_TIMEOUT
 
 
-def _faults(properties: Mapping[str, Any]) -> list[str]:
+def _digest(properties: Mapping[str, Any]) -> str:
+    try:
+        return hashlib.sha256(json.dumps(properties, sort_keys=True).encode()).hexdigest()[:32]
+    except (TypeError, ValueError, RecursionError):
+        return ""  # Only a direct invocation can bring what JSON cannot hold. Without a digest nothing equals it.
+
+
+def _faults(properties: Mapping[Any, Any]) -> list[str]:
     faults = []
-    for name in sorted(set(properties) - set(PROPERTIES) - set(_LET_THROUGH)):
+    for name in sorted(set(properties) - set(PROPERTIES) - set(_LET_THROUGH), key=_shown_name):
         nearest = _nearest(name)
         hint = f"did you mean {nearest}?" if nearest else f"known are {', '.join(PROPERTIES)}"
-        faults.append(f"unknown property {name} ({hint})")
+        faults.append(f"unknown property {_shown_name(name)} ({hint})")
+    # Equal ids are no fault: API Gateway nowhere says that a key's and a plan's id differ. Where one is wrong, it answers 404.
     for name in ("UsagePlanId", "KeyId"):
         value = properties.get(name)
         if value is None:
             faults.append(f"{name} is missing")
-        elif value == "":
+        elif not isinstance(value, str):
+            faults.append(f"{name} is malformed: it is {_kind(value)}, not a string")
+        elif not value.strip():
             faults.append(f"{name} is empty")
         elif not well_formed(value):
-            # Not shown: where an id belongs, what is longer may be the key's value.
-            size = f"{len(value)} characters" if isinstance(value, str) else "not a string"
-            faults.append(f"{name} is malformed ({size}): it takes an id, 6 to 10 letters and digits, not a name or value")
+            faults.append(f"{name} is malformed: {' and '.join(_wrong(name, value))}")
     for name, allowed in _CHOICES.items():
         value = properties.get(name, allowed[0])
         # A direct invocation may hand in real booleans, CloudFormation turns them into these strings.
@@ -225,7 +298,31 @@ def _faults(properties: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def _nearest(name: str) -> str | None:
+def _wrong(name: str, value: str) -> list[str]:
+    """Say what is wrong with an id, without showing any of it: it may be a key's value."""
+    id_ = value.strip()
+    wrong = ["it has white space around it"] if id_ != value else []
+    if re.search(r"\{\{resolve:|\$\{", id_):
+        # https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/dynamic-references-ssm-secure-strings.html
+        hint = "{{resolve:ssm-secure:...}} does not work in custom resources, and ${...} needs Fn::Sub"
+        wrong.append(f"it has a reference that CloudFormation has not resolved ({hint})")
+    elif id_.startswith("arn:"):
+        wrong.append("it is an ARN (the id is the ARN's last part)")
+    elif Association.parse(id_):
+        wrong.append(f"it is a pair of a key's and a plan's id (as Ref and Id give it; take the attribute {name})")
+    elif len(id_) > LONGEST_ID:
+        refused = "; a key made with GenerateDistinctId: false has its value as its id, and is refused" if name == "KeyId" else ""
+        wrong.append(f"it has {len(id_)} characters, like a key's value (an id has 6 to 10{refused})")
+    elif any(map(str.isspace, id_)):
+        wrong.append("it has white space in it (an id has 6 to 10 letters and digits, unlike a name)")
+    elif not well_formed(id_):
+        wrong.append("it has characters that no id has (an id has 6 to 10 letters and digits)")
+    return wrong
+
+
+def _nearest(name: object) -> str | None:
+    if not isinstance(name, str):
+        return None
     import difflib  # noqa: PLC0415  # where nothing is wrong it is not needed
 
     known = {each.lower(): each for each in PROPERTIES}
@@ -233,7 +330,33 @@ def _nearest(name: str) -> str | None:
     return known[close[0]] if close else None
 
 
+_KINDS: Final = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
+
+
+def _kind(value: object) -> str:
+    """Name the kind of a value that is not shown."""
+    return _KINDS.get(type(value), type(value).__name__)
+
+
 def _shown(value: object) -> str:
-    """Show a refused value, shortened: somebody may have pasted something long."""
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:56]}…"
+    """Show a refused value if it is too short to be a key's: somebody may have pasted one into the wrong property."""
+    if not isinstance(value, str):
+        return _kind(value)
+    return ascii(value) if len(value) <= LONGEST_ID else f"a string of {len(value)} characters"
+
+
+def _shown_name(name: object) -> str:
+    """Show a property's name, an odd or long one quoted and shortened."""
+    if not isinstance(name, str):
+        return _kind(name)
+    if re.fullmatch(r"[!-~]{1,40}", name):
+        return name
+    return f"{name[:40]!a}{'…' if name[40:] else ''}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable
@@ -33,6 +34,9 @@ CROWD_THROTTLED: Final = 60.0
 #: patient spare.
 LANE_PAUSE: Final = (1.0, 2.0)
 
+#: Seconds that are slept at a time: a request that CloudFormation gives up meanwhile makes way for the one that it sent instead.
+SLICE: Final = 20.0
+
 T = TypeVar("T")
 
 
@@ -54,7 +58,11 @@ class Dice(Protocol):
 
 
 class OutOfTimeError(FailedError):
-    """Raised when there is no time left for another attempt."""
+    """Raised when there is no time left for another attempt: CloudFormation's is nearly up."""
+
+
+class TurnOverError(OutOfTimeError):
+    """Raised when the function's time is nearly up and CloudFormation's is not: the next invocation serves the request again."""
 
 
 class Again(NamedTuple):
@@ -64,12 +72,14 @@ class Again(NamedTuple):
         after: Seconds that the server asked to wait, its `Retry-After`.
         busy: API Gateway is busy with others: it lets in one call at a time, and ten a second.
         throttled: It was the latter.
+        patience: Seconds after the first attempt at which it is not tried again.
     """
 
     after: float = 0.0
     unclear: bool = False
     busy: bool = False
     throttled: bool = False
+    patience: float = math.inf
 
 
 ONCE_MORE: Final = Again()
@@ -84,20 +94,33 @@ class Attempts:
 
 
 class Deadline:
-    """Until when a request is worked on: the function's time or CloudFormation's, whichever ends first."""
+    """Until when a request is worked on: CloudFormation's time; from the queue also the function's: then it goes back."""
 
-    def __init__(self, seconds: float, clock: Clock = time, dice: Dice | None = None, *, lane: bool = False) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        clock: Clock = time,
+        dice: Dice | None = None,
+        *,
+        turn: float = math.inf,
+        lane: bool = False,
+        is_over: bool = False,
+    ) -> None:
         """Begin.
 
         Args:
             seconds: How long from now the answer has to be there.
             clock: What tells the time and sleeps.
             dice: What rolls the jitter.
+            turn: In how many seconds the request goes back into the queue, where it is not answered by then.
             lane: Served from the queue, by few at a time, and not where it arrived, in a crowd.
+            is_over: CloudFormation has given the request up; `seconds` are then what is left to look it up.
         """
+        self.is_over = is_over
         self.clock = clock
         self._began = clock.time()
         self._end = self._began + seconds
+        self._turn = self._began + turn
         self._lane = lane
         self._dice = dice or random
         self.reserve = BEFORE_CALL
@@ -132,36 +155,60 @@ class Deadline:
         watched.given_up = given_up
         return watched
 
-    def pause(self, attempt: int, what: str, last: object, again: Again = ONCE_MORE) -> None:
-        """Sleep before another attempt (they count from 1).
+    def pause(self, attempt: int, what: str, last: object, again: Again = ONCE_MORE, until: float = math.inf) -> None:
+        """Sleep before another attempt (they count from 1), and look every so often whether the request was given up.
+
+        A server's `Retry-After` is waited for in full. Jitter ends at the last moment at which an attempt can still be made, and
+        before `until`.
 
         Raises:
             OutOfTimeError: Another call would not be over in time.
+            TurnOverError: Not within the function's time. What there was of it has been waited.
         """
+        now = self.clock.time()
+        latest = min(min(self._end, self._turn) - self.reserve, until)
         first, last_cap = CROWD_CAPS if again.busy else CAPS
         bounds = LANE_PAUSE if self._lane and again.busy else (0.0, min(last_cap, first * 2 ** min(attempt - 1, 10)))
         if again.throttled and not self._lane:
-            seconds = again.after + self._dice.uniform(0.0, CROWD_THROTTLED)
+            jittered = again.after + self._dice.uniform(0.0, CROWD_THROTTLED)
         else:
-            seconds = max(again.after, self._dice.uniform(*bounds))
-        self.allow(what, attempt, last, seconds)
-        self.clock.sleep(seconds)
-        self.given_up()
+            jittered = self._dice.uniform(*bounds)
+        wake = now + max(again.after, min(jittered, latest - now))
+        # At the last moment itself an attempt has just been made.
+        if wake > self._end - self.reserve or now >= self._end - self.reserve:
+            raise self._too_late(what, attempt, last)
+        if now >= self._turn - self.reserve:
+            raise TurnOverError(f"{what}: {last}")
+        while (now := self.clock.time()) < wake:
+            if now >= self._turn - self.reserve:
+                raise TurnOverError(f"{what}: {last}")
+            self.clock.sleep(min(SLICE, wake - now, self._turn - self.reserve - now))
+            self.given_up()
 
-    def allow(self, what: str, attempts: int = 0, last: object = None, ahead: float = 0.0) -> None:
+    def allow(self, what: str, ahead: float = 0.0) -> None:
         """Check that a call that begins `ahead` seconds from now would be over in time.
 
         Raises:
             OutOfTimeError: It would not.
+            TurnOverError: Not within the function's time.
         """
-        now = self.clock.time()
-        if now + ahead + self.reserve <= self._end:
-            return
-        if not attempts:
+        if self.clock.time() + ahead + self.reserve > self._end:
             raise OutOfTimeError(f"{what}: no time was left to begin. Raise ServiceTimeout, or the function's Timeout")
-        raise OutOfTimeError(
-            f"{what}: gave up after {attempts} attempts in {now - self._began:.0f} s, for the time of CloudFormation "
-            f"(ServiceTimeout) or of the function is nearly up. The last error: {str(last).rstrip('. ')}. "
+        self.allow_turn(what, ahead)
+
+    def allow_turn(self, what: str, ahead: float = 0.0) -> None:
+        """Check the same for the function's time alone.
+
+        Raises:
+            TurnOverError: It would not.
+        """
+        if self.clock.time() + ahead + self.reserve > self._turn:
+            raise TurnOverError(f"{what}: the function's time is nearly up")
+
+    def _too_late(self, what: str, attempts: int, last: object) -> OutOfTimeError:
+        return OutOfTimeError(
+            f"{what}: gave up after {attempts} attempts in {self.clock.time() - self._began:.0f} s, for the time of "
+            f"CloudFormation (ServiceTimeout) or of the function is nearly up. The last error: {str(last).rstrip('. ')}. "
             "Deploy again when that is over"
         )
 
@@ -187,6 +234,7 @@ def persist(
         Exception: What `call` raised and `again` declined.
     """
     attempts = attempts or Attempts()
+    began = deadline.clock.time()
     try:
         deadline.allow(what)
         while True:
@@ -195,10 +243,10 @@ def persist(
                 return call()
             except Exception as error:
                 verdict = again(error)
-                if verdict is None:
+                if verdict is None or deadline.clock.time() >= began + verdict.patience:
                     raise
                 attempts.unclear |= verdict.unclear
-                deadline.pause(attempts.count, what, error, verdict)
+                deadline.pause(attempts.count, what, error, verdict, began + verdict.patience)
     except FailedError as failed:
         failed.clear = failed.clear and not attempts.unclear
         raise

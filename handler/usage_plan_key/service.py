@@ -6,6 +6,7 @@ write the answer down, then send it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -15,9 +16,9 @@ from . import lifecycle
 from .api_gateway import ApiGateway, InPlan, Key, Rival
 from .association import Association, Holder
 from .ledger import Ledger, Rule
-from .lifecycle import Answer, Entry, FailedError, Outcome, Record, Standing, State
+from .lifecycle import MOST_DEATHS, Answer, Entry, FailedError, MissingError, Outcome, Record, Standing, State
 from .request import Create, Delete, Invalid, Request, Update, Wish
-from .retry import CONNECT_TIMEOUT, READ_TIMEOUT, Again, Deadline, OutOfTimeError
+from .retry import CONNECT_TIMEOUT, READ_TIMEOUT, Again, Deadline, TurnOverError
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +66,22 @@ def _recorded(state: State, change: Callable[[Record], Record]) -> State:
 class Service:
     """Serves one request."""
 
-    def __init__(self, request: Request, ledger: Ledger, api: ApiGateway, deadline: Deadline, *, resumable: bool = False) -> None:
-        """Prepare. `resumable`: out of time, the request is not answered; it is to be served again, with more."""
+    def __init__(
+        self, request: Request, ledger: Ledger, api: ApiGateway, deadline: Deadline, *, fenced: bool = True, again: bool = False
+    ) -> None:
+        """Prepare.
+
+        Args:
+            request: What is to be served.
+            ledger: Where it is written down.
+            api: Where it is done.
+            deadline: Until when.
+            fenced: `arrive` was called when the request arrived.
+            again: The request was received before: a function may have died at it.
+        """
         self._request = request
-        self._resumable = resumable
+        self._fenced = fenced
+        self._received_before = again
         self._seen: State | None = None
         self._holder = request.holder
         self._ledger = ledger
@@ -82,31 +95,57 @@ class Service:
         rule = partial(_recorded, change=partial(lifecycle.arrive, request=self._request))
         self._change([], rule, answered=True)
 
+    def died(self) -> bool:
+        """Tell whether a function has died at this request: its mark is found standing. One that was answered is over."""
+        record = self._change([], _as_is, answered=True).record
+        return record.begun == self._request.id and self._request.id not in record.answers
+
     def serve(self) -> Served:
         """Serve the request, unless it was served before: then the same answer is given again.
 
         Raises:
-            OutOfTimeError: The request is resumable, and there was no time left for it.
+            TurnOverError: The function had no time left for it, and CloudFormation has: it is to be served again.
         """
-        request = self._request
         try:
-            state = self._change(lifecycle.looked_at(request), _as_is)
-            match request:
-                case Create() | Update():
-                    return self._want(request, state)
-                case Delete():
-                    return self._delete(request, state)
-                case Invalid():
-                    raise FailedError(f"The properties are not usable: {'; '.join(request.faults)}")
+            return self._serve()
         except _AnsweredError as answered:
-            return self._again(answered.given)
+            return self._give_again(answered.given)
+        except TurnOverError:
+            if self._received_before:
+                self._rest()
+            raise
         except FailedError as failed:
-            if self._returns(failed):
-                raise
             return Served(self.fail(str(failed)))
         except Exception as error:
             logger.exception("An internal error")
             return Served(self.fail(f"An internal error, please report it: {type(error).__name__}: {error}"))
+
+    def _serve(self) -> Served:
+        request = self._request
+        # Nobody waits any more for a request whose time is over. It touches nothing: it may have been told that it failed.
+        is_over = self._deadline.is_over
+        if not is_over:
+            self._deadline.allow_turn(f"Could not serve {type(request).__name__}")
+        if not (is_over or self._fenced):
+            self.arrive()
+        begin = partial(_recorded, change=partial(lifecycle.begin, request=request))
+        state = self._change(lifecycle.looked_at(request), begin if self._received_before and not is_over else _as_is)
+        if is_over:
+            raise FailedError("CloudFormation's time for this request (ServiceTimeout) was over before its turn came")
+        if state.record.begun == request.id and state.record.deaths >= MOST_DEATHS:
+            raise FailedError(f"{state.record.deaths} invocations died at this request. Look into the function's log")
+        match request:
+            case Create() | Update():
+                return self._want(request, state)
+            case Delete():
+                return self._delete(request, state)
+            case Invalid():
+                raise FailedError(f"The properties are not usable: {'; '.join(request.faults)}")
+
+    def _rest(self) -> None:
+        """Take off the mark: the request goes back into the queue, and nothing has died of it."""
+        with contextlib.suppress(FailedError):
+            self._change([], partial(_recorded, change=partial(lifecycle.rest, request=self._request)), answered=True)
 
     def fail(self, reason: str) -> Answer:
         """Write down a FAILED answer; if another has been given meanwhile, that one stands."""
@@ -120,19 +159,17 @@ class Service:
             logger.error("The answer could not be written down: %s", failed)  # noqa: TRY400  # the Reason says it all
             return answer
 
-    def _returns(self, failed: FailedError) -> bool:
-        return self._resumable and isinstance(failed, OutOfTimeError)
-
     # --- Create, Update ---
 
     def _want(self, request: Wish, state: State) -> Served:
         lifecycle.check_superseded(state.record, request)
         self._finish_marks(state, but=[request.wanted])
-        earlier = self._hold(request)
-        stands = lifecycle.standing(earlier, self._holder)
         # Until it is known that the key is not in the plan, an earlier delivery of ours may have attached it.
-        absent = stands is not Standing.THIS
+        absent = False
         try:
+            earlier = self._hold(request)
+            stands = lifecycle.standing(earlier, self._holder)
+            absent = stands is not Standing.THIS
             key = None if stands is Standing.NOBODY else self._api.look(request.wanted, self._watched)
             absent = absent or key is None
             attached = False
@@ -140,9 +177,14 @@ class Service:
                 result = self._present(request, stands, earlier)
             else:
                 key, result, attached = self._attach(request, stands, earlier)
+        except MissingError as missing:
+            lost = self._lost(request, missing)
+            if lost is None:
+                self._take_back(request, absent=absent and missing.clear)
+                raise
+            key, result, attached = lost, Outcome.LOST, False
         except FailedError as failed:
-            if absent and failed.clear:
-                self._change([request.wanted], lambda state: lifecycle.take_back(state, request))
+            self._take_back(request, absent=absent and failed.clear)
             raise
         if attached and any(entry.moved == request.id for entry in state.entries.values()):
             result = Outcome.MOVED  # An earlier delivery has detached the old one, and died.
@@ -150,12 +192,25 @@ class Service:
             self._release(leftover, take=False)
         answer = Answer(success=True, id=request.wanted.id, outcome=result, key_name=key.name, at=self._now())
         try:
-            given = self._answer(answer, held=request.wanted)
+            given = self._answer(answer, held=None if result is Outcome.LOST else request.wanted)
         except _LostError:
             if attached:
                 self._detach_lost(request.wanted)
             given = self.fail("Superseded: a Delete for this resource was served meanwhile")
         return Served(given, key.value if given.success and request.include_value else None)
+
+    def _take_back(self, request: Wish, *, absent: bool) -> None:
+        if absent:
+            self._change([request.wanted], lambda state: lifecycle.take_back(state, request))
+
+    def _lost(self, request: Wish, missing: MissingError) -> Key | None:
+        """Let a rollback succeed though its key or its plan is gone; None where this is none."""
+        record = self._look_up([]).record
+        if not lifecycle.may_be_lost(record, request):
+            return None
+        logger.error("LOST: %s. CloudFormation goes on as if the key were attached. The resource's next Update fails", missing)
+        hold = record.holds.get(request.wanted)
+        return Key(hold.key_name if hold else "", "")
 
     def _hold(self, request: Wish) -> Entry:
         """Hold what is wanted; gives back the page as it stood before. Waits for one who is detaching it."""
@@ -168,7 +223,12 @@ class Service:
                 seen = state.entry(request.wanted)
                 return state if seen.detaching is not None else lifecycle.take_hold(state, request)
 
-            self._change([request.wanted], rule)
+            try:
+                self._change([request.wanted], rule)
+            except FailedError as failed:
+                if not failed.clear and self._holder not in seen.holders:
+                    self._take_back_unseen(request)
+                raise
             if seen.detaching is None:
                 return seen
             (marker,) = seen.holders  # The mark is set by the last holder, and keeps others from joining.
@@ -178,6 +238,12 @@ class Service:
             attempt += 1
             what = lifecycle.attaching(request.wanted)
             self._watched.pause(attempt, what, f"it is being detached for {marker}", Again(after=1.0))
+
+    def _take_back_unseen(self, request: Wish) -> None:
+        """The hold may be written, though its reply was lost: read back, or what comes next takes what is there for its own."""
+        rule = partial(lifecycle.take_back, request=request)
+        with contextlib.suppress(FailedError):
+            self._ledger.change(self._holder, [request.wanted], rule, self._deadline.last())
 
     def _attach(self, request: Wish, stands: Standing, earlier: Entry) -> tuple[Key, Outcome, bool]:
         """Attach what is held and not in the plan, moving the key away from its plans for the same stage if it may.
@@ -208,7 +274,7 @@ class Service:
                         else:  # DeleteUsagePlanKey answers 202: what it was asked to detach goes a moment later.
                             attempt += 1
                             what = lifecycle.attaching(request.wanted)
-                            deadline.pause(attempt, what, f"still kept from it by {rivals[0]}")
+                            deadline.pause(attempt, what, f"{rivals[0]} still blocks it")
         except FailedError as failed:
             if failed.clear and cleared is not None:
                 self._not_attached_anew(request, request.wanted, cleared)
@@ -233,7 +299,17 @@ class Service:
 
     def _present(self, request: Wish, stands: Standing, earlier: Entry) -> Outcome:
         """It was seen in the plan, and others or this resource held it before."""
-        self._change([request.wanted], lambda state: lifecycle.present(state, request))
+        seen = Entry()
+
+        def rule(state: State) -> State:
+            nonlocal seen
+            seen = state.entry(request.wanted)
+            return lifecycle.present(state, request)
+
+        state = self._change([request.wanted], rule)
+        if seen.begun_by == lifecycle.NOBODY and state.record.holds[request.wanted].request == request.id:
+            lifecycle.check_existing(request)
+            return Outcome.ADOPTED
         return lifecycle.outcome(request, stands, earlier, present=True)
 
     def _found(self, request: Wish) -> Outcome:
@@ -246,7 +322,7 @@ class Service:
 
     def _is_known_move(self, request: Wish) -> bool:
         """Move away at once from what the id names, where it was lately seen to keep the key from what is wanted."""
-        held = Association.parse(request.physical_id) if request.physical_id else None
+        held = request.named
         rival = self._api.known_rival(held, request.wanted, self._deadline) if held else None
         if rival is None or not lifecycle.may_move(self._look_up([rival.association]), request, rival.association):
             return False
@@ -263,12 +339,9 @@ class Service:
         rest = [rival for rival in rivals if rival not in waiting]
         for rival in rest:
             if not lifecycle.may_move(state, request, rival.association):
-                entry = state.entry(rival.association)
-                by = lifecycle.listed(entry.holders) if entry.holders else "no stack"
-                before = ", and was there before it" if entry.before else ""
                 raise FailedError(
                     f"{lifecycle.attaching(request.wanted)}: the key is in {rival} already, and API Gateway takes a key "
-                    f"once for each stage. That association is held by {by}{before}, so it was left alone. Remove it there first"
+                    f"once for each stage. {lifecycle.left_alone(state.entry(rival.association), request)}"
                 )
         self._watched.moving().allow(lifecycle.attaching(request.wanted), ahead=CONNECT_TIMEOUT + READ_TIMEOUT)
         for rival in rest:
@@ -292,12 +365,12 @@ class Service:
             try:
                 rivals = self._api.attach(association, self._deadline)
                 if isinstance(rivals, list):
-                    raise FailedError(f"it is kept from it by {rivals[0]}")
+                    raise FailedError(f"{rivals[0]} blocks it")
             except FailedError as again:
                 if again.clear:
                     self._not_attached_anew(request, association, cleared)
                 logger.error("Not attached again: %s", association.id)  # noqa: TRY400  # no traceback: the Reason says it all
-                if self._returns(failed):
+                if isinstance(failed, TurnOverError):
                     continue
                 raise FailedError(f"{failed}. And what was detached for it could not be attached again: {again}") from again
 
@@ -308,15 +381,17 @@ class Service:
         if not released:
             logger.info("This resource does not hold %s: nothing is touched", request.physical_id)
         self._finish_marks(state, but=released)
+        if request.named in released:
+            self._let_go_of_moved(request)
         answer = Answer(success=True, id=request.physical_id, at=self._now())
         for association in released:
             try:
                 # The last one's page changes together with the answer's: one write less.
                 last = partial(self._with_answer, answer=answer) if association == released[-1] else _as_is
                 self._release(association, take=request.take, then=last)
+            except TurnOverError:
+                raise
             except FailedError as failed:
-                if self._returns(failed):
-                    raise
                 left = ", ".join(
                     f"API key {rest.key_id} in usage plan {rest.plan_id}" for rest in released[released.index(association) :]
                 )
@@ -324,6 +399,12 @@ class Service:
                 logger.error(reason)  # noqa: TRY400  # CloudFormation skips a failing clean-up in silence; this does not
                 raise FailedError(reason) from failed
         return Served(self._seen_answer() or self._answer(answer))
+
+    def _let_go_of_moved(self, request: Delete) -> None:
+        """With the present association goes what was moved away from: under UpdateReplacePolicy Retain no Delete comes for it."""
+        held = [*self._look_up([]).record.holds]
+        if len(held) > 1:
+            self._change(held, partial(lifecycle.let_go_of_moved, request=request))
 
     def _release(self, association: Association, *, take: bool, then: Rule = _as_is) -> None:
         """Let go of an association; detach it first if this is its last holder and it is ours."""
@@ -403,11 +484,13 @@ class Service:
         """Write an answer down before it is sent, and give back the one that stands."""
 
         def rule(state: State) -> State:
-            if held is not None and held not in state.record.holds and self._request.id not in state.record.answers:
-                raise _LostError
+            if held is not None and self._request.id not in state.record.answers:
+                if held not in state.record.holds:
+                    raise _LostError
+                state = lifecycle.attached(state, self._request, held)
             return self._with_answer(state, answer)
 
-        return self._change([], rule, answered=True).record.answers[self._request.id]
+        return self._change([held] if held else [], rule, answered=True).record.answers[self._request.id]
 
     def _with_answer(self, state: State, answer: Answer) -> State:
         return state._replace(record=lifecycle.answered(state.record, self._request, answer))
@@ -415,16 +498,16 @@ class Service:
     def _seen_answer(self) -> Answer | None:
         return self._seen.record.answers.get(self._request.id) if self._seen else None
 
-    def _again(self, given: Answer) -> Served:
+    def _give_again(self, given: Answer) -> Served:
         """Give an answer again. The value is not written down, so it is looked up; what has gone meanwhile is left out."""
         logger.info("This request was answered before; the same answer goes out again")
         if not (isinstance(self._request, Create | Update) and self._request.include_value and given.success):
             return Served(given)
         try:
             key = self._api.look(self._request.wanted, self._deadline)
-        except FailedError as failed:
-            if self._returns(failed):
-                raise
+        except TurnOverError:
+            raise
+        except FailedError:
             return Served(given)
         return Served(given, key.value if key else None)
 

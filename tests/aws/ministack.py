@@ -3,7 +3,7 @@
     with running() as aws:
         code = aws.upload(Path("handler"))
         template = packaged(Path("template.yaml"), code)
-        aws.deploy("usage-plan-key", template, ApiGatewayEndpoint=aws.proxy.url)
+        aws.deploy("usage-plan-key", template, **aws.emulated)
 
 MiniStack runs functions as subprocesses of its own Python, which finds their dependencies where this process does: a
 function's zip is its source alone. Its API Gateway accepts everything; the strict one is the proxy before it, proxy.py.
@@ -61,6 +61,10 @@ class StartError(Exception):
     """MiniStack did not come up."""
 
 
+class InvokeError(Exception):
+    """A function has raised an error."""
+
+
 @dataclass(frozen=True)
 class Deployment:
     """How a stack operation ended."""
@@ -103,6 +107,8 @@ class Aws:
     def __init__(self, port: int, certificate: Path, proxy: Proxy) -> None:
         """At this port of the loopback interface."""
         self.port, self.certificate, self.proxy = port, certificate, proxy
+        self.emulated = {"ApiGatewayEndpoint": proxy.url, "ResponseHost": f"localhost:{port}"}
+        """The parameters of template.yaml by which the function finds this AWS, and trusts it with keys' values."""
         self._clients: dict[tuple[str, str], Any] = {}
 
     def client(self, service: str, url: str = "") -> Any:
@@ -159,6 +165,14 @@ class Aws:
             time.sleep(0.05)
         raise TimeoutError(f"{function} has not answered {event['RequestType']} of {event['LogicalResourceId']}")
 
+    def invoke(self, function: str, event: dict[str, Any]) -> Any:
+        """Invoke a function as an operator does, and wait; what it returned."""
+        reply = self.client("lambda").invoke(FunctionName=function, Payload=json.dumps(event))
+        returned = json.load(reply["Payload"])
+        if "FunctionError" in reply:
+            raise InvokeError(f"{returned['errorType']}: {returned['errorMessage']}")
+        return returned
+
     def deploy(self, stack: str, template: Template, **parameters: str) -> Deployment:
         """Create the stack, or update it, and wait."""
         cloudformation = self.client("cloudformation")
@@ -174,10 +188,14 @@ class Aws:
 
     def delete(self, stack: str) -> Deployment:
         """Delete the stack, and wait."""
-        stack_id = self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]["StackId"]
+        stack_id = self.stack_id(stack)
         before = self._events(stack_id)
         self.client("cloudformation").delete_stack(StackName=stack_id)
         return self._finished(stack_id, before)
+
+    def stack_id(self, stack: str) -> str:
+        """The stack's id; its name is reused when it is gone."""
+        return str(self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]["StackId"])
 
     def outputs(self, stack: str) -> dict[str, str]:
         """What the stack puts out."""
@@ -231,7 +249,7 @@ class Aws:
 
 def _batch(event: dict[str, Any]) -> dict[str, Any]:
     """Make what the queue invokes the function with."""
-    body = json.dumps({"event": event, "arrived": time.time(), "turn": 0, "received": 0})
+    body = json.dumps({"event": event, "arrived": time.time()})
     attributes = {"ApproximateReceiveCount": "1", "MessageGroupId": "1"}
     return {"Records": [{"messageId": "1", "receiptHandle": "1", "attributes": attributes, "body": body}]}
 
