@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from .aws import fake, proxy, rules
+
 settings.register_profile("unhurried", deadline=None)  # A busy machine is no failure.
 settings.load_profile("unhurried")
 
@@ -27,6 +29,13 @@ def undisturbed() -> Iterator[None]:
         environment.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
         environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
         yield
+
+
+@pytest.fixture(params=rules.SHARED_STAGES, ids=lambda refusal: f"stage conflict {refusal.status}")
+def either_conflict(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """API Gateway refuses a second plan for a stage in the one way or the other."""
+    for world in (fake.ApiGateway, proxy.Present):
+        monkeypatch.setattr(world, "shared_stage", request.param)
 
 
 @pytest.fixture(scope="session")

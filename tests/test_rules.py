@@ -56,7 +56,9 @@ class TestDoor:
     def test_says_to_try_again_later(self) -> None:
         assert "Please try again later" in rules.BUSY.message
 
-    @pytest.mark.parametrize("final", [rules.DUPLICATE, rules.SHARED_STAGE], ids=["duplicate", "shared stage"])
+    @pytest.mark.parametrize(
+        "final", [rules.DUPLICATE, *rules.SHARED_STAGES], ids=["duplicate", "shared stage", "shared stage, 400"]
+    )
     def test_nothing_else_says_so(self, final: rules.Refusal) -> None:
         assert "try again later" not in final.message.lower()
 
@@ -195,9 +197,10 @@ class TestApi:
         create(api, "free", "alice")
         assert refusal(lambda: create(api, "free", "alice")) == expected(rules.DUPLICATE)
 
-    def test_a_second_plan_for_a_stage_is_a_conflict(self, api: SimpleNamespace) -> None:
+    @pytest.mark.usefixtures("either_conflict")
+    def test_a_second_plan_for_a_stage_is_refused(self, api: SimpleNamespace) -> None:
         create(api, "free", "alice")
-        assert refusal(lambda: create(api, "pro", "alice")) == expected(rules.SHARED_STAGE)
+        assert refusal(lambda: create(api, "pro", "alice")) == expected(ApiGateway.shared_stage)
 
     def test_plans_for_different_stages_are_none(self, api: SimpleNamespace) -> None:
         create(api, "free", "alice")

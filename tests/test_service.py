@@ -43,6 +43,9 @@ BAD = error(400, "BadRequestException", "Bad")
 LOST = ReadTimeoutError(endpoint_url="https://apigateway")
 
 
+pytestmark = pytest.mark.usefixtures("either_conflict")
+
+
 class Death(BaseException):
     """The function ends here and now."""
 

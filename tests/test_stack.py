@@ -84,6 +84,7 @@ def outcomes(stack: Customers, expected: int) -> dict[tuple[str, str], str]:
     return {(it.kind, it.logical_id): it.outcome or it.status for it in stack.requests(expected)}
 
 
+@pytest.mark.usefixtures("either_conflict")
 class TestDeploys:
     """What happens to the customers of the example when its stack is deployed."""
 

@@ -16,10 +16,11 @@ from typing import Any
 from botocore.exceptions import ClientError, ReadTimeoutError
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.aws.fake import ApiGateway as StrictApi
 from tests.aws.fake import Key, Plan
+from tests.aws.rules import SHARED_STAGES, Refusal
 from tests.memory import Clock, Inline, MemoryLedger
 from usage_plan_key.api_gateway import ApiGateway
 from usage_plan_key.association import Association, Holder
@@ -355,6 +356,10 @@ class Stacks(RuleBasedStateMachine):
         take = properties.on_existing is OnExisting.TAKE
         answer = self.send(self.request(Delete, stack, name, rng, physical_id=physical_id, take=take), rng)
         assert answer.success, answer.reason
+
+    @initialize(refusal=st.sampled_from(SHARED_STAGES))
+    def a_stage_conflict_is_refused_with(self, refusal: Refusal) -> None:
+        self.api.shared_stage = refusal
 
     @rule(
         stack=st.sampled_from(STACKS),

@@ -129,6 +129,7 @@ def test_a_request_that_lambda_hands_in_again_after_its_hour_gets_the_same_answe
 
 
 @both_batches
+@pytest.mark.usefixtures("either_conflict")
 @pytest.mark.parametrize(("keys", "stacks"), [(100, 1), (100, 4)])
 def test_moves_between_plans_that_share_a_stage_take_two_calls_each(keys: int, stacks: int, *, worst: bool) -> None:
     result = through_the_queue("Update", keys, stacks, worst=worst)
@@ -208,6 +209,7 @@ def test_a_rollback_leaves_what_was_there_before_and_nothing_else(seed: int) -> 
     assert not storm.unanswered
 
 
+@pytest.mark.usefixtures("either_conflict")
 @pytest.mark.parametrize("seed", range(20))
 def test_a_rollback_of_moves_leaves_every_key_where_it_was(seed: int) -> None:
     storm = storms.update_rollback(3 + seed % 8, an_account(seed))

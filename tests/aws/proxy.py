@@ -89,6 +89,8 @@ class Answer:
 class Present:
     """The emulator's present state, asked for with a client that may see all of it: a `rules.World`."""
 
+    shared_stage = rules.SHARED_STAGES[0]
+
     def __init__(self, api: Any) -> None:
         """Take a boto3 client for the emulator's API Gateway."""
         self._api = api
