@@ -1,4 +1,4 @@
-# make demo, test, benchmark, honest, cold, lint, build, clean. Needed: make, PyPI, and python3, 3.11 or newer, with venv.
+# make demo, test, campaign, benchmark, honest, cold, lint, build, clean. Needed: make, PyPI, and python3, 3.11 or newer, with venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,7 +8,7 @@ READY := .venv/ready
 export PIP_USER := 0
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: demo test benchmark honest cold sam-local lint build clean
+.PHONY: demo test campaign benchmark honest cold sam-local lint build clean
 
 demo: $(READY) ## the whole thing on an embedded AWS, step by step
 	@$(BIN)/python -m examples.demo
@@ -18,6 +18,9 @@ test: $(READY) ## ARGS="-k name" hands arguments to pytest
 
 benchmark: $(READY) ## everything at once, in virtual time: the table, and benchmarks/waves.svg; about a minute
 	@PYTHONPATH=.:handler $(BIN)/python -m benchmarks $(ARGS)
+
+campaign: $(READY) ## every fault at every call of every story, and malformed events: counts; ten minutes on two cores
+	@PYTHONPATH=.:handler $(BIN)/python -m tests.campaign $(ARGS)
 
 honest: $(READY) ## the same in real time, in a hundred processes
 	@PYTHONPATH=.:handler $(BIN)/python -m benchmarks.honest $(ARGS)

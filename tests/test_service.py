@@ -1529,6 +1529,35 @@ class TestWhoseItIs:
         assert not cfn.attached
 
 
+class TestValue:
+    """API Gateway's reply may lack the value that IncludeValue asks for."""
+
+    @staticmethod
+    def without(call: Callable[[], Any]) -> Any:
+        reply = call()
+        del reply["value"]
+        return reply
+
+    def test_it_is_looked_for(self, cfn: CloudFormation) -> None:
+        cfn.at(CREATE, self.without)
+        assert cfn.send(cfn.a_create("A", FREE, include_value=True)).value == cfn.api.keys["alice"].value
+        assert cfn.calls() == {"CreateUsagePlanKey": 1, "GetUsagePlanKey": 1}
+
+    def test_without_one_it_fails_and_what_was_attached_is_the_deletes(self, cfn: CloudFormation) -> None:
+        cfn.at(CREATE, self.without)
+        cfn.at(GET, self.without)
+        answer = cfn.send(cfn.a_create("A", FREE, include_value=True)).answer
+        assert failed(answer, "API Gateway does not return the value")
+        assert cfn.attached == {FREE}
+        assert cfn.delete("A", answer.id).success
+        assert cfn.attached == set()
+
+    def test_who_does_not_ask_for_it_does_not_miss_it(self, cfn: CloudFormation) -> None:
+        cfn.at(CREATE, self.without)
+        assert cfn.create("A", FREE).success
+        assert cfn.calls() == {"CreateUsagePlanKey": 1}
+
+
 class TestOver:
     """A request whose time is over touches nothing: CloudFormation may have been told that it failed."""
 

@@ -190,6 +190,7 @@ class Service:
             result = Outcome.MOVED  # An earlier delivery has detached the old one, and died.
         for leftover in lifecycle.leftovers(state.record, request):
             self._release(leftover, take=False)
+        key = self._with_value(request, key)
         answer = Answer(success=True, id=request.wanted.id, outcome=result, key_name=key.name, at=self._now())
         try:
             given = self._answer(answer, held=None if result is Outcome.LOST else request.wanted)
@@ -198,6 +199,16 @@ class Service:
                 self._detach_lost(request.wanted)
             given = self.fail("Superseded: a Delete for this resource was served meanwhile")
         return Served(given, key.value if given.success and request.include_value else None)
+
+    def _with_value(self, request: Wish, key: Key) -> Key:
+        """Look for the value that is asked for where API Gateway's reply had none: Fn::GetAtt would fail without a reason."""
+        if not request.include_value or key.value is not None:
+            return key
+        seen = self._api.look(request.wanted, self._watched)
+        if seen is None or seen.value is None:
+            what = lifecycle.attaching(request.wanted)
+            raise FailedError(f"{what}: API Gateway does not return the value that IncludeValue asks for. Remove IncludeValue")
+        return seen
 
     def _take_back(self, request: Wish, *, absent: bool) -> None:
         if absent:

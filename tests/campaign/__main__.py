@@ -1,0 +1,155 @@
+"""make campaign: every story with every fault at every call, pairs of deaths, random faults, and malformed events. Prints counts.
+
+make campaign ARGS="--seed 7 --random 20000 --events 200000"
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from random import Random
+from typing import Final, NamedTuple
+
+from . import events
+from .faults import FAULTS, FINAL, UNTRUE, deaths
+from .play import Play, play
+from .stories import STORIES
+from .world import Fault
+
+#: For how long a fault lasts: one call, some turns of the function, and longer than CloudFormation waits.
+LASTING: Final = (0.0, 200.0, 1200.0)
+
+
+class Cell(NamedTuple):
+    """A play to be made: a story, with faults by name, at calls, for seconds."""
+
+    kind: str
+    story: str
+    faults: tuple[tuple[str, int, float], ...]
+    seed: int
+
+
+@cache
+def calls(story: str) -> list[tuple[str, str]]:
+    """What the function calls in a story when all is well."""
+    return play(story).calls
+
+
+def possible(story: str, at: int, lasting: float) -> list[str]:
+    """Name the faults that can strike at a call."""
+    service, operation = calls(story)[at]
+    if lasting:  # A refusal that is final, a lie and a loop of redirects are no outages.
+        return [name for name in FAULTS[service] if name not in FINAL | {"not found", "307"}]
+    return [name for name in (*FAULTS[service], *deaths) if (operation, name) not in UNTRUE]
+
+
+def single() -> Iterator[Cell]:
+    """Every fault at every call."""
+    for story in STORIES:
+        for at, (service, _) in enumerate(calls(story)):
+            for lasting in LASTING:
+                kind = f"{service}, {'once' if not lasting else f'for {lasting:.0f} s'}"
+                for name in possible(story, at, lasting):
+                    yield Cell("the function" if name in deaths else kind, story, ((name, at, lasting),), at)
+
+
+def pairs() -> Iterator[Cell]:
+    """Two deaths in one story: in one request, or in two that follow each other."""
+    for story in STORIES:
+        count = len(calls(story))
+        for first in range(count):
+            for second in range(first + 1, count + 8):
+                for name in ("dies before", "dies after"):
+                    yield Cell("two deaths", story, (("dies after", first, 0.0), (name, second, 0.0)), first)
+
+
+def at_random(seed: int, count: int) -> Iterator[Cell]:
+    """Up to four faults anywhere."""
+    for number in range(seed, seed + count):
+        dice = Random(number)
+        story = dice.choice([*STORIES])
+        ats = sorted(dice.sample(range(len(calls(story))), dice.randint(2, min(4, len(calls(story))))))
+        faults = []
+        for at in ats:
+            lasting = dice.choice((0.0, 0.0, 0.0, 30.0, *LASTING))
+            faults.append((dice.choice(possible(story, at, lasting)), at, lasting))
+        yield Cell("at random", story, tuple(faults), number)
+
+
+def made(cell: Cell) -> Play:
+    """Make a play. The two codes of a stage conflict take turns."""
+    faults = []
+    for name, at, lasting in cell.faults:
+        service = "" if name in deaths else calls(cell.story)[at][0]
+        faults.append(Fault(name, deaths[name] if name in deaths else FAULTS[service][name], service, at, lasting))
+    return play(cell.story, faults, shared_stage=cell.seed % 2, seed=cell.seed)
+
+
+class Tally(NamedTuple):
+    """What became of several plays."""
+
+    plays: Counter[str]
+    struck: Counter[str]
+    excepted: Counter[str]
+    wrong: list[tuple[Cell, list[str]]]
+
+
+def told(cells: Iterable[Cell]) -> Tally:
+    """Make plays, and count."""
+    tally = Tally(Counter(), Counter(), Counter(), [])
+    for cell in cells:
+        done = made(cell)
+        tally.plays[cell.kind] += 1
+        tally.struck[cell.kind] += len(done.struck)
+        tally.excepted[cell.kind] += bool(done.excepted)
+        if done.wrong:
+            tally.wrong.append((cell, done.wrong))
+    return tally
+
+
+def main() -> int:
+    """Run all, print counts; 0 when nothing is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--random", type=int, default=20_000, help="plays with up to four faults")
+    parser.add_argument("--events", type=int, default=200_000, help="malformed events")
+    asked = parser.parse_args()
+    began, whole = time.monotonic(), Tally(Counter(), Counter(), Counter(), [])
+    with ProcessPoolExecutor() as pool:
+        cells = [*single(), *pairs(), *at_random(asked.seed, asked.random)]
+        # A share of everything in each, so that all take about as long.
+        chunks = [cells[number::200] for number in range(200)]
+        seeds = [
+            range(first, min(first + 2000, asked.seed + asked.events))
+            for first in range(asked.seed, asked.seed + asked.events, 2000)
+        ]
+        fuzzed = [pool.submit(events.told, seeds_of) for seeds_of in seeds]
+        for number, tally in enumerate(pool.map(told, chunks), 1):
+            for total, part in zip(whole[:3], tally[:3], strict=True):
+                total.update(part)
+            whole.wrong.extend(tally.wrong)
+            if sys.stderr.isatty() or number % 20 == 0:
+                print(f"{number / 2:.0f} % of {len(cells)} plays, {len(whole.wrong)} wrong", file=sys.stderr, flush=True)
+        answered = sum((future.result()[0] for future in fuzzed), Counter[str]())
+        bad = [wrong for future in fuzzed for wrong in future.result()[1]]
+    print(f"\n{'faults':<28} {'plays':>8} {'struck':>8} {'excepted':>9} {'wrong':>6}")
+    wrong = Counter(cell.kind for cell, _ in whole.wrong)
+    for kind, count in sorted(whole.plays.items()):
+        print(f"{kind:<28} {count:>8} {whole.struck[kind]:>8} {whole.excepted[kind]:>9} {wrong[kind]:>6}")
+    print(f"{'all':<28} {whole.plays.total():>8} {whole.struck.total():>8} {whole.excepted.total():>9} {wrong.total():>6}")
+    print(f"\nevents: {', '.join(f'{count} {what}' for what, count in answered.most_common())}; {len(bad)} wrong")
+    for cell, texts in whole.wrong[:20]:
+        print(f"{cell}\n    {texts[0][:600]}")
+    for text in bad[:20]:
+        print(text[:600])
+    print(f"{time.monotonic() - began:.0f} s")
+    return 1 if whole.wrong or bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

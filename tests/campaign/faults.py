@@ -1,0 +1,170 @@
+"""What can go wrong at one call, by whom the function calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+import urllib3
+from botocore.exceptions import (
+    ChecksumError,
+    ClientError,
+    ConnectionClosedError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    ReadTimeoutError,
+    SSLError,
+)
+from botocore.parsers import ResponseParserError
+
+from usage_plan_key.retry import CONNECT_TIMEOUT, READ_TIMEOUT, SHORT_READ_TIMEOUT
+
+from .world import TIMEOUT, Death, Reply, Strike, World
+
+Make = Callable[[], Any]
+
+
+def refused(status: int, code: str, text: str = "", retry_after: int | None = None, **more: Any) -> Strike:
+    """AWS says no, and has done nothing."""
+
+    def strike(world: World, make: Make) -> Any:
+        headers = {} if retry_after is None else {"retry-after": str(retry_after)}
+        answered = {"HTTPStatusCode": status, "HTTPHeaders": headers}
+        response: Any = {"Error": {"Code": code, "Message": text}, "ResponseMetadata": answered, **more}
+        raise ClientError(response, "operation")
+
+    return strike
+
+
+def raised(make_error: Callable[[], BaseException], seconds: float = 0.0, *, served: bool = False) -> Strike:
+    """Something raises after so many seconds; the call was served before, or it never came there."""
+
+    def strike(world: World, make: Make) -> Any:
+        if served:
+            make()
+        world.clock.now += seconds
+        raise make_error()
+
+    return strike
+
+
+def instead(reply: Any) -> Strike:
+    """Served, and what comes back is something else."""
+
+    def strike(world: World, make: Make) -> Any:
+        make()
+        return reply
+
+    return strike
+
+
+def without(name: str) -> Strike:
+    """Served, and the reply lacks a field."""
+
+    def strike(world: World, make: Make) -> Any:
+        reply = make()
+        reply.pop(name, None)
+        return reply
+
+    return strike
+
+
+def replied(status: int, body: bytes = b"", **headers: str) -> Strike:
+    """S3 does not take the answer, and says so."""
+    return lambda world, make: Reply(status, body, **headers)
+
+
+def hangs(world: World, make: Make) -> Any:
+    """It hangs until Lambda ends the function."""
+    world.clock.now += TIMEOUT
+    raise Death
+
+
+URL: Final = "https://aws"
+connection: Final[dict[str, Strike]] = {
+    "no address": raised(partial(EndpointConnectionError, endpoint_url=URL)),
+    "no connection in time": raised(partial(ConnectTimeoutError, endpoint_url=URL), CONNECT_TIMEOUT),
+    "TLS fails": raised(partial(SSLError, endpoint_url=URL, error=OSError())),
+    "no reply in time": raised(partial(ReadTimeoutError, endpoint_url=URL), READ_TIMEOUT),
+    "reset": raised(partial(ConnectionClosedError, endpoint_url=URL)),
+    "served, the reply lost": raised(partial(ReadTimeoutError, endpoint_url=URL), READ_TIMEOUT, served=True),
+    "served, reset in mid-reply": raised(partial(ConnectionClosedError, endpoint_url=URL), served=True),
+    "served, the reply cut short": raised(partial(ResponseParserError, "cut"), served=True),
+    "500": refused(500, "InternalFailure"),
+    "503": refused(503, "ServiceUnavailable"),
+}
+#: What the function dies of.
+deaths: Final[dict[str, Strike]] = {
+    "dies before": raised(Death),
+    "dies after": raised(Death, served=True),
+    "hangs for ever": hangs,
+}
+FAULTS: Final[dict[str, dict[str, Strike]]] = {
+    "apigateway": {
+        **connection,
+        "503, Retry-After": refused(503, "ServiceUnavailable", "", 7),
+        "bad request": refused(400, "BadRequestException", "bad"),
+        "unauthorized": refused(401, "UnauthorizedException", "who?"),
+        "denied": refused(403, "AccessDeniedException", "with an explicit deny in a service control policy"),
+        "not found": refused(404, "NotFoundException", "Invalid Usage Plan ID specified"),
+        "conflict": refused(409, "ConflictException", "something"),
+        "busy": refused(409, "ConflictException", "Please try again later."),
+        "quota": refused(429, "LimitExceededException", "too many"),
+        "throttled": refused(429, "TooManyRequestsException", "Too Many Requests", 2),
+        "throttled for longer than the function runs": refused(429, "TooManyRequestsException", "Too Many Requests", 100),
+        "throttled, no Retry-After": refused(429, "TooManyRequestsException", "Too Many Requests"),
+        "throttled with 400": refused(400, "ThrottlingException", "Rate exceeded"),
+        "HTML with 200": instead({"ResponseMetadata": {"HTTPStatusCode": 200, "HTTPHeaders": {}}}),
+        "no value in the reply": without("value"),
+        "no name in the reply": without("name"),
+    },
+    "dynamodb": {
+        **connection,
+        "denied": refused(400, "AccessDeniedException", "no"),
+        "throttled": refused(400, "ThrottlingException", "slow"),
+        "throughput exceeded": refused(400, "ProvisionedThroughputExceededException", "slow"),
+        "the table is gone": refused(400, "ResourceNotFoundException", "no table"),
+        "a conflict of transactions": refused(
+            400, "TransactionCanceledException", CancellationReasons=[{"Code": "TransactionConflict"}]
+        ),
+        "a condition that fails": refused(
+            400, "TransactionCanceledException", CancellationReasons=[{"Code": "ConditionalCheckFailed"}]
+        ),
+        "served, a reply with another checksum": raised(
+            partial(ChecksumError, checksum_type="crc32", expected_checksum="1", actual_checksum="2"), served=True
+        ),
+    },
+    "sqs": {
+        **connection,
+        "denied": refused(403, "AccessDenied", "no"),
+        "throttled": refused(400, "RequestThrottled", "slow"),
+        "no queue": refused(400, "AWS.SimpleQueueService.NonExistentQueue", "none"),
+        "full": refused(403, "OverLimit", "full"),
+    },
+    "s3": {
+        "no address": raised(partial(urllib3.exceptions.NewConnectionError, None, "no address")),  # type: ignore[arg-type]  # not looked at
+        "no reply in time": raised(
+            partial(urllib3.exceptions.ReadTimeoutError, None, "", ""),  # type: ignore[arg-type]  # not looked at
+            SHORT_READ_TIMEOUT,
+        ),
+        "reset": raised(partial(urllib3.exceptions.ProtocolError, "reset")),
+        "TLS fails": raised(partial(urllib3.exceptions.SSLError, "no")),
+        "taken, the reply lost": raised(partial(urllib3.exceptions.ProtocolError, "reset"), served=True),
+        **{str(status): replied(status) for status in (403, 404, 408, 409, 429, 500, 503)},
+        "307": replied(307, location="https://bucket.s3.eu-central-1.amazonaws.com/other"),
+        "400 RequestTimeout": replied(400, b"<Error><Code>RequestTimeout</Code></Error>"),
+    },
+}
+#: Nobody can tell whether the call was served: where somebody else has attached the same key, it is taken for ours. The README
+#: names this exception.
+UNCLEAR: Final = {
+    *(name for name in connection if name not in ("no address", "no connection in time")),
+    *deaths,
+    "503, Retry-After",
+    "HTML with 200",
+}
+#: A lie where the key is there.
+UNTRUE: Final = {("delete_usage_plan_key", "not found")}
+#: No second attempt is made after these: nobody listens any more.
+FINAL: Final = {"403", "404"}

@@ -1,0 +1,147 @@
+"""One play: a story with faults in it, and what must be so when it is over."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from usage_plan_key.answer import MOST_BYTES
+
+from .faults import FINAL, UNCLEAR
+from .stories import STORIES, Story
+from .world import GRACE, SERVICE_TIMEOUT, URL_MARK, VALUE_MARK, CloudFormation, Fault, Request, World, watched
+
+
+@dataclass
+class Play:
+    """What became of one.
+
+    Attributes:
+        wrong: What must not be; empty when all is well.
+        excepted: What nobody can tell apart, as the manual says: a death, a lost reply or an outage of the ledger just where
+            somebody else has attached the key.
+        struck: The faults that came to strike.
+        calls: What the function called, in order: service and operation.
+        succeeded: How many requests were answered SUCCESS.
+    """
+
+    wrong: list[str]
+    excepted: list[str]
+    struck: list[str]
+    calls: list[tuple[str, str]] = field(repr=False)
+    succeeded: int
+
+
+def play(name: str, faults: Sequence[Fault] = (), *, shared_stage: int = 0, seed: int = 0) -> Play:
+    """Play a story. Its faults strike at the calls that they name."""
+    story = STORIES[name]
+    world = World(seed, shared_stage=shared_stage)
+    world.api.attached |= story.outside
+    world.faults = list(faults)
+    cfn = CloudFormation(world)
+    wrong: list[str] = []
+    with watched(world), contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            story.tell(cfn)
+            calls = list(world.calls)
+            cfn.settle()
+            wrong += _at_rest(cfn, story, "when all is well again")
+            wrong += _old_requests_again(cfn)
+            for stack, logical_id in list(cfn.resources):
+                if not cfn.delete(stack, logical_id):
+                    wrong.append(f"{logical_id} cannot be deleted")
+            wrong += _at_rest(cfn, story, "when everything is deleted")
+        except Exception as error:  # noqa: BLE001  # it is what the campaign looks for
+            calls = list(world.calls)
+            wrong.append(f"{type(error).__name__}: {error} {traceback.format_exc(limit=-3)}")
+    excepted = [text for text in wrong if "stranger" in text] if _cannot_tell(world, faults) else []
+    answers = _answers(cfn, lasting=any(fault.lasting for fault in faults))
+    if any(fault.lasting for fault in faults if fault.service == "dynamodb"):
+        # While the ledger cannot be read, nobody knows what was answered. CloudFormation goes by the first.
+        second = [text for text in [*wrong, *answers] if "two answers" in text or "anew" in text]
+        excepted += second
+    wrong = [text for text in wrong + answers if text not in excepted]
+    wrong += _secrets(world, out.getvalue())
+    return Play(wrong, excepted, world.struck, calls, sum(request.success for request in world.requests.values()))
+
+
+def _at_rest(cfn: CloudFormation, story: Story, when: str) -> list[str]:
+    attached, believed = cfn.world.api.attached, cfn.believed()
+    return [
+        *(f"{pair} is believed to be attached and is not, {when}" for pair in believed - attached),
+        *(f"{pair} was a stranger's and is gone, {when}" for pair in story.outside - story.taken - attached),
+        *(f"{pair} is left behind, {when}" for pair in attached - believed - story.outside - cfn.left),
+    ]
+
+
+def _old_requests_again(cfn: CloudFormation) -> list[str]:
+    """Every request is delivered once more, an hour later, to the function and out of the queue: nothing changes."""
+    world = cfn.world
+    attached, before = set(world.api.attached), {id_: list(request.bodies) for id_, request in world.requests.items()}
+    world.clock.now += 3600
+    for request in list(world.requests.values()):
+        world.hand_in(request.event, attempts=1)
+        world.run(limit=200)
+    for body in list(world.sqs.dead):
+        world.sqs.send_message(QueueUrl="requests", MessageBody=body, MessageGroupId="again", MessageDeduplicationId=body[-128:])
+        world.run(limit=200)
+    wrong = [f"{pair} has changed by an old request" for pair in attached ^ world.api.attached]
+    for id_, bodies in before.items():
+        if bodies and {_told(body) for body in world.requests[id_].bodies} != {_told(body) for body in bodies}:
+            wrong.append(f"{id_} was answered anew: {world.requests[id_].bodies}")
+    return wrong
+
+
+def _cannot_tell(world: World, faults: Sequence[Fault]) -> bool:
+    first = next(number for number, (service, _) in enumerate(world.calls) if service == "s3")
+    return any(fault.at < first and (fault.name in UNCLEAR or fault.lasting) for fault in faults)
+
+
+def _told(body: bytes) -> str:
+    """What CloudFormation goes by. Where the ledger could not be written, a request whose time is over has another Reason."""
+    return json.dumps({name: part for name, part in json.loads(body).items() if name != "Reason"})
+
+
+def _answers(cfn: CloudFormation, *, lasting: bool) -> list[str]:
+    wrong = []
+    for id_, request in cfn.world.requests.items():
+        what = f"{request.event['RequestType']} {id_}"
+        if len({_told(body) for body in request.bodies}) > 1:
+            wrong.append(f"{what} has two answers: {request.bodies}")
+        for body in request.bodies[:1]:
+            wrong += [f"{what}: {fault}" for fault in _faults_of(request, body)]
+        if not request.bodies and not (set(cfn.world.struck) & FINAL) and not lasting:
+            wrong.append(f"{what} has no answer")
+        if request.first > request.issued + SERVICE_TIMEOUT + GRACE and not (set(cfn.world.struck) & FINAL) and not lasting:
+            wrong.append(f"{what} was answered late")
+    return wrong
+
+
+def _faults_of(request: Request, body: bytes) -> list[str]:
+    answer: dict[str, Any] = json.loads(body)
+    event = request.event
+    asked = {name: event[name] for name in ("StackId", "RequestId", "LogicalResourceId")}
+    found = []
+    if len(body) > MOST_BYTES:
+        found.append(f"{len(body)} bytes")
+    if {name: answer.get(name) for name in asked} != asked or not answer.get("PhysicalResourceId"):
+        found.append("ids are missing")
+    if answer["Status"] == "FAILED" and not answer.get("Reason"):
+        found.append("no Reason")
+    own = answer["Status"] == "FAILED" or event["RequestType"] == "Delete"
+    if own and answer["PhysicalResourceId"] != event.get("PhysicalResourceId", answer["PhysicalResourceId"]):
+        found.append("another id, which is a replacement")
+    if VALUE_MARK in body.decode() and event["ResourceProperties"].get("IncludeValue") != "true":
+        found.append("a key's value")
+    return found
+
+
+def _secrets(world: World, printed: str) -> list[str]:
+    written = [*world.written, printed, repr(world.table.items)]
+    written += [request.answer.get("Reason", "") for request in world.requests.values() if request.bodies]
+    return [f"a secret is written: {text[:300]}" for text in written if VALUE_MARK in text or URL_MARK in text]

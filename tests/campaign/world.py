@@ -1,0 +1,592 @@
+"""Lambda, SQS, DynamoDB, API Gateway and S3 around the function's own code, in virtual time; and CloudFormation, who asks.
+
+Independent of the rules: nothing here reads `lifecycle`. One thread; the function's calls are numbered, and faults strike there.
+"""
+
+from __future__ import annotations
+
+import copy
+import heapq
+import itertools
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import copy_context
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from random import Random
+from types import SimpleNamespace
+from typing import Any, Final
+from unittest import mock
+
+from botocore.exceptions import ClientError
+
+from tests.aws import fake, rules
+from tests.aws.fake import Key, Plan
+from tests.memory import Clock, Inline
+from usage_plan_key import answer, retry
+from usage_plan_key.answer import Sender
+from usage_plan_key.api_gateway import ApiGateway
+from usage_plan_key.invocation import Invocation
+from usage_plan_key.ledger import Table
+from usage_plan_key.queue import VISIBILITY, Queue
+
+#: What must be written nowhere: parts of every key's value, and of every ResponseURL.
+VALUE_MARK: Final = "marked-value-of"
+URL_MARK: Final = "marked-signature"
+#: template.yaml's Timeout; and when Lambda invokes again after an error.
+TIMEOUT: Final = 90.0
+AGAIN: Final = (0.0, 60.0, 120.0)
+#: Seconds that a call takes when all is well.
+CALL: Final = 0.05
+SERVICE_TIMEOUT: Final = 900
+#: CloudFormation's answer may be so late: the function allows for clocks that differ.
+GRACE: Final = 60
+
+
+class Death(BaseException):
+    """Lambda ends the function here and now."""
+
+
+Strike = Callable[["World", Callable[[], Any]], Any]
+"""What becomes of a call: it may be made, before or after something else happens, and it may raise."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong at one call, or, lasting, at all calls of that service for so many seconds.
+
+    Attributes:
+        name: What.
+        strike: What becomes of the call.
+        service: Whose call: the first of that service that is made then or later. Empty for any.
+        at: The number of the call.
+        lasting: Seconds.
+    """
+
+    name: str
+    strike: Strike
+    service: str = ""
+    at: int = 0
+    lasting: float = 0.0
+
+
+@dataclass
+class Request:
+    """A request of CloudFormation's, and what came for it."""
+
+    event: dict[str, Any]
+    issued: float
+    bodies: list[bytes] = field(default_factory=list)
+    first: float = 0.0
+    """When the first answer came."""
+    cancelled: bool = False
+
+    @property
+    def answer(self) -> dict[str, Any]:
+        return json.loads(self.bodies[0])  # type: ignore[no-any-return]  # an object
+
+    @property
+    def success(self) -> bool:
+        return bool(self.bodies) and self.answer["Status"] == "SUCCESS"
+
+    @property
+    def lost(self) -> bool:
+        return self.success and self.answer.get("Data", {}).get("Outcome") == "LOST"
+
+
+@dataclass
+class Resource:
+    """What CloudFormation believes of a resource."""
+
+    id: str
+    properties: dict[str, str]
+
+
+@dataclass
+class _Message:
+    id: str
+    group: str
+    body: str
+    sent: float
+    visible: float = 0.0
+    receives: int = 0
+    first: float = 0.0
+
+
+class _Line:
+    """A client of the function's, whose calls are numbered."""
+
+    def __init__(self, world: World, service: str, client: Any) -> None:
+        self._world, self._service, self._client = world, service, client
+        self.meta = SimpleNamespace(region_name="eu-central-1")
+
+    def __getattr__(self, operation: str) -> Any:
+        return lambda *args, **named: self._world.call(
+            self._service, operation, lambda: getattr(self._client, operation)(*args, **named)
+        )
+
+
+class _DynamoDb:
+    """One table; a transaction is written on the conditions that `Table` uses."""
+
+    def __init__(self) -> None:
+        self.items: dict[str, dict[str, Any]] = {}
+        self._tokens: set[str] = set()
+
+    def transact_get_items(self, *, TransactItems: list[dict[str, Any]]) -> dict[str, Any]:
+        found = [self.items.get(get["Get"]["Key"]["pk"]["S"]) for get in TransactItems]
+        return {"Responses": [{"Item": copy.deepcopy(item)} if item else {} for item in found]}
+
+    def transact_write_items(self, *, TransactItems: list[dict[str, Any]], ClientRequestToken: str) -> dict[str, Any]:
+        if ClientRequestToken in self._tokens:  # Sent again within ten minutes, it is taken once.
+            return {}
+        changes = [next(iter(item.items())) for item in TransactItems]
+        pks = [(change.get("Item") or change["Key"])["pk"]["S"] for _, change in changes]
+        reasons = []
+        for pk, (_, change) in zip(pks, changes, strict=True):
+            version = change.get("ExpressionAttributeValues", {}).get(":version")
+            found = self.items.get(pk)
+            holds = found is None if version is None else found is not None and found["version"] == version
+            reasons.append({"Code": "None" if holds else "ConditionalCheckFailed"})
+        if any(reason["Code"] != "None" for reason in reasons):
+            response: Any = {"Error": {"Code": "TransactionCanceledException"}, "CancellationReasons": reasons}
+            raise ClientError(response, "TransactWriteItems")
+        for pk, (verb, change) in zip(pks, changes, strict=True):
+            if verb == "Put":
+                self.items[pk] = change["Item"]
+            elif verb == "Delete":
+                del self.items[pk]
+        self._tokens.add(ClientRequestToken)
+        return {}
+
+
+class _Sqs:
+    """A FIFO queue and its dead-letter queue; Lambda receives with `batch`."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.messages: list[_Message] = []
+        self.dead: list[str] = []
+        self._sent: dict[str, float] = {}
+        self._ids = itertools.count(1)
+
+    def send_message(self, *, QueueUrl: str, MessageBody: str, MessageGroupId: str, MessageDeduplicationId: str) -> None:
+        if QueueUrl != "requests":
+            self.dead.append(MessageBody)
+        elif self._sent.get(MessageDeduplicationId, -1e9) < self._clock.now - 300:
+            self._sent[MessageDeduplicationId] = self._clock.now
+            self.messages.append(_Message(f"m{next(self._ids)}", MessageGroupId, MessageBody, self._clock.now))
+
+    def change_message_visibility(self, *, QueueUrl: str, ReceiptHandle: str, VisibilityTimeout: int) -> None:
+        for message in self.messages:
+            if ReceiptHandle == f"{message.id}/{message.receives}":
+                message.visible = self._clock.now + VisibilityTimeout
+
+    @property
+    def next(self) -> float | None:
+        """When there is something to receive."""
+        times: dict[str, float] = {}
+        for message in self.messages:
+            times[message.group] = max(times.get(message.group, 0.0), message.visible)
+        return min(times.values(), default=None)
+
+    def batch(self) -> list[_Message]:
+        """Receive at most ten: of each group that has none in flight, in order."""
+        flying = {message.group for message in self.messages if message.visible > self._clock.now}
+        batch = [message for message in self.messages if message.group not in flying][:10]
+        for message in batch:
+            message.receives += 1
+            message.first = message.first or self._clock.now
+            message.visible = self._clock.now + VISIBILITY
+        return batch
+
+
+class _Post(Sender):
+    """Delivers to the world's S3, without a network."""
+
+    def __init__(self, pool: _Line) -> None:
+        super().__init__()
+        self._pool = pool
+        self._ready: Future[Any] = Future()
+        self._ready.set_result(None)
+
+    def prepare(self) -> Future[Any]:
+        return self._ready
+
+    def _manager(self, url: str, tls: Any) -> Any:
+        return self._pool
+
+
+class Reply:
+    """S3's, as urllib3 has it."""
+
+    def __init__(self, status: int, data: bytes = b"", **headers: str) -> None:
+        self.status, self.data, self.headers = status, data, headers
+
+    def drain_conn(self) -> None:
+        """It is read."""
+
+
+class World:
+    """An account. Plans Free and Pro share a stage, Gold has one of its own."""
+
+    def __init__(self, seed: int = 0, *, shared_stage: int = 0) -> None:
+        self.clock = Clock()
+        self.api = fake.ApiGateway()
+        self.api.shared_stage = rules.SHARED_STAGES[shared_stage]
+        self.api.keys = {name: Key(name.capitalize(), f"{VALUE_MARK}-{name}-0123456789") for name in ("alice", "bob", "carol")}
+        stage, other = ("api", "prod"), ("other", "prod")
+        self.api.plans = {"free": Plan("Free", (stage,)), "pro": Plan("Pro", (stage,)), "gold": Plan("Gold", (other,))}
+        self.table = _DynamoDb()
+        self.sqs = _Sqs(self.clock)
+        self.requests: dict[str, Request] = {}
+        self.calls: list[tuple[str, str]] = []
+        """Of the function, in order: service and operation."""
+        self.faults: list[Fault] = []
+        self.struck: list[str] = []
+        self.lasting: dict[str, tuple[float, Fault]] = {}
+        self.at_call: dict[int, Callable[[], object]] = {}
+        """What else happens just before a call: CloudFormation cancels a request, say."""
+        self.unanswered: list[dict[str, Any]] = []
+        """What Lambda gave up."""
+        self.written: list[str] = []
+        """Log lines and exceptions."""
+        self.dice = Random(seed)
+        self._ids = itertools.count(1)
+        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._ends = 0.0
+        self._warm = self._cold()
+
+    # --- What the function talks to ---
+
+    def _cold(self) -> Invocation:
+        line = partial(_Line, self)
+        s3 = SimpleNamespace(urlopen=self._put)
+        return Invocation(
+            api=ApiGateway(line("apigateway", self.api)),  # type: ignore[arg-type]  # a fake
+            table=Table(line("dynamodb", self.table), "ledger"),  # type: ignore[arg-type]  # a fake
+            queue=Queue(line("sqs", self.sqs), "requests", "undelivered"),  # type: ignore[arg-type]  # a fake
+            sender=_Post(line("s3", s3)),
+            clock=self.clock,
+            background=Inline,
+        )
+
+    def call(self, service: str, operation: str, make: Callable[[], Any]) -> Any:
+        """One call of the function's."""
+        number = len(self.calls)
+        self.calls.append((service, operation))
+        if happens := self.at_call.pop(number, None):
+            copy_context().run(happens)
+        if self.clock.now >= self._ends:
+            raise Death
+        self.clock.now += CALL
+        for fault in self.faults:
+            if number >= fault.at and fault.service in ("", service):
+                self.faults.remove(fault)
+                self.struck.append(fault.name)
+                if fault.lasting:
+                    self.lasting[service] = self.clock.now + fault.lasting, fault
+                return fault.strike(self, make)
+        until, lasting = self.lasting.get(service, (0.0, None))
+        return lasting.strike(self, make) if lasting and self.clock.now < until else make()
+
+    def _put(self, method: str, url: str, *, body: bytes, **_: Any) -> Reply:
+        answered = json.loads(body)
+        request = self.requests[answered["RequestId"]]
+        if not request.bodies:
+            request.first = self.clock.now
+        request.bodies.append(body)
+        return Reply(200)
+
+    # --- Lambda and SQS ---
+
+    def invoke(self, call: Callable[[Invocation, Any], Any]) -> Any:
+        """Invoke the function once; what it gives back.
+
+        Raises:
+            Exception: As the function does.
+            Death: Lambda has ended it.
+        """
+        before, self._ends = self._ends, self.clock.now + TIMEOUT
+        try:
+            return copy_context().run(call, self._warm, self._context())
+        except Death:
+            self._warm = self._cold()
+            raise
+        except Exception as error:
+            self.written.append(f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self._ends = before
+
+    def _context(self) -> Any:
+        ends = self._ends
+        return SimpleNamespace(
+            aws_request_id="invocation",
+            function_name="usage-plan-key",
+            invoked_function_arn="arn:aws:lambda:eu-central-1:1:function:usage-plan-key",
+            log_group_name="/aws/lambda/usage-plan-key",
+            log_stream_name="stream",
+            get_remaining_time_in_millis=lambda: int((ends - self.clock.now) * 1000),
+        )
+
+    def hand_in(self, event: dict[str, Any], after: float = 0.0, attempts: int = len(AGAIN)) -> None:
+        """Have Lambda invoke the function asynchronously with an event."""
+
+        def attempt(number: int) -> None:
+            try:
+                self.invoke(lambda function, context: function.by_cloudformation(copy.deepcopy(event), context))
+            except (Exception, Death):  # noqa: BLE001  # as Lambda does
+                if number + 1 < attempts:
+                    self.at(AGAIN[number + 1], partial(attempt, number + 1))
+                else:
+                    self.unanswered.append(event)
+
+        self.at(after, partial(attempt, 0))
+
+    def at(self, seconds: float, call: Callable[[], None]) -> None:
+        """Do something later."""
+        heapq.heappush(self._due, (self.clock.now + seconds, next(self._ids), call))
+
+    def run(self, until: Callable[[], bool] = lambda: False, limit: float = 4 * 3600.0) -> None:
+        """Let time pass until something is so, or nothing happens any more."""
+        ends = self.clock.now + limit
+        while not until():
+            times = [due for due in (self._due[0][0] if self._due else None, self.sqs.next) if due is not None]
+            if not times or min(times) >= ends:
+                self.clock.now = max(self.clock.now, ends if times or not until() else 0.0)
+                return
+            self.clock.now = max(self.clock.now, min(times))
+            if self._due and self._due[0][0] <= self.clock.now:
+                heapq.heappop(self._due)[2]()
+            else:
+                self._poll()
+
+    def _poll(self) -> None:
+        batch = self.sqs.batch()
+        records = [record(message) for message in batch]
+        try:
+            reply = self.invoke(lambda function, context: function.by_queue(records, context))
+        except (Exception, Death):  # noqa: BLE001  # as Lambda does
+            return  # It comes again.
+        failed = {item["itemIdentifier"] for item in reply["batchItemFailures"]}
+        done = [message for message in batch if message.id not in failed]
+        self.sqs.messages = [message for message in self.sqs.messages if message not in done]
+
+    def heal(self) -> None:
+        """From now on nothing goes wrong."""
+        self.faults, self.lasting, self.at_call = [], {}, {}
+
+
+def record(message: _Message) -> dict[str, Any]:
+    """A message as Lambda hands it in."""
+    attributes = {
+        "MessageGroupId": message.group,
+        "ApproximateReceiveCount": str(message.receives),
+        "ApproximateFirstReceiveTimestamp": str(int(message.first * 1000)),
+        "SentTimestamp": str(int(message.sent * 1000)),
+    }
+    receipt = f"{message.id}/{message.receives}"
+    return {"messageId": message.id, "receiptHandle": receipt, "body": message.body, "attributes": attributes}
+
+
+class CloudFormation:
+    """Deploys resources one after the other, cleans up, and rolls back; and remembers what it believes."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.resources: dict[tuple[str, str], Resource] = {}
+        """By stack and logical id."""
+        self.stuck: dict[tuple[str, str], Resource] = {}
+        """DELETE_FAILED: it is there, or not; the next attempt to delete it has to succeed."""
+        self.rolling_back: list[tuple[tuple[str, str], dict[str, str]]] = []
+        """UPDATE_ROLLBACK_FAILED: what is to be continued."""
+        self.left: set[tuple[str, str]] = set()
+        """(key, plan) pairs that were retained, or whose clean-up Delete has failed in silence."""
+        self.late: list[Request] = []
+        """Not answered in time."""
+        self._ids = itertools.count(1)
+
+    def ask(
+        self,
+        kind: str,
+        who: tuple[str, str],
+        properties: Mapping[str, str],
+        old: Mapping[str, str] | None = None,
+        physical_id: str | None = None,
+    ) -> Request:
+        """Send a request; it is on its way."""
+        world = self.world
+        id_ = f"request-{next(self._ids)}"
+        signed = datetime.fromtimestamp(world.clock.now, UTC).strftime("%Y%m%dT%H%M%SZ")
+        event: dict[str, Any] = {
+            "RequestType": kind,
+            "RequestId": id_,
+            "StackId": stack_id(who[0]),
+            "LogicalResourceId": who[1],
+            "ResourceType": "Custom::UsagePlanKey",
+            "ServiceToken": "arn:aws:lambda:eu-central-1:1:function:usage-plan-key",
+            "ResponseURL": f"https://bucket.s3.amazonaws.com/{id_}?X-Amz-Date={signed}&X-Amz-Signature={URL_MARK}",
+            "ResourceProperties": {**properties, "ServiceTimeout": str(SERVICE_TIMEOUT)},
+        }
+        if old is not None:
+            event["OldResourceProperties"] = {**old, "ServiceTimeout": str(SERVICE_TIMEOUT)}
+        if physical_id is not None:
+            event["PhysicalResourceId"] = physical_id
+        request = world.requests[id_] = Request(event, int(world.clock.now))
+        world.hand_in(event)
+        return request
+
+    def wait(self, request: Request) -> bool:
+        """Wait for its answer: whether it is SUCCESS. Not any longer when it is cancelled, or CloudFormation's time is over."""
+        until = request.issued + SERVICE_TIMEOUT + GRACE
+        self.world.run(lambda: bool(request.bodies) or request.cancelled, max(0.0, until - self.world.clock.now))
+        if not request.bodies and not request.cancelled:
+            self.late.append(request)
+        return request.success and not request.cancelled
+
+    def create(self, stack: str, name: str, properties: dict[str, str]) -> bool:
+        """Create a resource; it is rolled back if that fails."""
+        who = stack, name
+        request = self.ask("Create", who, properties)
+        if self.wait(request):
+            self.resources[who] = Resource(request.answer["PhysicalResourceId"], properties)
+            return True
+        answered = request.bodies and not request.cancelled
+        self.resources[who] = Resource(
+            request.answer["PhysicalResourceId"] if answered else f"{stack}-{name}-1ABCDEF", properties
+        )
+        self.delete(stack, name)
+        return False
+
+    def update(self, stack: str, name: str, properties: dict[str, str], *, cleans_up: bool = True) -> bool:
+        """Update a resource; it is rolled back if that fails."""
+        who = stack, name
+        resource = self.resources[who]
+        request = self.ask("Update", who, properties, resource.properties, resource.id)
+        if self.wait(request):
+            old = resource.id
+            self.resources[who] = Resource(request.answer["PhysicalResourceId"], properties)
+            if cleans_up:
+                self.clean_up(who, old, resource.properties)
+            return True
+        self.roll_back(who, properties)
+        return False
+
+    def clean_up(self, who: tuple[str, str], id_: str, properties: Mapping[str, str]) -> None:
+        """Delete what an update has replaced; a failure is passed over in silence."""
+        if id_ != self.resources[who].id and not self.wait(self.ask("Delete", who, properties, None, id_)):
+            self.left.add(pair(id_))
+
+    def roll_back(self, who: tuple[str, str], properties: dict[str, str]) -> None:
+        """After an Update that failed: the old properties again."""
+        resource = self.resources[who]
+        request = self.ask("Update", who, resource.properties, properties, resource.id)
+        if not self.wait(request):
+            self.rolling_back.append((who, properties))
+        elif request.answer["PhysicalResourceId"] != resource.id:
+            replaced, resource.id = resource.id, request.answer["PhysicalResourceId"]
+            self.clean_up(who, replaced, properties)
+
+    def undo(self, who: tuple[str, str], properties: dict[str, str]) -> None:
+        """Take back an update that succeeded, because another resource's has failed; then clean up what it had made."""
+        resource = self.resources[who]
+        request = self.ask("Update", who, properties, resource.properties, resource.id)
+        made, mades = resource.id, resource.properties
+        if self.wait(request):
+            self.resources[who] = Resource(request.answer["PhysicalResourceId"], properties)
+            self.clean_up(who, made, mades)
+        else:
+            self.resources[who] = Resource(made, properties)
+            self.rolling_back.append((who, mades))
+
+    def delete(self, stack: str, name: str) -> bool:
+        """Delete a resource."""
+        who = stack, name
+        resource = self.resources.pop(who)
+        if self.wait(self.ask("Delete", who, resource.properties, None, resource.id)):
+            return True
+        self.stuck[who] = resource
+        return False
+
+    def retain(self, stack: str, name: str) -> Resource:
+        """Take a resource out of its stack and leave it as it is: no Delete is sent."""
+        resource = self.resources.pop((stack, name))
+        self.left.add(pair(resource.id))
+        return resource
+
+    def cancel(self, request: Request, then: Callable[[], object]) -> None:
+        """Give a request up, as when another resource has failed, and send what follows; it arrives at once."""
+        request.cancelled = True
+        then()
+
+    def settle(self) -> None:
+        """All is well again: what waits is served, and an operator continues what has failed. All of it has to succeed."""
+        self.world.heal()
+        self.world.run(limit=SERVICE_TIMEOUT + 2 * VISIBILITY)
+        for who, properties in self.rolling_back:
+            resource = self.resources[who]
+            request = self.ask("Update", who, resource.properties, properties, resource.id)
+            if not self.wait(request):
+                raise StuckError(f"the rollback of {who} cannot be continued: {request.bodies}")
+            replaced, resource.id = resource.id, request.answer["PhysicalResourceId"]
+            self.clean_up(who, replaced, properties)
+        self.rolling_back.clear()
+        for who, resource in self.stuck.items():
+            request = self.ask("Delete", who, resource.properties, None, resource.id)
+            if not self.wait(request):
+                raise StuckError(f"{who} cannot be deleted: {request.bodies}")
+        self.stuck.clear()
+
+    def believed(self) -> set[tuple[str, str]]:
+        """(key, plan) pairs; what was answered LOST is none."""
+        lost = {pair(request.answer["PhysicalResourceId"]) for request in self.world.requests.values() if request.lost}
+        return {pair(resource.id) for resource in self.resources.values()} - lost
+
+
+class StuckError(Exception):
+    """Raised when a stack is wedged although all is well again."""
+
+
+def stack_id(stack: str) -> str:
+    """A stack's ARN."""
+    return f"arn:aws:cloudformation:eu-central-1:1:stack/{stack}/{stack}-uuid"
+
+
+def pair(physical_id: str) -> tuple[str, str]:
+    """(key, plan) of a physical id; of a foreign one it is none that is attached."""
+    key, _, plan = physical_id.partition(":")
+    return key, plan
+
+
+@contextmanager
+def watched(world: World) -> Iterator[None]:
+    """Note all that is logged, at every level; and keep crhelper's guard, a timer in real time, out of virtual time."""
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            world.written.append(self.format(record))
+
+    notes, root = Notes(level=1), logging.getLogger()
+    others = [(handler, handler.level) for handler in root.handlers]
+    level, own = root.level, logging.getLogger("usage_plan_key")
+    root.addHandler(notes)
+    root.setLevel(logging.INFO)
+    own.setLevel(logging.DEBUG)
+    own.propagate, before = True, own.propagate
+    for handler, _ in others:
+        handler.setLevel(logging.CRITICAL + 1)
+    try:
+        with mock.patch.object(retry, "random", world.dice), mock.patch.object(answer.Resource, "_set_timeout"):
+            yield
+    finally:
+        for handler, was in others:
+            handler.setLevel(was)
+        own.propagate = before
+        own.setLevel(logging.NOTSET)
+        root.setLevel(level)
+        root.removeHandler(notes)
