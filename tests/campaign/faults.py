@@ -81,6 +81,41 @@ def hangs(world: World, make: Make) -> Any:
     raise Death
 
 
+def little_time(seconds: float) -> Strike:
+    """Lambda ends the function in so many seconds."""
+
+    def strike(world: World, make: Make) -> Any:
+        world.clock.now = max(world.clock.now, world.ends - seconds)
+        return make()
+
+    return strike
+
+
+def received_twice(world: World, make: Make) -> Any:
+    """The messages become visible while they are served, and a second function serves them meanwhile."""
+    world.serve_again()
+    return make()
+
+
+def changed_page(change: Callable[[dict[str, Any]], object]) -> Strike:
+    """DynamoDB has another page than the one that was written."""
+
+    def strike(world: World, make: Make) -> Any:
+        reply = make()
+        for found in reply.get("Responses", []):
+            if "Item" in found:
+                change(found["Item"])
+        return reply
+
+    return strike
+
+
+def _older(page: dict[str, Any]) -> None:
+    """Before shapes were numbered, a page had no state."""
+    for name in ("shape", "state", "begun_by", "digest", "begun", "deaths"):
+        page.pop(name, None)
+
+
 URL: Final = "https://aws"
 connection: Final[dict[str, Strike]] = {
     "no address": raised(partial(EndpointConnectionError, endpoint_url=URL)),
@@ -94,11 +129,13 @@ connection: Final[dict[str, Strike]] = {
     "500": refused(500, "InternalFailure"),
     "503": refused(503, "ServiceUnavailable"),
 }
-#: What the function dies of.
+#: What can happen to the function itself.
 deaths: Final[dict[str, Strike]] = {
     "dies before": raised(Death),
     "dies after": raised(Death, served=True),
     "hangs for ever": hangs,
+    **{f"{seconds} s left": little_time(seconds) for seconds in (0, 1, 3, 20)},
+    "a second function at the same messages": received_twice,
 }
 FAULTS: Final[dict[str, dict[str, Strike]]] = {
     "apigateway": {
@@ -131,6 +168,9 @@ FAULTS: Final[dict[str, dict[str, Strike]]] = {
         "a condition that fails": refused(
             400, "TransactionCanceledException", CancellationReasons=[{"Code": "ConditionalCheckFailed"}]
         ),
+        "a page of a newer shape": changed_page(lambda page: page.update(shape={"N": "99"})),
+        "a damaged page": changed_page(lambda page: page.update(holds={"S": "?"}, holders={"S": "?"})),
+        "a page of an older shape": changed_page(_older),
         "served, a reply with another checksum": raised(
             partial(ChecksumError, checksum_type="crc32", expected_checksum="1", actual_checksum="2"), served=True
         ),

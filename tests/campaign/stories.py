@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from .world import CloudFormation, Resource
+from .world import CloudFormation, Resource, StuckError
 
 Pair = tuple[str, str]
 INVENTED: Final = "one-A-1ABCDEF"
@@ -204,6 +204,16 @@ def foreign_id(cfn: CloudFormation) -> None:
         cfn.update("one", "A", props(FREE, VerifyTrigger="2"))
 
 
+def beside_a_stray(cfn: CloudFormation) -> None:
+    """A message that is no request waits in front."""
+    stray = {"QueueUrl": "requests", "MessageBody": "hello", "MessageGroupId": "stray", "MessageDeduplicationId": "stray"}
+    cfn.world.sqs.send_message(**stray)
+    cfn.create("one", "A", props(FREE))
+    cfn.world.run(limit=3600)
+    if set(cfn.world.sqs.dead) != {"hello"}:
+        raise StuckError(f"the dead-letter queue holds {cfn.world.sqs.dead}")
+
+
 def express(cfn: CloudFormation) -> None:
     """A Create fails, and no Delete follows it (express mode); the next deploy creates the resource again."""
     request = cfn.ask("Create", ("one", "A"), props(FREE))
@@ -227,7 +237,7 @@ STORIES: Final[dict[str, Story]] = {
     for story in (
         *(create, create_with_value, create_and_delete, verify, repair, move, move_and_back, replace, replace_and_back, rename),
         *(rename_and_back, rename_and_move, swap, two_stacks, cancelled_create, cancelled_update, delete_before_create, twice),
-        *(bad_properties, unknown_key, foreign_id, express, retained),
+        *(bad_properties, beside_a_stray, unknown_key, foreign_id, express, retained),
     )
 } | {
     "in the way": Story(in_the_way, STRANGERS),

@@ -175,10 +175,12 @@ class _Sqs:
         self._ids = itertools.count(1)
 
     def send_message(self, *, QueueUrl: str, MessageBody: str, MessageGroupId: str, MessageDeduplicationId: str) -> None:
+        if self._sent.get(MessageDeduplicationId, -1e9) >= self._clock.now - 300:
+            return
+        self._sent[MessageDeduplicationId] = self._clock.now
         if QueueUrl != "requests":
             self.dead.append(MessageBody)
-        elif self._sent.get(MessageDeduplicationId, -1e9) < self._clock.now - 300:
-            self._sent[MessageDeduplicationId] = self._clock.now
+        else:
             self.messages.append(_Message(f"m{next(self._ids)}", MessageGroupId, MessageBody, self._clock.now))
 
     def change_message_visibility(self, *, QueueUrl: str, ReceiptHandle: str, VisibilityTimeout: int) -> None:
@@ -234,8 +236,18 @@ class Reply:
 class World:
     """An account. Plans Free and Pro share a stage, Gold has one of its own."""
 
-    def __init__(self, seed: int = 0, *, shared_stage: int = 0) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        shared_stage: int = 0,
+        skew: float = 0.0,
+        function: Callable[[World, Any, Any], Any] | None = None,
+        timeout: float = TIMEOUT,
+    ) -> None:
         self.clock = Clock()
+        self.skew = skew
+        """By how many seconds CloudFormation's clock is ahead of the function's."""
         self.api = fake.ApiGateway()
         self.api.shared_stage = rules.SHARED_STAGES[shared_stage]
         self.api.keys = {name: Key(name.capitalize(), f"{VALUE_MARK}-{name}-0123456789") for name in ("alice", "bob", "carol")}
@@ -256,9 +268,12 @@ class World:
         self.written: list[str] = []
         """Log lines and exceptions."""
         self.dice = Random(seed)
+        self._timeout, self._function = timeout, function
         self._ids = itertools.count(1)
         self._due: list[tuple[float, int, Callable[[], None]]] = []
-        self._ends = 0.0
+        self.ends = 0.0
+        """When Lambda ends the function that runs."""
+        self._batch: list[_Message] = []
         self._warm = self._cold()
 
     # --- What the function talks to ---
@@ -266,6 +281,8 @@ class World:
     def _cold(self) -> Invocation:
         line = partial(_Line, self)
         s3 = SimpleNamespace(urlopen=self._put)
+        if self._function:
+            return self._function(self, line("apigateway", self.api), line("s3", s3))  # type: ignore[no-any-return]  # another one
         return Invocation(
             api=ApiGateway(line("apigateway", self.api)),  # type: ignore[arg-type]  # a fake
             table=Table(line("dynamodb", self.table), "ledger"),  # type: ignore[arg-type]  # a fake
@@ -281,7 +298,7 @@ class World:
         self.calls.append((service, operation))
         if happens := self.at_call.pop(number, None):
             copy_context().run(happens)
-        if self.clock.now >= self._ends:
+        if self.clock.now >= self.ends:
             raise Death
         self.clock.now += CALL
         for fault in self.faults:
@@ -311,7 +328,7 @@ class World:
             Exception: As the function does.
             Death: Lambda has ended it.
         """
-        before, self._ends = self._ends, self.clock.now + TIMEOUT
+        before, self.ends = self.ends, self.clock.now + self._timeout
         try:
             return copy_context().run(call, self._warm, self._context())
         except Death:
@@ -321,10 +338,10 @@ class World:
             self.written.append(f"{type(error).__name__}: {error}")
             raise
         finally:
-            self._ends = before
+            self.ends = before
 
     def _context(self) -> Any:
-        ends = self._ends
+        ends = self.ends
         return SimpleNamespace(
             aws_request_id="invocation",
             function_name="usage-plan-key",
@@ -367,7 +384,18 @@ class World:
                 self._poll()
 
     def _poll(self) -> None:
-        batch = self.sqs.batch()
+        self._batch = batch = self.sqs.batch()
+        self._serve(batch)
+
+    def serve_again(self) -> None:
+        """Hand the messages that are being served to a second function."""
+        batch, self._batch = self._batch, []
+        for message in batch:
+            message.receives += 1
+        if batch:
+            self._serve(batch)
+
+    def _serve(self, batch: list[_Message]) -> None:
         records = [record(message) for message in batch]
         try:
             reply = self.invoke(lambda function, context: function.by_queue(records, context))
@@ -422,7 +450,7 @@ class CloudFormation:
         """Send a request; it is on its way."""
         world = self.world
         id_ = f"request-{next(self._ids)}"
-        signed = datetime.fromtimestamp(world.clock.now, UTC).strftime("%Y%m%dT%H%M%SZ")
+        signed = datetime.fromtimestamp(world.clock.now + world.skew, UTC).strftime("%Y%m%dT%H%M%SZ")
         event: dict[str, Any] = {
             "RequestType": kind,
             "RequestId": id_,
