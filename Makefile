@@ -1,4 +1,5 @@
-# make demo, test, campaign, benchmark, honest, cold, lint, build, clean. Needed: make, PyPI, and python3, 3.11 or newer, with venv.
+# make demo, test, coverage, mutants, campaign, benchmark, honest, cold, lint, build, audit, clean.
+# Needed: make, PyPI, and python3, 3.11 or newer, with venv.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,13 +9,20 @@ READY := .venv/ready
 export PIP_USER := 0
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: demo test campaign benchmark honest cold sam-local lint build clean
+.PHONY: demo test coverage mutants campaign benchmark honest cold sam-local lint build audit clean
 
 demo: $(READY) ## the whole thing on an embedded AWS, step by step
 	@$(BIN)/python -m examples.demo
 
 test: $(READY) ## ARGS="-k name" hands arguments to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+coverage: $(READY) ## the same, then the lines and branches of handler/ that no test takes; fails if there is one
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage report
+
+mutants: $(READY) ## changes the code in one place at a time: which changes no test notices; an hour. ARGS="retry queue": these modules
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 benchmark: $(READY) ## everything at once, in virtual time: the table, and benchmarks/waves.svg; about a minute
 	@PYTHONPATH=.:handler $(BIN)/python -m benchmarks $(ARGS)
@@ -41,8 +49,27 @@ build: $(READY) ## what AWS gets, without sam: build/
 	rm -rf build
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(MAKE) -C handler build-UsagePlanKeyFunction ARTIFACTS_DIR="$(CURDIR)/build"
 
+AUDIT := .venv/audit
+define LICENCES
+from importlib.metadata import distributions
+for found in sorted(distributions(path=["build"]), key=lambda found: found.name.lower()):
+    said = found.metadata
+    named = [line.rpartition(" :: ")[2] for line in said.get_all("Classifier", []) if line.startswith("License ::")]
+    print(f"{found.name:24}{found.version:14}{said['License-Expression'] or ', '.join(named) or said['License']}")
+endef
+audit: export LICENCES := $(LICENCES)
+audit: $(READY) ## the artifact's packages, their licences, and what PyPI knows against them; where it cannot ask, it says so
+	@PIP_NO_INDEX=1 PIP_FIND_LINKS="$(CURDIR)/.venv/wheels" $(MAKE) --silent build
+	@$(BIN)/python -c "$$LICENCES"
+	@test -x $(AUDIT)/bin/pip-audit || { $(BIN)/python -m venv --clear $(AUDIT) && $(AUDIT)/bin/python -m pip install \
+	    --quiet --disable-pip-version-check --retries 1 pip-audit==2.10.1; } || true
+	@$(AUDIT)/bin/pip-audit --progress-spinner off --path build >$(AUDIT)/log 2>&1; failed=$$?; \
+	if grep -q "Fix Versions" $(AUDIT)/log; then cat $(AUDIT)/log; exit 1; \
+	elif test $$failed = 0 && ! grep -q "Skip Reason" $(AUDIT)/log; then echo "PyPI knows of no vulnerability in these."; \
+	else echo "NOT ASKED: PyPI gave no answer about some or all of these, so their vulnerabilities are unknown. Why: $(AUDIT)/log"; fi
+
 clean:
-	rm -rf .venv build .aws-sam .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build .aws-sam .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find handler tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): tests/requirements.txt tests/runtime.txt handler/requirements.txt

@@ -227,7 +227,7 @@ class Fifo:
             self._groups.setdefault(MessageGroupId, []).append(message)
             self.filled.set()
         self._world.sleep(CALL / 2)
-        return {}
+        return {"MessageId": MessageDeduplicationId}
 
     def change_message_visibility(self, *, QueueUrl: str, ReceiptHandle: str, VisibilityTimeout: int) -> None:  # noqa: N803
         """ChangeMessageVisibility: the message comes again in its place, at the earliest after so many seconds."""
@@ -498,7 +498,7 @@ class _Put:
     def prepare(self) -> None:
         """It is ready."""
 
-    def check(self, request: Request) -> None:
+    def check(self, request: Request, function_arn: str) -> None:
         """Any ResponseURL will do."""
 
     def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import ssl
 import threading
 import time
@@ -13,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
+from urllib.parse import quote
 
 import boto3
 import pytest
@@ -204,6 +206,15 @@ class TestMended:
         kind()(event(sink), attached)(Context())
         assert made == []
 
+    @pytest.mark.parametrize("before", [None, "true", "its own"])
+    def test_what_makes_it_skip_the_clients_stays_as_it_was(self, before: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("AWS_SAM_LOCAL", raising=False)
+        if before is not None:
+            monkeypatch.setenv("AWS_SAM_LOCAL", before)
+        with answer_module._as_if_local():
+            assert os.environ["AWS_SAM_LOCAL"] == "true"
+        assert os.environ.get("AWS_SAM_LOCAL") == before
+
     @mended
     @pytest.mark.parametrize("level", [logging.WARNING, logging.INFO], ids=logging.getLevelName)
     @pytest.mark.parametrize("late", [False, True], ids=["before it is made", "between two requests"])
@@ -376,11 +387,11 @@ def everything() -> Iterator[Lines]:
 def s3_says(code: str) -> bytes:
     """A 400 of S3's, as it goes over the wire."""
     xml = f"<Error><Code>{code}</Code><Message>No</Message></Error>"
-    return f"HTTP/1.1 400 Bad Request\r\ncontent-length: {len(xml)}\r\n\r\n{xml}".encode()
+    return f"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: {len(xml)}\r\n\r\n{xml}".encode()
 
 
 def redirect(location: str, status: int = 307) -> bytes:
-    return f"HTTP/1.1 {status} Elsewhere\r\nlocation: {location}\r\ncontent-length: 0\r\n\r\n".encode()
+    return f"HTTP/1.1 {status} Elsewhere\r\nlocation: {location}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".encode()
 
 
 class TestSender:
@@ -427,7 +438,7 @@ class TestSender:
         [
             *(408, 409, 429, 500, 503, 599, "close"),
             *(pytest.param(s3_says(code), id=code) for code in ("RequestTimeout", "IncompleteBody")),
-            pytest.param(s3_says("RequestTimeout")[:60], id="a 400 that breaks off before it says why"),
+            pytest.param(s3_says("RequestTimeout")[:80], id="a 400 that breaks off before it says why"),
             pytest.param(b"HTTP/1.1 2", id="a status that breaks off"),
         ],
     )
@@ -1128,3 +1139,34 @@ class TestBody:
         assert VALUE in sent.decode()
         assert VALUE not in redacted(sent)
         assert json.loads(redacted(sent))["Data"]["KeyName"] == "alice"
+
+
+OURS = "arn:aws:cloudformation:eu-west-1:1:stack/customers/5a1e"
+OTHERS = "arn:aws:cloudformation:eu-west-1:2:stack/theirs/66aa"
+FUNCTION = "arn:aws:lambda:eu-west-1:1:function:usage-plan-key"
+
+
+@pytest.mark.parametrize(
+    ("stack", "path", "sent"),
+    [
+        pytest.param(OURS, quote(f"{OURS}|Alice|1c2d"), True, id="its own"),
+        pytest.param(OURS, "cfn-response/1c2d", True, id="a path that names no stack"),
+        pytest.param(OURS, quote(f"{OTHERS}|Alice|1c2d"), False, id="another stack's URL"),
+        pytest.param(OURS, quote(f"{OURS}6|Alice|1c2d"), False, id="a stack whose id begins alike"),
+        pytest.param(OTHERS, quote(f"{OTHERS}|Alice|1c2d"), False, id="a stack of another account"),
+        pytest.param("theirs", "theirs", False, id="a StackId that is none"),
+    ],
+)
+def test_a_value_goes_to_a_stack_of_the_functions_account(stack: str, path: str, *, sent: bool) -> None:
+    """CloudFormation's bucket takes the answers of all its customers."""
+    asked = {
+        **json.loads(Path("events/create.json").read_text()),
+        "StackId": stack,
+        "ResponseURL": f"https://{OWN}.s3.eu-west-1.amazonaws.com/{path}?X-Amz-Signature=s",
+    }
+    asked["ResourceProperties"]["IncludeValue"] = "true"
+    check = partial(check_value_host, region="eu-west-1", suffix="amazonaws.com")
+    with contextlib.nullcontext() if sent else pytest.raises(FailedError, match="no stack of another account"):
+        Sender(check).check(parse(asked), FUNCTION)
+    asked["ResourceProperties"]["IncludeValue"] = "false"
+    Sender(check).check(parse(asked), FUNCTION)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import re
@@ -686,6 +687,19 @@ class TestReplies:
         script += [(200, "text/html", b"<html>", 6), (202, "application/json", b"", 0)]
         api.detach(WANTED, Deadline(600, Clock(), random.Random(0)))
         assert not script
+
+    @pytest.mark.parametrize("message", [b"null", b"5", b"{}", b'[""]'])
+    @pytest.mark.parametrize(
+        ("status", "code"), [(404, b"NotFoundException"), (409, b"ConflictException"), (403, b"AccessDeniedException")]
+    )
+    def test_an_error_whose_message_is_no_text_is_one_all_the_same(
+        self, replies: Any, status: int, code: bytes, message: bytes
+    ) -> None:
+        api, script = replies
+        body = b'{"__type": "' + code + b'", "message": ' + message + b"}"
+        script += [(status, "application/json", body, len(body))] * 99
+        with contextlib.nullcontext() if status == 404 else pytest.raises(FailedError):
+            api.detach(WANTED, Deadline(600, Clock(), random.Random(0)))
 
     def test_a_lone_surrogate_in_a_name_is_replaced(self, replies: Any) -> None:
         """No encoding that follows fails for it."""

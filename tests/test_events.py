@@ -43,7 +43,7 @@ class Context:
 
     aws_request_id = "8c5a3a0e"
     function_name = "usage-plan-key"
-    invoked_function_arn = "arn:aws:lambda:eu-central-1:111111111111:function:usage-plan-key"
+    invoked_function_arn = "arn:aws:lambda:eu-central-1:123456789012:function:usage-plan-key"
     log_group_name = "/aws/lambda/usage-plan-key"
     log_stream_name = STREAM
 
@@ -231,6 +231,30 @@ class TestDeployed:
         assert world.answer(EVENTS[name]) == first
         assert world.api.attached == SITUATIONS[name][3]
         assert world.api.calls == calls, "the ledger knows"
+
+    def test_with_a_queue_it_is_put_there_and_answered_when_the_queue_hands_it_over(self, world: World) -> None:
+        sqs = boto3.client("sqs")
+        queue = sqs.create_queue(QueueName="requests.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
+        world.deploy(QUEUE_URL=queue)
+        assert world.invoke(world.led_here(EVENTS["create"])) is None
+        assert (world.sink.puts, world.api.attached) == ([], set())
+        (taken,) = sqs.receive_message(QueueUrl=queue, MessageSystemAttributeNames=["All"])["Messages"]
+        record = {
+            "messageId": taken["MessageId"],
+            "receiptHandle": taken["ReceiptHandle"],
+            "attributes": taken["Attributes"],
+            "body": taken["Body"],
+        }
+        assert world.invoke({"Records": [record]}) == {"batchItemFailures": []}
+        assert [put.answer for put in world.sink.puts] == [whole("create")]
+        assert world.api.attached == {IN_FREE}
+
+    def test_an_operator_has_a_resource_let_go_whose_stack_cloudformation_does_not_know(self, world: World) -> None:
+        stack = "arn:aws:cloudformation:eu-central-1:123456789012:stack/customers/5a1e6f40"
+        asked = {"LetGo": {"StackId": stack, "LogicalResourceId": "AliceInFree"}}
+        world.answer(EVENTS["create"] | {"StackId": stack})
+        assert world.invoke(asked) == {"LetGo": [f"{KEY}:{FREE}"]}
+        assert world.api.attached == {IN_FREE}
 
     @every_file
     def test_log_lines_say_what_was_asked_and_what_came_of_it(self, world: World, name: str) -> None:

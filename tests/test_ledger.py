@@ -105,7 +105,7 @@ class TestPages:
     answers = st.builds(Answer, st.booleans(), st.text(min_size=1), texts, texts, texts, numbers)
     records = st.builds(
         Record,
-        holds=st.dictionaries(associations, st.builds(Hold, texts, st.booleans(), st.booleans(), texts), max_size=3),
+        holds=st.dictionaries(associations, st.builds(Hold, texts, st.booleans(), numbers, st.booleans(), texts), max_size=3),
         issued=numbers,
         arrived=st.lists(texts, max_size=3).map(tuple),
         closed=st.booleans(),
@@ -115,6 +115,7 @@ class TestPages:
         answers=st.dictionaries(texts, answers, max_size=3),
         digest=texts,
         begun=texts,
+        died=texts,
         deaths=numbers,
     )
     entries = st.builds(
@@ -446,6 +447,10 @@ class TestErrors:
             pytest.param({"holds": {"alice:free": {}}}, "it is damaged", id="a field less"),
             pytest.param({"holds": "all"}, "it is damaged", id="another type"),
             pytest.param({"answers": {"r": 7}}, "it is damaged", id="no answer"),
+            pytest.param({"shape": "new"}, "it is damaged", id="a shape that is no number"),
+            pytest.param({"holds": {"alicefree": {"request": "r"}}}, "it is damaged", id="an id that names nothing"),
+            pytest.param({"arrived": "request"}, "it is damaged", id="a text in the place of a list"),
+            pytest.param({"foreign": "former"}, "it is damaged", id="a text in the place of another list"),
         ],
     )
     def test_a_page_that_cannot_be_read_is_refused_and_left_as_it_is(

@@ -346,7 +346,10 @@ class TestDelete:
             delete("invented"), Record({FREE: Hold("c0", named=True), PRO: Hold("c")}), [PRO], id="not what was retained"
         ),
         pytest.param(
-            delete("former"), Record({FREE: Hold("u")}, foreign=frozenset({"former"})), [], id="not for a former provider's id"
+            delete("former"),
+            Record({FREE: Hold("u")}, foreign=frozenset({lifecycle.digest("former")})),
+            [],
+            id="not for a former provider's id",
         ),
     )
 
@@ -433,7 +436,7 @@ class TestFence:
 
     def test_foreign_ids_that_updates_bring_are_remembered(self) -> None:
         """An Update's is a former provider's; a Delete's may be CloudFormation's invention."""
-        assert arrived(update("former"), delete("invented")).foreign == {"former"}
+        assert arrived(update("former"), delete("invented")).foreign == {lifecycle.digest("former")}
 
     def test_a_create_begins_a_new_life(self) -> None:
         """What is held from an earlier one was retained, so it is named; what the Create itself holds already is not."""
@@ -541,3 +544,129 @@ def test_a_page_that_was_not_read_is_an_error() -> None:
     """Of what was not read nobody knows the holders."""
     with pytest.raises(KeyError):
         ledger(by(), of=PRO).entry(FREE)
+
+
+class TestLeftAlone:
+    """The Reason says who holds what blocks the key, and what to do."""
+
+    SAID = "That association is held by {}, so it was left alone. {}"
+    TWICE = (
+        "To rename a resource and move its key, deploy twice: first give it the new logical id with the plan that it has, then "
+        "change the plan. If it was retained, declare it again first. Else remove it there first"
+    )
+
+    @pytest.mark.parametrize(
+        ("entry", "by_whom", "what_to_do"),
+        [
+            pytest.param(
+                by(THIS, before=True),
+                "A of stack one, and was there before it",
+                "It was adopted: to move it, first set OnExisting to Take, deploy, then change the plan",
+                id="adopted",
+            ),
+            pytest.param(
+                by(THIS),
+                "A of stack one",
+                "It was retained: to move it, first declare this resource with the plan that it has there, deploy, then change "
+                "the plan",
+                id="retained",
+            ),
+            pytest.param(by(SIBLING), "B of stack one", TWICE, id="another of this stack"),
+            pytest.param(by(THIS, SIBLING), "A of stack one, B of stack one", TWICE, id="this one and another of its stack"),
+            pytest.param(
+                by(NAMESAKE),
+                "A of stack one (2)",
+                f"Remove it there first. {lifecycle.way_out([NAMESAKE])}",
+                id="a stranger",
+            ),
+            pytest.param(
+                by(SIBLING, NAMESAKE),
+                "B of stack one, A of stack one (2)",
+                f"Remove it there first. {lifecycle.way_out([SIBLING])}",
+                id="another of this stack and a stranger",
+            ),
+            pytest.param(by(), "no stack", "Remove it there first", id="nobody"),
+        ],
+    )
+    def test_it_says_who_holds_it_and_what_to_do(self, entry: Entry, by_whom: str, what_to_do: str) -> None:
+        assert lifecycle.left_alone(entry, update(FREE, PRO)) == self.SAID.format(by_whom, what_to_do)
+
+    def test_the_way_out_is_an_event_for_the_first_holder(self) -> None:
+        assert lifecycle.way_out([NAMESAKE, SIBLING]) == (
+            'If that stack is gone, invoke the function by hand with {"LetGo": {"StackId": '
+            '"arn:aws:cloudformation:eu-west-1:1:stack/one/1", "LogicalResourceId": "B"}}'
+        )
+
+    def test_a_refusal_for_an_existing_association_ends_with_what_take_does(self) -> None:
+        with pytest.raises(FailedError, match=r"from the next Update on, own it$"):
+            lifecycle.check_existing(create())
+
+    def test_a_superseded_request_is_told_that_nothing_was_touched(self) -> None:
+        with pytest.raises(SupersededError, match=r"^Superseded: .*; nothing was touched$"):
+            lifecycle.check_superseded(arrived(create(at=1), delete(at=2)), create(at=1))
+
+
+class TestMarks:
+    """Each mark stands for one request, and ends with it."""
+
+    def test_deaths_at_another_request_do_not_count(self) -> None:
+        record = lifecycle.begin(Record(died="other", deaths=2), create())
+        assert record == Record(begun="c", died="c", deaths=0)
+
+    def test_rest_takes_off_its_own_mark_and_keeps_the_deaths(self) -> None:
+        assert lifecycle.rest(Record(begun="c", died="c", deaths=1), create()) == Record(died="c", deaths=1)
+        assert lifecycle.rest(Record(begun="other"), create()) == Record(begun="other")
+
+    def test_every_foreign_id_is_remembered(self) -> None:
+        record = arrived(update("former", at=1), update("another", id_="u2", at=2))
+        assert record.foreign == {lifecycle.digest("former"), lifecycle.digest("another")}
+
+    def test_an_id_that_no_text_can_hold_has_a_digest_too(self) -> None:
+        assert lifecycle.digest("\ud800") != lifecycle.digest("\ud801")
+
+    def test_the_requests_of_an_earlier_second_are_forgotten(self) -> None:
+        assert arrived(create(at=1), update(at=2)).arrived == ("u",)
+
+    def test_a_new_life_has_left_nothing(self) -> None:
+        record = arrived(create(id_="c2"), record=Record({FREE: Hold("c1", left=NOW)}))
+        assert record.holds == {FREE: Hold("c1", named=True)}
+
+    @pytest.mark.parametrize(("age", "lost"), [(REMEMBERED, False), (REMEMBERED - 1, True)])
+    def test_what_an_update_left_may_be_lost_for_a_day(self, age: int, lost: bool) -> None:
+        record = Record({FREE: Hold("c", left=NOW - age)})
+        assert lifecycle.may_be_lost(record, update(PRO, FREE), NOW) is lost
+
+    def test_an_update_that_succeeds_ends_what_was_left(self) -> None:
+        record = lifecycle.answered(Record({FREE: Hold("c", left=NOW)}), update(), Answer(success=True, id=FREE.id, at=NOW))
+        assert record.holds == {FREE: Hold("u")}
+
+    def test_after_a_failed_update_the_resource_wants_what_it_had(self) -> None:
+        record = arrived(update(FREE, PRO))
+        assert lifecycle.answered(record, update(FREE, PRO), Answer(success=False, id=FREE.id, at=NOW)).wants == FREE
+
+    def test_where_nothing_was_attached_again_nobody_has_begun(self) -> None:
+        state = ledger(by(THIS, begun_by="c again"))
+        earlier = by(THIS, begun_by=NOBODY)
+        assert lifecycle.not_attached_anew(state, create(), FREE, earlier).entry(FREE) == earlier
+
+    def test_no_detaching_is_renewed_where_none_was_begun(self) -> None:
+        assert lifecycle.renewed(ledger(by(THIS)), FREE, NOW) == ledger(by(THIS))
+
+    @pytest.mark.parametrize(
+        ("hold", "moves"),
+        [
+            pytest.param(None, True, id="not held"),
+            pytest.param(Hold("u"), True, id="held by this Update"),
+            pytest.param(Hold("c"), False, id="held before: a rollback"),
+        ],
+    )
+    def test_a_rollback_takes_nothing_over(self, hold: Hold | None, moves: bool) -> None:
+        request = update(FREE, PRO, TAKE)
+        request.took = True
+        record = Record({PRO: hold} if hold else {})
+        assert lifecycle.may_move(ledger(by(THIS, before=True), record), request, FREE) is moves
+
+    @pytest.mark.parametrize("request_", [delete(FREE), delete("invented")], ids=["itself moved away from", "a foreign id"])
+    def test_what_was_moved_away_from_stays_unless_the_present_association_goes(self, request_: Delete) -> None:
+        state = State(Record({FREE: Hold("c"), PRO: Hold("u")}), {FREE: by(THIS, moved="u"), PRO: by(THIS, moved="u2")})
+        assert lifecycle.let_go_of_moved(state, request_) == state

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
+import re
+import threading
 from collections.abc import Callable
 from contextvars import copy_context
+from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, ClassVar
 
 import pytest
-from botocore.exceptions import ClientError, ReadTimeoutError
+from botocore.exceptions import ClientError, NoCredentialsError, ReadTimeoutError
 
 from tests.aws.fake import ApiGateway as StrictApi
 from tests.aws.fake import Key, Plan
 from tests.memory import Clock, Inline, MemoryLedger
 from usage_plan_key.answer import Resource
 from usage_plan_key.api_gateway import ApiGateway
-from usage_plan_key.invocation import Invocation, about
+from usage_plan_key.invocation import GIVING_TIME, PATIENCE, Invocation, _threads, about
 from usage_plan_key.lifecycle import FailedError
-from usage_plan_key.queue import MOST_BYTES, VISIBILITY, Queue, UnclearError
+from usage_plan_key.queue import MOST_BYTES, VISIBILITY, Queue, UnclearError, messages
 from usage_plan_key.request import SIGNED_FOR, EventError, Request
 from usage_plan_key.retry import Deadline
 
@@ -50,10 +55,11 @@ class Sqs:
         self.given_back: list[str] = []
         self.fails: list[Exception] = []
 
-    def send_message(self, **message: Any) -> None:
+    def send_message(self, **message: Any) -> dict[str, str]:
         if self.fails:
             raise self.fails.pop(0)
         (self.sent if message["QueueUrl"] == "https://queue" else self.aside).append(message)
+        return {"MessageId": "sent"}
 
     def change_message_visibility(self, *, QueueUrl: str, ReceiptHandle: str, VisibilityTimeout: int) -> None:
         if self.fails:
@@ -82,8 +88,9 @@ class World:
         self.prepared = 0
         """How often what delivers answers was made ready."""
         self.unreachable = False
+        self.at_delivery: Callable[[], object] = lambda: None
         self.seconds = 90.0
-        self.stacks: dict[str, str | ClientError] = {}
+        self.stacks: dict[str, str | Exception] = {}
         """What CloudFormation says of stacks."""
         self.function = Invocation(
             api=ApiGateway(self),  # type: ignore[arg-type]  # a fake
@@ -104,7 +111,7 @@ class World:
 
     def describe_stacks(self, *, StackName: str) -> dict[str, Any]:
         said = self.stacks.get(StackName, ClientError({"Error": {"Code": "ValidationError", "Message": "?"}}, "DescribeStacks"))
-        if isinstance(said, ClientError):
+        if isinstance(said, Exception):
             raise said
         return {"Stacks": [{"StackStatus": said}]}
 
@@ -120,11 +127,12 @@ class World:
     def prepare(self) -> None:
         self.prepared += 1
 
-    def check(self, request: Request) -> None:
+    def check(self, request: Request, function_arn: str) -> None:
         """Any ResponseURL will do."""
 
     def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:
         assert about.get()["RequestId"] == request.id
+        self.at_delivery()
         if self.unreachable:
             raise OSError
         self.answers.append(json.loads(body))
@@ -247,6 +255,14 @@ class TestArriving:
         world.arrives("alice")
         assert len(world.sqs.sent) == 1
 
+    def test_throttled_until_its_time_is_up_it_is_answered(self, world: World) -> None:
+        """The queue has refused it each time, so no answer will come from there."""
+        world.sqs.fails = [ClientError({"Error": {"Code": "RequestThrottled", "Message": ""}}, "SendMessage")] * 999
+        world.arrives("alice")
+        assert world.served() == [("Alice", "FAILED")]
+        assert "Could not queue the request: gave up after" in world.answers[0]["Reason"]
+        assert not world.sqs.sent
+
 
 class TestServing:
     def test_what_delivers_is_made_ready_before_anything_is_called(self, world: World) -> None:
@@ -284,6 +300,38 @@ class TestServing:
         assert world.answers[0]["Data"]["Outcome"] == "ATTACHED"
         assert world.api.calls["CreateUsagePlanKey"] == 1
 
+    def test_an_answer_that_hangs_holds_up_none_of_the_nine_others(self, world: World) -> None:
+        """Lambda hands over ten messages at most. Here each delivery waits until all ten are under way."""
+        world.function = replace(world.function, background=_threads)
+        for number in range(10):
+            world.arrives("alice", "Delete", stack=str(number), PhysicalResourceId="alice:free")
+        world.at_delivery = partial(threading.Barrier(10).wait, 5)
+        assert world.serve() == []
+        assert world.served() == [("Alice", "SUCCESS")] * 10
+
+    def test_an_association_that_is_lost_is_counted(self, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+        """An Update brings the properties of the last success, and somebody has deleted the key since."""
+        world.arrives("alice")
+        world.serve()
+        world.api.attached.clear()
+        del world.api.keys["alice"]
+        assert not capsys.readouterr().out
+        world.arrives("alice", "Update", PhysicalResourceId="alice:free")
+        world.serve()
+        assert world.answers[-1]["Data"]["Outcome"] == "LOST"
+        metric = json.loads(capsys.readouterr().out)
+        assert (metric["Lost"], metric["_aws"]["CloudWatchMetrics"][0]["Namespace"]) == ([1.0], "UsagePlanKey")
+
+    def test_under_sam_local_a_batchs_answers_are_printed_and_not_sent(
+        self, world: World, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        world.arrives("alice", ResourceProperties={"KeyId": "alice", "UsagePlanId": "free", "IncludeValue": "true"})
+        world.function = replace(world.function, local=True)
+        assert world.serve() == []
+        printed = json.loads(capsys.readouterr().out)
+        assert (printed["Status"], printed["Data"]["Value"]) == ("SUCCESS", "(not shown)")
+        assert not world.answers
+
     def test_all_stacks_of_a_batch_are_served_each_in_order(self, world: World) -> None:
         world.arrives("alice")
         world.arrives("bob", stack="two")
@@ -311,6 +359,16 @@ class TestServing:
         records = world.records()
         world.sqs.fails = [ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "ChangeMessageVisibility")]
         assert world.batch(records) == ["message-0"]
+
+    def test_without_a_queue_to_give_it_back_to_it_comes_again_all_the_same(
+        self, world: World, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """QUEUE_URL is missing, and the event source is there. No call is made that fails."""
+        world.arrives("alice")
+        world.at_create = [BUSY] * 999
+        world.function = replace(world.function, queue=None)
+        assert world.serve() == ["message-0"]
+        assert not [line for line in caplog.records if line.levelno >= logging.WARNING]
 
     def test_a_retry_after_longer_than_the_functions_time_costs_one_call_a_turn(self, world: World) -> None:
         world.arrives("alice")
@@ -399,6 +457,12 @@ class TestTime:
         assert "was over before its turn came" in world.answers[0]["Reason"]
         assert (world.sqs.sent, world.api.calls.total()) == ([], 0)
 
+    def test_a_delete_that_arrives_when_its_time_is_over_fences_nothing(self, world: World) -> None:
+        """Requests that were issued after it, and have time, are still served."""
+        world.arrives("alice", "Delete", PhysicalResourceId="alice:free", **self.event(world, age=700, timeout=600))
+        assert world.served() == [("Alice", "FAILED")]
+        assert [record.newest for record in world.ledger.records.values()] == [""]
+
     def test_what_is_put_back_from_a_dead_letter_queue_days_later_touches_nothing(self, world: World) -> None:
         world.arrives("alice")
         records = world.records()
@@ -462,10 +526,31 @@ class TestDying:
         assert world.serve(7, 7, first=world.clock.now - VISIBILITY + 1) == []
         assert len(world.answers) == 2
 
+    def test_where_nobody_can_see_whether_a_function_has_died_all_are_served(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """The ledger cannot be read once."""
+        world.arrives("alice")
+        world.arrives("bob", stack="two")
+        read, trouble = world.ledger.change, [FailedError("Could not read the ledger")]
+
+        def change(*asked: Any) -> Any:
+            if trouble:
+                raise trouble.pop()
+            return read(*asked)
+
+        monkeypatch.setattr(world.ledger, "change", change)
+        assert world.serve(2, 1) == []
+        assert world.served() == [("Alice", "SUCCESS"), ("Bob", "SUCCESS")]
+        said = "Could not see whether a function has died at Create alice:free, OnExisting Fail: Could not read the ledger"
+        assert said in caplog.messages
+
     def test_a_delete_that_is_given_up_says_what_stays_attached(self, world: World) -> None:
         world.arrives("bob", "Delete", PhysicalResourceId="bob:free")
         holder = next(iter(world.ledger.records))
-        world.ledger.records[holder] = world.ledger.records[holder]._replace(begun="Delete-one-bob", deaths=2)
+        world.ledger.records[holder] = world.ledger.records[holder]._replace(
+            begun="Delete-one-bob", died="Delete-one-bob", deaths=2
+        )
         world.serve(5)
         assert "3 invocations died" in world.answers[0]["Reason"]
         assert "What stays attached: bob:free" in world.answers[0]["Reason"]
@@ -489,9 +574,265 @@ class TestDying:
 
         real = Resource.answer
         monkeypatch.setattr(Resource, "answer", answer)
-        assert world.serve() == ["message-0", "message-2"]
+        assert sorted(world.serve()) == ["message-0", "message-2"]
         assert world.served() == [("Bob", "SUCCESS")]
         assert world.sqs.given_back == ["receipt-2"]
+
+    def test_deaths_add_up_though_it_goes_back_in_between(self, world: World) -> None:
+        """API Gateway keeps it waiting, now and then: that is no death, and none is forgotten."""
+        world.arrives("alice")
+        (message,) = world.records()
+        for receives in range(1, 8):
+            again = received(message, receives)
+            if receives % 2:
+                self.dies(world, [again])
+            else:
+                world.at_create = [BUSY] * 999
+                assert world.batch([again]) == ["message-0"]
+        world.at_create = []
+        assert world.batch([received(message, 8)]) == []
+        assert "3 invocations died" in world.answers[0]["Reason"]
+
+    def test_a_mark_that_stands_is_not_taken_off_by_who_has_no_time_to_begin(self, world: World) -> None:
+        world.arrives("alice")
+        (message,) = world.records()
+        self.dies(world, [received(message, 2)])
+        world.seconds = 25
+        assert world.batch([received(message, 3)]) == ["message-0"]
+        (record,) = world.ledger.records.values()
+        assert record.begun == "Create-one-alice"
+
+    def test_what_only_waited_is_not_taken_for_what_was_in_a_death(self, world: World) -> None:
+        """It was begun again since, and no function died."""
+        world.arrives("alice")
+        world.arrives("bob", stack="two")
+        alice, bob = world.records(2, 1, first=world.clock.now)
+        world.at_create = [BUSY] * 999
+        assert world.batch([alice]) == ["message-0"]
+        world.at_create = []
+        world.clock.now += VISIBILITY
+        assert world.batch([received(alice, 3), bob]) == []
+        assert len(world.answers) == 2
+
+
+class TestOthersOfTheBatch:
+    """What one stack's request waits for costs the others little."""
+
+    def test_who_has_to_wait_waits_when_all_others_are_served(self, world: World) -> None:
+        """Also where API Gateway asks for a longer wait than the function's time."""
+        for name, error in (("alice", throttled(100)), ("bob", BUSY)):
+            world.answers.clear()
+            world.arrives(name, stack=name)
+            world.arrives("dora", "Delete", stack="two", PhysicalResourceId="dora:free", RequestId=f"dora after {name}")
+            world.at_create, began = [error] * 999, world.clock.now
+            world.at_delivery = partial(self.not_long_after, began, world.clock)
+            assert world.serve() == ["message-0"]
+            assert world.served() == [("Dora", "SUCCESS")]
+
+    @staticmethod
+    def not_long_after(began: float, clock: Clock) -> None:
+        assert clock.now - began <= PATIENCE
+
+    def test_it_is_not_asked_again_before_api_gateway_lets_it(self, world: World) -> None:
+        """Nor for another stack: the whole account is throttled."""
+        for name in ("alice", "bob", "carol"):
+            world.arrives(name, stack=name)
+        world.at_create = [throttled(40)]
+        began = world.clock.now
+        calls: list[float] = []
+        world.before_create = lambda: calls.append(world.clock.now - began)
+        assert world.serve() == []
+        assert len(world.answers) == 3
+        assert min(calls[1:]) >= 40
+
+    def test_a_body_that_is_nested_too_deep_is_put_aside(self, world: World) -> None:
+        for stray in ("[" * 200_000, '{"a":' * 100_000):
+            world.arrives("alice", RequestId=stray[:9])
+            assert world.batch([*world.records(), record(stray, 7)]) == []
+            world.sqs.sent.clear()
+        assert world.served() == [("Alice", "SUCCESS")] * 2
+        assert len(world.sqs.aside) == 2
+
+    def test_a_dead_letter_queue_that_is_throttled_costs_the_good_ones_nothing(self, world: World) -> None:
+        world.arrives("alice")
+        records = [record("hello", 7), *world.records()]
+        error = ClientError({"Error": {"Code": "RequestThrottled", "Message": ""}}, "SendMessage")
+        world.sqs.fails = [error] * 999
+        began = world.clock.now
+        assert world.batch(records) == ["message-7"]
+        assert world.served() == [("Alice", "SUCCESS")]
+        assert world.clock.now - began <= 2 * GIVING_TIME
+
+    def test_giving_back_first_what_is_served_apart_leaves_time_to_serve(self, world: World) -> None:
+        world.arrives("alice")
+        world.arrives("bob", stack="two")
+
+        def slow(**_: Any) -> None:
+            world.clock.now += 3
+            raise ReadTimeoutError(endpoint_url="https://sqs")
+
+        world.sqs.change_message_visibility = slow  # type: ignore[method-assign]  # it hangs
+        assert world.serve(2, 2, first=world.clock.now - VISIBILITY) == ["message-1"]
+        assert world.served() == [("Alice", "SUCCESS")]
+
+    def test_it_returns_before_lambda_ends_it(self, world: World) -> None:
+        """Though nothing can be given back, and each attempt takes its whole time."""
+        for number, name in enumerate(("alice", "bob", "carol")):
+            world.arrives(name, stack=str(number))
+        world.at_create = [BUSY] * 999
+
+        def slow(**_: Any) -> None:
+            world.clock.now += 3
+            raise ReadTimeoutError(endpoint_url="https://sqs")
+
+        world.sqs.change_message_visibility = slow  # type: ignore[method-assign]  # it hangs
+        ends = world.clock.now + world.seconds
+        assert len(world.serve()) == 3
+        assert world.clock.now < ends
+
+    def test_a_stacks_order_holds_though_an_operator_has_sent_a_request_in_another_group(self, world: World) -> None:
+        world.arrives("alice")
+        world.arrives("bob")
+        first, second = world.records()
+        second["attributes"]["MessageGroupId"] = "again"
+        world.at_create = [BUSY] * 999
+        assert world.batch([first, second]) == ["message-0", "message-1"]
+        assert not world.answers
+
+    def test_what_is_over_and_cannot_be_delivered_does_not_come_again(self, world: World) -> None:
+        """CloudFormation waits for it no longer."""
+        world.arrives("alice")
+        records = world.records()
+        world.clock.now += 2 * 3600
+        world.unreachable = True
+        assert world.batch(records) == []
+
+    def test_an_answer_that_was_given_is_given_again_whatever_time_is_left(self, world: World) -> None:
+        world.arrives("alice")
+        (message,) = world.records()
+        world.serve()
+        ends = world.clock.now + 3600
+        for left in (20, 15, 10, 7, 5, 3, 1, 0, -5):
+            world.clock.now = ends - left
+            assert world.batch([received(message, 2)]) == []
+        assert {json.dumps(answer) for answer in world.answers} == {json.dumps(world.answers[0])}
+        assert len(world.answers) == 10
+
+    def test_one_that_is_over_goes_back_where_no_time_is_left_to_look_it_up(self, world: World) -> None:
+        world.arrives("alice")
+        (message,) = world.records()
+        world.serve()
+        world.clock.now += 2 * 3600
+        world.seconds = 15
+        assert world.batch([received(message, 2)]) == ["message-0"]
+        assert len(world.answers) == 1
+
+    def test_a_reply_without_a_message_id_is_no_sign_that_it_is_queued(self, world: World) -> None:
+        """A proxy's page, say: it is sent again, and the queue takes it once."""
+        replies: Any = iter([{"ResponseMetadata": {}}] * 2)
+        send = world.sqs.send_message
+        world.sqs.send_message = lambda **message: next(replies, None) or send(**message)  # type: ignore[method-assign]  # a proxy's
+        world.arrives("alice")
+        assert next(replies, "none is left") == "none is left"
+        assert len(world.sqs.sent) == 1
+
+    def test_lambdas_record_says_when_it_has_given_up(self, world: World) -> None:
+        """Put back days later, a request that tells no issue time is over all the same."""
+        event = world.arrives("alice", ResponseURL="https://x/")
+        world.sqs.sent.clear()
+        gave_up = datetime.fromtimestamp(world.clock.now, UTC).isoformat()
+        letter = json.dumps({"version": "1.0", "timestamp": gave_up, "requestPayload": event})
+        world.clock.now += 3 * 24 * 3600
+        sent = str(int(world.clock.now * 1000))
+        assert world.batch([record(letter, SentTimestamp=sent)]) == []
+        assert world.served() == [("Alice", "FAILED")]
+        assert not world.api.calls
+
+
+class TestForged:
+    """What somebody writes into an event or a message, who may do so, holds up nobody for longer than it has to."""
+
+    def test_an_issue_time_to_come_fences_nothing(self, world: World) -> None:
+        world.arrives("alice")
+        world.serve()
+        later = f"https://x/?Expires={2**33 - 1}"
+        world.arrives("alice", "Update", PhysicalResourceId="alice:free", ResponseURL=later)
+        world.serve()
+        world.clock.now += 5
+        world.arrives("alice", "Delete", PhysicalResourceId="alice:free")
+        world.serve()
+        assert world.api.attached == set()
+
+    @pytest.mark.parametrize("arrived", ["NaN", "Infinity", "4102444800", '"soon"', "null"])
+    def test_a_message_has_arrived_before_it_was_sent(self, world: World, arrived: str) -> None:
+        event = json.dumps(world.arrives("alice"))
+        sent = int(world.clock.now)
+        body = f'{{"event": {event}, "arrived": {arrived}}}'
+        (message,) = messages([record(body, SentTimestamp=str(sent * 1000))])
+        assert message.arrived == sent
+
+
+class TestFencedFirst:
+    """A retained logical id that is declared again and fails must not detach a live customer."""
+
+    def retained(self, world: World) -> None:
+        world.arrives("alice")
+        world.serve()
+        world.clock.now += 60
+
+    def test_refused_for_its_host(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.retained(world)
+
+        def check(request: Request, function_arn: str) -> None:
+            raise FailedError("IncludeValue is true, and ResponseURL leads elsewhere")
+
+        monkeypatch.setattr(world, "check", check)
+        world.arrives("alice", RequestId="declared again")
+        assert world.served()[-1] == ("Alice", "FAILED")
+        monkeypatch.undo()
+        world.clock.now += 5
+        world.arrives("alice", "Delete", PhysicalResourceId="alice:free")
+        world.serve()
+        assert world.api.attached == {("alice", "free")}
+
+    def test_refused_out_of_the_queue_too(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Somebody may write to the queue, or invoke the function with a batch."""
+
+        def check(request: Request, function_arn: str) -> None:
+            raise FailedError("IncludeValue is true, and ResponseURL leads elsewhere")
+
+        world.arrives("alice")
+        monkeypatch.setattr(world, "check", check)
+        assert world.serve() == []
+        assert "leads elsewhere" in world.answers[0]["Reason"]
+        assert not world.api.calls
+
+    def test_handed_in_when_its_time_is_over(self, world: World) -> None:
+        self.retained(world)
+        issued = int(world.clock.now)
+        world.clock.now += 2 * 3600
+        world.arrives("alice", RequestId="declared again", ResponseURL=f"https://x/?Expires={issued + SIGNED_FOR}")
+        assert "was over" in world.answers[-1]["Reason"]
+        world.arrives("alice", "Delete", PhysicalResourceId="invented")
+        world.serve()
+        assert world.api.attached == {("alice", "free")}
+
+
+def test_a_former_providers_id_that_is_a_keys_value_is_not_written_anywhere(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    value = "s3cr3t-s3cr3t-s3cr3t-s3cr3t:f7r3e3"
+    shown: list[object] = []
+    world.before_create = lambda: shown.append(about.get()["PhysicalResourceId"])
+    world.arrives("alice", "Update", PhysicalResourceId=value)
+    world.serve()
+    world.arrives("alice", "Delete", PhysicalResourceId=value)
+    world.serve()
+    assert world.served() == [("Alice", "SUCCESS"), ("Alice", "SUCCESS")]
+    assert value not in caplog.text + repr(world.ledger.records) + repr(shown)
+    assert shown == ["a foreign id of 34 characters"]
+    assert world.api.attached == {("alice", "free")}, "it is no reason to release what is held"
 
 
 class TestStrays:
@@ -527,6 +868,20 @@ class TestStrays:
         world.sqs.fails = [ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "SendMessage")]
         assert world.batch([record("stray")]) == ["message-0"]
         assert not world.sqs.given_back
+
+    @pytest.mark.parametrize("lacks", ["the queue", "its dead-letter queue"])
+    def test_without_a_dead_letter_queue_it_comes_again(self, world: World, lacks: str, caplog: pytest.LogCaptureFixture) -> None:
+        """And that is no trouble to log beside the stray."""
+        queue = Queue(world.sqs, "https://queue") if lacks == "its dead-letter queue" else None  # type: ignore[arg-type]  # a fake
+        world.function = replace(world.function, queue=queue)
+        assert world.batch([record("stray")]) == ["message-0"]
+        assert (world.sqs.sent, world.sqs.aside) == ([], [])
+        assert [line.levelname for line in caplog.records] == ["ERROR"]
+
+    def test_a_message_shows_none_of_what_it_carries(self, world: World) -> None:
+        """A ResponseURL is a secret, and a traceback shows the message's repr."""
+        (message,) = messages([record('{"event": {"ResponseURL": "https://x/?Signature=s3cr3t"}}', 7)])
+        assert repr(message) == "Message('message-7')"
 
     def test_lambdas_record_of_a_failed_invocation_is_served_as_the_request_in_it(self, world: World) -> None:
         """It was not fenced when it arrived, so it is now."""
@@ -574,11 +929,12 @@ class TestLettingGo:
             "DELETE_FAILED",
             "DELETE_IN_PROGRESS",
             ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "DescribeStacks"),
+            NoCredentialsError(),
         ],
     )
-    def test_a_stack_that_may_be_there_keeps_what_it_holds(self, world: World, said: str | ClientError) -> None:
+    def test_a_stack_that_may_be_there_keeps_what_it_holds(self, world: World, said: str | Exception) -> None:
         world.stacks[STACK.format("one")] = said
-        with pytest.raises(FailedError):
+        with pytest.raises(FailedError, match=STACK.format("one")):
             world.function.let_go(self.ASKED, world)
         assert world.ledger.entries
 
@@ -601,3 +957,97 @@ class TestLettingGo:
         said = world.answers[-1]["Reason"]
         event = json.loads(said[said.index("{") : said.rindex("}") + 1])
         assert event == {"LetGo": self.ASKED}
+
+
+class TestMessages:
+    """What SQS hands over is read field by field."""
+
+    def test_a_message_without_attributes_was_received_once_and_nobody_knows_when(self) -> None:
+        (read,) = messages([{"messageId": "m", "receiptHandle": "r", "body": '{"event": 7, "arrived": 5}'}])
+        assert read == ("m", "", "r", '{"event": 7, "arrived": 5}', 7, 5, True, 1, math.inf)
+
+    def test_all_that_sqs_says_of_a_message_is_read(self) -> None:
+        attributes = {
+            "MessageGroupId": "g",
+            "SentTimestamp": "9000",
+            "ApproximateReceiveCount": "3",
+            "ApproximateFirstReceiveTimestamp": "10500",
+        }
+        (read,) = messages([{"messageId": "m", "receiptHandle": "r", "body": "{}", "attributes": attributes}])
+        assert read == ("m", "g", "r", "{}", {}, 9, False, 3, 10.5)
+
+    @pytest.mark.parametrize(
+        ("arrived", "read"),
+        [(5, 5), (12, 9), (math.inf, 9), ("5", 9), (None, 9)],
+        ids=["before", "after", "never", "text", "null"],
+    )
+    def test_a_request_arrived_before_its_message_was_sent(self, arrived: object, read: float) -> None:
+        (message,) = messages([record(json.dumps({"event": {}, "arrived": arrived}), SentTimestamp="9000")])
+        assert (message.arrived, message.fenced) == (read, True)
+
+    @pytest.mark.parametrize(("timestamp", "read"), [("1970-01-01T00:00:05Z", 5), ("5", 9), (5, 9)])
+    def test_lambdas_record_says_when_lambda_gave_up(self, timestamp: object, read: float) -> None:
+        body = json.dumps({"requestPayload": {"a": 1}, "timestamp": timestamp})
+        (message,) = messages([record(body, SentTimestamp="9000")])
+        assert (message.event, message.arrived, message.fenced) == ({"a": 1}, read, False)
+
+    def test_a_message_shows_nothing_but_its_id(self) -> None:
+        (read,) = messages([record("secret", 7)])
+        assert repr(read) == "Message('message-7')"
+
+
+class TestCalls:
+    """What the queue is told, and what is said where it does not answer."""
+
+    def queue(self, world: World) -> Queue:
+        return Queue(world.sqs, "https://queue", "https://undelivered")  # type: ignore[arg-type]  # a fake
+
+    def test_a_message_that_is_put_aside_twice_is_there_once(self, world: World) -> None:
+        for number in (1, 1, 2):
+            (stray,) = messages([record("stray", number)])
+            assert self.queue(world).put_aside(stray, Deadline(60, world.clock))
+        first, repeated, other = (message["MessageDeduplicationId"] for message in world.sqs.aside)
+        assert first == repeated != other
+
+    def test_without_a_dead_letter_queue_it_stays(self, world: World) -> None:
+        (stray,) = messages([record("stray")])
+        assert not Queue(world.sqs, "https://queue").put_aside(stray, Deadline(60, world.clock))  # type: ignore[arg-type]  # a fake
+        assert not world.sqs.aside
+
+    def test_an_error_says_what_could_not_be_done(self, world: World) -> None:
+        (message,) = messages([record("stray")])
+        event = {"StackId": "s", "RequestId": "r"}
+        throttled = ClientError({"Error": {"Code": "RequestThrottled", "Message": "slow"}}, "Call")
+        for begins, call in (
+            ("Could not put a message aside: gave up", partial(self.queue(world).put_aside, message)),
+            ("Could not give a message back: gave up", partial(self.queue(world).give_back, message)),
+            ("Could not queue the request: gave up", partial(self.queue(world).put, event, 5)),
+        ):
+            world.sqs.fails = [throttled] * 999
+            with pytest.raises(FailedError, match=f"^{begins}"):
+                call(Deadline(60, world.clock))
+        world.sqs.fails = [ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "SendMessage")]
+        with pytest.raises(FailedError, match=r"^Could not queue the request: .*AccessDenied.*Check that the queue is there"):
+            self.queue(world).put(event, 5, Deadline(60, world.clock))
+
+    def test_a_request_that_may_have_been_queued_is_unclear_and_says_why(self, world: World) -> None:
+        world.sqs.fails = [ReadTimeoutError(endpoint_url="https://queue")] * 999
+        with pytest.raises(UnclearError, match=r"^Could not queue the request: gave up .*https://queue"):
+            self.queue(world).put({"StackId": "s", "RequestId": "r"}, 5, Deadline(60, world.clock))
+
+    def test_a_request_is_queued_as_short_json(self, world: World) -> None:
+        self.queue(world).put({"StackId": "s", "RequestId": "\ud800"}, 5, Deadline(60, world.clock))
+        (message,) = world.sqs.sent
+        assert message["MessageBody"] == '{"event":{"StackId":"s","RequestId":"\\ud800"},"arrived":5}'
+        assert re.fullmatch("[0-9a-f]{64}", message["MessageDeduplicationId"])
+        assert message["MessageGroupId"] == hashlib.sha256(b"s").hexdigest()
+
+    def test_a_message_of_just_the_greatest_size_is_queued(self, world: World) -> None:
+        event = {"StackId": "s", "RequestId": "r", "Filler": ""}
+        self.queue(world).put(event, 5, Deadline(60, world.clock))
+        event["Filler"] = "x" * (MOST_BYTES - len(world.sqs.sent[0]["MessageBody"]))
+        self.queue(world).put(event, 5, Deadline(60, world.clock))
+        assert len(world.sqs.sent[1]["MessageBody"]) == MOST_BYTES
+        event["Filler"] += "x"
+        with pytest.raises(FailedError, match=f"it has {MOST_BYTES + 1} bytes, and a message takes {MOST_BYTES}"):
+            self.queue(world).put(event, 5, Deadline(60, world.clock))

@@ -1,5 +1,6 @@
 """Waiting: full jitter below a growing cap, for as long as another call can be over in time."""
 
+import math
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -230,6 +231,22 @@ class TestTurn:
         assert type(raised.value) is OutOfTimeError
         assert clock.now == 0
 
+    def test_who_is_to_make_way_does_not_wait_for_longer_than_that(self) -> None:
+        """And says until when API Gateway has asked not to be called."""
+        clock = Clock(0.0)
+        with pytest.raises(TurnOverError) as raised:
+            persist(failing(99), "x", Deadline(3600, clock, turn=90, patience=5), again(after=30))
+        assert (clock.now, raised.value.opens) == (0, 30)
+        assert persist(failing(1), "x", Deadline(3600, clock, turn=90, patience=5), again(after=4)) == "served"
+
+    def test_until_then_no_call_to_api_gateway_begins_and_others_do(self) -> None:
+        clock = Clock(0.0)
+        deadline = Deadline(3600, clock, turn=90, opens=30)
+        assert persist(failing(0), "x", deadline.short(), again()) == "served"
+        assert clock.now == 0
+        assert persist(failing(0), "x", deadline, again()) == "served"
+        assert clock.now == 30
+
     def test_a_pause_within_it_is_waited_in_full(self) -> None:
         clock = Clock(0.0)
         assert persist(failing(1), "x", Deadline(3600, clock, turn=90), again(after=50)) == "served"
@@ -269,6 +286,26 @@ class TestPersist:
             persist(failing(999), "x", Deadline(999, clock, Dice()), again(patience=30))
         assert clock.now == 30
 
+    def test_patience_counts_from_the_first_such_error(self) -> None:
+        """What was waited for something else before is none of it."""
+        clock = Clock(0.0)
+        verdicts = iter([*[Again(after=20)] * 3, *[Again(patience=30)] * 999])
+        with pytest.raises(RefusedError):
+            persist(failing(999), "x", Deadline(999, clock, Dice()), lambda _: next(verdicts))
+        assert clock.now == 60 + 30
+
+    def test_no_call_begins_too_late_where_the_look_has_taken_long(self) -> None:
+        """The ledger is asked after each slice whether the request was given up; it may be throttled."""
+        clock = Clock(0.0)
+
+        def slow() -> None:
+            clock.now += 30
+
+        attempts = Attempts()
+        with pytest.raises(OutOfTimeError):
+            persist(failing(99), "x", Deadline(BEFORE_CALL + 40, clock).watched(slow), again(after=15), attempts)
+        assert attempts.count == 1
+
     @pytest.mark.parametrize("unclear", [True, False], ids=["unclear", "clear"])
     def test_whether_one_may_have_been_served(self, unclear: bool) -> None:
         """It is remembered of any attempt, for a success, a refusal for good and the end of the time alike."""
@@ -304,3 +341,49 @@ class TestPersist:
         with pytest.raises(OutOfTimeError) as raised:
             persist(failing(1), "x", Deadline(1, Clock(0.0)), again(), Attempts(count=1, unclear=True))
         assert not raised.value.clear
+
+
+class TestWords:
+    """An error says what was being done, and what has gone wrong."""
+
+    def test_a_request_that_makes_way_says_for_what(self) -> None:
+        with pytest.raises(TurnOverError, match=r"^Could not do it: refusal 1\.$") as raised:
+            persist(failing(1), "Could not do it", Deadline(3600, Clock(0.0), turn=90), again(after=100))
+        assert raised.value.opens == -math.inf, "its own turn was over, and the wait with it"
+        with pytest.raises(TurnOverError, match=r"^Could not do it: refusal 1\.$"):
+            persist(failing(1), "Could not do it", Deadline(3600, Clock(0.0), turn=90, patience=5), again(after=30))
+
+    def test_a_call_that_may_not_begin_in_this_turn_says_which(self) -> None:
+        deadline = Deadline(3600, Clock(0.0), turn=BEFORE_CALL - 0.1)
+        with pytest.raises(TurnOverError, match=r"^Could not do it: the function's time is nearly up$"):
+            deadline.allow("Could not do it")
+
+    def test_an_unclear_attempt_makes_the_failure_unclear_and_a_clear_one_clear(self) -> None:
+        for unclear in (True, False):
+            with pytest.raises(OutOfTimeError) as raised:
+                persist(failing(9), "x", Deadline(BEFORE_CALL, Clock(0.0)), again(unclear=unclear))
+            assert raised.value.clear is (not unclear)
+
+    def test_the_last_errors_full_stop_is_not_doubled(self) -> None:
+        def call() -> str:
+            raise RefusedError("Try later. . X")
+
+        with pytest.raises(OutOfTimeError, match=r"The last error: Try later\. \. X\. Deploy again when that is over$"):
+            persist(call, "x", Deadline(BEFORE_CALL, Clock(0.0)), again())
+
+
+class TestAhead:
+    """A call that begins later needs its time then."""
+
+    @pytest.mark.parametrize("kind", [Deadline.allow, Deadline.allow_turn])
+    @pytest.mark.parametrize("turn", [3600, BEFORE_CALL + 5], ids=["CloudFormation's time", "the function's time"])
+    def test_it_is_allowed_to_the_second(self, kind: Callable[..., None], turn: float) -> None:
+        deadline = Deadline(3600 if turn < 3600 else BEFORE_CALL + 5, Clock(0.0), turn=turn)
+        kind(deadline, "x")
+        kind(deadline, "x", 5)
+        if kind is Deadline.allow or turn < 3600:
+            with pytest.raises(OutOfTimeError):
+                kind(deadline, "x", 5.1)
+
+    def test_a_turn_that_just_holds_a_call_is_enough(self) -> None:
+        Deadline(3600, Clock(0.0), turn=BEFORE_CALL).allow_turn("x")

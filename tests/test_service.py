@@ -20,9 +20,9 @@ from tests.memory import Clock, MemoryLedger
 from usage_plan_key.api_gateway import ApiGateway
 from usage_plan_key.association import Association, Holder
 from usage_plan_key.ledger import EventsWord
-from usage_plan_key.lifecycle import NOBODY, STALE_MARK, Answer, Entry, FailedError, State
+from usage_plan_key.lifecycle import NOBODY, REMEMBERED, STALE_MARK, Answer, Entry, FailedError, Hold, State
 from usage_plan_key.request import Create, Delete, Invalid, OnExisting, Request, Update
-from usage_plan_key.retry import BEFORE_CALL, Deadline, OutOfTimeError, TurnOverError
+from usage_plan_key.retry import BEFORE_CALL, CONNECT_TIMEOUT, READ_TIMEOUT, Deadline, OutOfTimeError, TurnOverError
 from usage_plan_key.service import Served, Service
 
 FAIL, ADOPT, TAKE = OnExisting
@@ -129,6 +129,7 @@ class CloudFormation(MemoryLedger):
         self.script: dict[str, Iterator[Step]] = defaultdict(lambda: iter(()))
         self.tick: Callable[[], None] = lambda: None
         self.has_ledger = True
+        self.refused_writes = 0
         self.lose_writes = 0
         """How many replies to writes that hold something are lost."""
         self.seconds = 900.0
@@ -194,8 +195,15 @@ class CloudFormation(MemoryLedger):
 
         return scripted
 
+    def outage(self, writes: int) -> None:
+        """So many writes fail from now on; their calls take no time."""
+        self.refused_writes = writes
+
     def written(self, holder: Holder, after: State) -> None:
         self.tick()
+        if self.refused_writes:
+            self.refused_writes -= 1
+            raise FailedError("the ledger is out of reach")
         super().written(holder, after)
         self.tick()
         if self.entries and self.lose_writes:
@@ -633,6 +641,16 @@ class TestMoving:
         assert outcome(cfn.update("A", FREE, FREE)) == "REPAIRED"
         assert cfn.attached == {FREE}
 
+    def test_nobody_knows_whether_the_old_one_is_attached_again(self, cfn: CloudFormation) -> None:
+        """A lost reply may have attached it, so the ledger no longer says that it was moved away, and its Delete detaches it."""
+        cfn.create("A", FREE)
+        cfn.at(CREATE, usual, fails(DENIED), served_then(LOST), fails(DENIED))
+        assert failed(cfn.update("A", FREE, PRO), "could not be attached again")
+        assert cfn.attached == {FREE}
+        assert cfn.entry(FREE).moved is None
+        assert cfn.delete("A", FREE).success
+        assert not cfn.attached
+
     def test_the_detaching_is_refused(self, cfn: CloudFormation) -> None:
         """What was not detached is as it was, without a mark."""
         cfn.create("A", FREE)
@@ -654,7 +672,7 @@ class TestMoving:
         cfn.by_hand(FREE)
         cfn.create("A", FREE, ADOPT)
         words = ["API key alice to usage plan pro", "usage plan free (Free)", "api:prod", "A of stack one, and was there before"]
-        assert failed(cfn.update("A", FREE, PRO), *words, "Remove it there first")
+        assert failed(cfn.update("A", FREE, PRO), *words, "first set OnExisting to Take, deploy, then change the plan")
         assert cfn.attached == {FREE}
         assert not cfn.holders(PRO)
 
@@ -818,8 +836,11 @@ class TestDelete:
         assert not cfn.attached
         assert not cfn.entries
 
-    @pytest.mark.parametrize("id_", [FREE, "invented"])
-    def test_not_held(self, cfn: CloudFormation, id_: str, caplog: pytest.LogCaptureFixture) -> None:
+    @pytest.mark.parametrize(
+        ("id_", "shown"),
+        [(FREE, FREE), ("stack-A-1ABC", "stack-A-1ABC"), ("s3cr3t-s3cr3t-s3cr3t:free", "a foreign id of 25 characters")],
+    )
+    def test_not_held(self, cfn: CloudFormation, id_: str, shown: str, caplog: pytest.LogCaptureFixture) -> None:
         """SUCCESS with the event's own id; nothing is touched, and a line in the log says so."""
         caplog.set_level(logging.INFO)
         cfn.by_hand(FREE)
@@ -827,7 +848,7 @@ class TestDelete:
         assert answer.success
         assert answer.id == id_
         assert not cfn.calls()
-        assert f"does not hold {id_}: nothing is touched" in caplog.text
+        assert f"does not hold {shown}: nothing is touched" in caplog.text
 
     @pytest.mark.parametrize("gone", ["association", "plan", "key"])
     def test_not_found_is_forgiven(self, cfn: CloudFormation, gone: str) -> None:
@@ -862,6 +883,15 @@ class TestDelete:
         cfn.create("A", FREE)
         cfn.at(DELETE, *[fails(BUSY)] * 999)
         assert failed(cfn.delete("A", FREE), "gave up after", "What stays attached: API key alice in usage plan free")
+
+    def test_it_fails_and_nobody_knows_whether_it_is_detached(self, cfn: CloudFormation) -> None:
+        """The mark stays, so nobody joins what may be gone; the next Delete finishes it."""
+        cfn.create("A", FREE)
+        cfn.at(DELETE, served_then(LOST), fails(DENIED))
+        assert failed(cfn.delete("A", FREE), "apigateway:DELETE")
+        assert cfn.entry(FREE).detaching is not None
+        assert cfn.delete("A", FREE).success
+        assert not cfn.entries
 
     def test_the_first_of_several_fails(self, cfn: CloudFormation) -> None:
         """All that stays attached is named, also what was not tried."""
@@ -930,6 +960,28 @@ class TestWaiting:
         assert len(waits) == 1
         assert cfn.holders(FREE) == {holder("A")}
         assert dead.holder not in cfn.records or not cfn.records[dead.holder].holds
+
+    def test_a_stale_mark_that_its_marker_finishes_first(
+        self, cfn: CloudFormation, dead: Delete, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Between its look and its turn to finish, the marker's Delete ends and a third resource attaches the key."""
+        marked = cfn.entry(FREE).detaching
+        assert marked
+        cfn.clock.now = marked + STALE_MARK
+        change = cfn.change
+
+        def preceded(holder_: Holder, *rest: Any) -> State:
+            if holder_ == dead.holder:
+                monkeypatch.setattr(cfn, "change", change)
+                assert cfn.send(dead).answer.success
+                assert outcome(cfn.create("C", FREE)) == "ATTACHED"
+            return change(holder_, *rest)
+
+        monkeypatch.setattr(cfn, "change", preceded)
+        assert outcome(cfn.create("A", FREE)) == "JOINED"
+        assert cfn.calls()["DeleteUsagePlanKey"] == 1, "the marker's"
+        assert cfn.attached == {FREE}
+        assert cfn.holders(FREE) == {holder("A"), holder("C")}
 
     @pytest.mark.parametrize("wanted", [FREE, GOLD], ids=["the same", "another"])
     def test_its_own_mark(self, cfn: CloudFormation, dead: Delete, wanted: str) -> None:
@@ -1017,6 +1069,20 @@ class TestOrder:
         cfn.by_hand(FREE, attached=False)
         assert cfn.send(request).value is None
         assert "An internal error" not in caplog.text
+
+    def test_a_value_that_there_is_no_time_to_look_up_is_looked_up_in_the_next_turn(self, cfn: CloudFormation) -> None:
+        """Else the answer would go out without the value, and Fn::GetAtt would fail."""
+        request = cfn.a_create("A", FREE, include_value=True)
+        first = cfn.send(request)
+        cfn.resumable = True
+        cfn.at(GET, *[fails(THROTTLED)] * 999)
+        with pytest.raises(TurnOverError):
+            cfn.send(request)
+        cfn.at(GET)
+        assert cfn.send(request) == first
+
+    def test_who_prints_what_was_served_prints_no_value(self) -> None:
+        assert "value-of-alice" not in repr(Served(Answer(success=True, id=FREE), "value-of-alice"))
 
     def test_the_hold_is_lost(self, cfn: CloudFormation) -> None:
         """A Delete served between the attaching and the answer let go of it: it is detached again, and the Create FAILED."""
@@ -1543,19 +1609,118 @@ class TestValue:
         assert cfn.send(cfn.a_create("A", FREE, include_value=True)).value == cfn.api.keys["alice"].value
         assert cfn.calls() == {"CreateUsagePlanKey": 1, "GetUsagePlanKey": 1}
 
-    def test_without_one_it_fails_and_what_was_attached_is_the_deletes(self, cfn: CloudFormation) -> None:
+    def test_without_one_the_answer_has_none(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
+        """What is attached stays; where Fn::GetAtt asks for it, CloudFormation takes it back."""
         cfn.at(CREATE, self.without)
         cfn.at(GET, self.without)
-        answer = cfn.send(cfn.a_create("A", FREE, include_value=True)).answer
-        assert failed(answer, "API Gateway does not return the value")
+        served = cfn.send(cfn.a_create("A", FREE, include_value=True))
+        assert (served.answer.success, served.value) == (True, None)
+        assert "does not return the value of API key alice" in caplog.text
         assert cfn.attached == {FREE}
-        assert cfn.delete("A", answer.id).success
-        assert cfn.attached == set()
 
     def test_who_does_not_ask_for_it_does_not_miss_it(self, cfn: CloudFormation) -> None:
         cfn.at(CREATE, self.without)
         assert cfn.create("A", FREE).success
         assert cfn.calls() == {"CreateUsagePlanKey": 1}
+
+
+class TestFailedBefore:
+    """What a failed request may have attached is nobody's, and goes: CloudFormation never believed in it."""
+
+    def unclear(self, cfn: CloudFormation, request: Create | Update) -> None:
+        """It is attached, its reply is lost, and the request fails."""
+        cfn.at(CREATE, served_then(LOST), fails(DENIED))
+        assert not cfn.send(request).answer.success
+        cfn.at(CREATE)
+
+    def test_a_create_in_express_mode_and_then_another(self, cfn: CloudFormation) -> None:
+        """No Delete follows the first; the second Create does not take it for retained."""
+        self.unclear(cfn, cfn.a_create("A", FREE))
+        assert cfn.attached == {FREE}
+        assert cfn.create("A", GOLD).success
+        assert cfn.delete("A", GOLD).success
+        assert cfn.attached == set()
+
+    def test_the_same_create_once_more_which_fails_again(self, cfn: CloudFormation) -> None:
+        self.unclear(cfn, cfn.a_create("A", FREE))
+        cfn.at(GET, fails(DENIED))
+        assert not cfn.create("A", FREE).success
+        assert cfn.delete("A", FREE).success
+        assert cfn.attached == set()
+
+    def test_an_update_without_a_rollback_is_remembered_for_longer_than_its_answer(self, cfn: CloudFormation) -> None:
+        cfn.create("A", FREE)
+        self.unclear(cfn, cfn.an_update("A", FREE, GOLD))
+        cfn.clock.now += 2 * REMEMBERED
+        assert cfn.update("A", FREE, FREE).success
+        assert cfn.delete("A", FREE).success
+        assert cfn.attached == set()
+
+    def test_what_a_success_took_up_is_its_own(self, cfn: CloudFormation) -> None:
+        """Without issue times too: the clean-up of the old one leaves it attached."""
+        cfn.create("A", FREE, issued=None)
+        self.unclear(cfn, cfn.an_update("A", FREE, GOLD, issued=None))
+        assert outcome(cfn.update("A", FREE, GOLD, issued=None)) == "VERIFIED"
+        assert cfn.delete("A", FREE, issued=None).success
+        assert cfn.attached == {GOLD}
+
+
+class TestBoundLost:
+    def test_an_update_that_goes_back_a_month_later_is_no_rollback(self, cfn: CloudFormation) -> None:
+        """Under UpdateReplacePolicy Retain no Delete has come for what it goes back to."""
+        cfn.create("A", FREE, digest="P1")
+        cfn.update("A", FREE, GOLD, digest="P2")
+        del cfn.api.plans["free"]
+        cfn.clock.now += 30 * REMEMBERED
+        assert failed(cfn.update("A", GOLD, FREE, digest="P3"), "there is no usage plan free")
+
+    def test_given_again_it_has_the_same_value(self, cfn: CloudFormation) -> None:
+        cfn.create("A", FREE, digest="P1")
+        del cfn.api.plans["free"]
+        request = cfn.an_update("A", FREE, FREE, digest="P1", include_value=True)
+        first = cfn.send(request)
+        assert (first.answer.outcome, first.value) == ("LOST", "")
+        assert cfn.send(request) == first
+
+
+class TestOutOfReach:
+    """The ledger is, just when a mark is to be written."""
+
+    def test_a_clear_refusal_is_written_down_at_the_last_moment(self, cfn: CloudFormation) -> None:
+        """API Gateway says that the key is there already; the mark `before` cannot be written, but a little later it can."""
+        cfn.by_hand(FREE)
+        cfn.at(GET, followed_by(lambda: cfn.outage(2)))
+        answer = cfn.create("A", FREE)
+        assert failed(answer, "the ledger is out of reach")
+        assert cfn.delete("A", FREE).success
+        assert cfn.attached == {FREE}
+
+    def test_a_move_that_died_is_undone_where_the_next_delivery_fails_before_it_attaches(self, cfn: CloudFormation) -> None:
+        cfn.create("A", FREE)
+        request = cfn.an_update("A", FREE, PRO)
+        cfn.at(DELETE, followed_by(lambda: cfn.at(CREATE, fails(Death()))))
+        with pytest.raises(Death):
+            cfn.send(request)
+        assert cfn.attached == set()
+        cfn.at(CREATE)
+        cfn.at(GET, fails(DENIED))
+        assert failed(cfn.send(request).answer, "permission is missing")
+        assert cfn.attached == {FREE}
+
+    def test_a_detaching_that_may_have_been_served_keeps_its_mark(self, cfn: CloudFormation) -> None:
+        """The move's next delivery knows what to attach again."""
+
+        def late(_: Callable[[], Any]) -> Any:
+            cfn.clock.now += 89
+            raise error(409, "ConflictException", "odd")
+
+        cfn.create("A", FREE)
+        cfn.resumable, cfn.seconds = True, 100
+        cfn.at(DELETE, served_then(LOST), late)
+        request = cfn.an_update("A", FREE, PRO)
+        with pytest.raises(TurnOverError):
+            cfn.send(request)
+        assert cfn.entry(FREE).moved == request.id
 
 
 class TestOver:
@@ -1599,7 +1764,7 @@ class TestDeaths:
         request = cfn.a_create("A", FREE)
         cfn.arrives(request)
         for death in range(3):
-            assert cfn.service(request).died() is (death > 0)
+            assert cfn.service(request).died() is (death > 0 or None)
             cfn.at(CREATE, fails(Death()))
             cfn.at(GET, fails(Death()))
             with pytest.raises(Death):
@@ -1676,3 +1841,158 @@ class TestWaitingInSlices:
         began = cfn.clock.now
         assert failed(cfn.send(request).answer, "Superseded")
         assert cfn.clock.now - began <= 41
+
+
+class TestEachStep:
+    """What is done, written and said at each step."""
+
+    def received_again(self, cfn: CloudFormation, request: Request, *, seconds: float) -> Service:
+        deadline = Deadline(3600, cfn.clock, Random(0), turn=seconds)
+        return Service(request, cfn, ApiGateway(cfn), deadline, again=True)  # type: ignore[arg-type]  # a fake
+
+    def test_a_turn_ends_though_its_mark_cannot_be_taken_off(self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(*_: Any, **__: Any) -> Any:
+            raise FailedError("the ledger is out of reach")
+
+        monkeypatch.setattr("usage_plan_key.lifecycle.rest", refuse)
+        cfn.script[CREATE] = itertools.repeat(fails(BUSY))
+        with pytest.raises(TurnOverError):
+            self.received_again(cfn, cfn.a_create("A", FREE), seconds=60).serve()
+
+    def test_the_mark_is_taken_off_in_the_requests_own_time(self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch) -> None:
+        clocks: list[object] = []
+        change = cfn.change
+
+        def watched(holder_: Holder, associations: Any, rule: Any, deadline: Deadline, seen: State | None = None) -> State:
+            clocks.append(deadline.clock)
+            return change(holder_, associations, rule, deadline, seen)
+
+        monkeypatch.setattr(cfn, "change", watched)
+        cfn.script[CREATE] = itertools.repeat(fails(BUSY))
+        with pytest.raises(TurnOverError):
+            self.received_again(cfn, cfn.a_create("A", FREE), seconds=60).serve()
+        assert set(clocks) == {cfn.clock}
+        assert cfn.records[holder("A")].begun == ""
+
+    def test_a_hold_that_cannot_be_read_back_fails_with_the_first_error(self, cfn: CloudFormation) -> None:
+        request = cfn.a_create("A", FREE)
+        cfn.arrives(request)
+        cfn.lose_writes = 1
+        outages = iter([0, 99])  # Before the first write, and after it.
+        cfn.tick = lambda: cfn.outage(next(outages, 0))
+        assert failed(cfn.service(request).serve().answer, "nobody knows whether it was written")
+
+    def test_what_is_lost_is_logged_in_full(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
+        cfn.create("A", FREE, digest="P1")
+        TestLost.gone(cfn)
+        reason = cfn.update("A", FREE, FREE, ADOPT, digest="P2").reason
+        assert outcome(cfn.update("A", FREE, FREE, digest="P1")) == "LOST"
+        said = f"LOST: {reason}. CloudFormation goes on as if the key were attached. The resource's next Update fails"
+        assert ("usage_plan_key.service", logging.ERROR, said) in caplog.record_tuples
+
+    @pytest.mark.parametrize(("spare", "moves"), [(0.0, True), (-0.1, False)])
+    def test_a_move_needs_time_for_the_detaching_and_to_undo_it(self, cfn: CloudFormation, spare: float, moves: bool) -> None:
+        cfn.create("A", FREE)
+        cfn.seconds = 2 * (CONNECT_TIMEOUT + READ_TIMEOUT) + BEFORE_CALL + spare
+        answer = cfn.update("A", FREE, PRO)
+        assert answer.success is moves
+        assert moves or answer.reason.startswith("Could not attach API key alice to usage plan pro: no time was left")
+
+    def test_what_blocks_the_way_back_is_named(self, cfn: CloudFormation) -> None:
+        cfn.api.plans["third"] = Plan("Third", (("api", "prod"),))
+        cfn.create("A", FREE)
+        cfn.at(DELETE, followed_by(lambda: cfn.by_hand("alice:third")))
+        reason = cfn.update("A", FREE, PRO).reason
+        assert "could not be attached again: usage plan third (Third)" in reason
+        assert reason.endswith("blocks it")
+
+    def test_a_delete_writes_three_times(self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It arrives; the association is marked; and the last association's page changes together with the answer's."""
+        cfn.create("A", FREE)
+        cfn.send(cfn.an_update("A", "former", GOLD))
+        written: list[Holder] = []
+        write = cfn.written
+
+        def counted(holder_: Holder, after: State) -> None:
+            written.append(holder_)
+            write(holder_, after)
+
+        monkeypatch.setattr(cfn, "written", counted)
+        assert cfn.delete("A", GOLD).success
+        assert len(written) == 3
+
+    def test_a_delete_whose_mark_somebody_else_has_finished_succeeds(self, cfn: CloudFormation) -> None:
+        cfn.create("A", FREE)
+        cfn.seconds = 3600
+
+        def another() -> None:
+            cfn.clock.now += STALE_MARK
+            cfn.at(DELETE)
+            assert outcome(cfn.create("B", FREE, stack="two")) == "ATTACHED"
+
+        cfn.at(DELETE, fails(BUSY))
+        cfn.clock.meanwhile = [another]
+        assert cfn.delete("A", FREE).success
+        assert cfn.holders(FREE) == {holder("B", "two")}
+        assert cfn.attached == {FREE}
+
+    def test_a_mark_is_renewed_while_it_is_finished(self, cfn: CloudFormation) -> None:
+        """So nobody else takes it for stale at the same time."""
+        cfn.create("A", FREE)
+        cfn.at(DELETE, fails(Death()))
+        with pytest.raises(Death):
+            cfn.delete("A", FREE)
+        cfn.clock.now += 100
+        marks: list[int | None] = []
+        cfn.at(DELETE, preceded_by(lambda: marks.append(cfn.entry(FREE).detaching)))
+        cfn.update("A", "former", GOLD)
+        assert marks == [int(cfn.clock.now)]
+
+    def test_a_mark_that_was_set_anew_meanwhile_is_left_to_who_set_it(
+        self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cfn.create("A", FREE)
+        cfn.at(DELETE, fails(Death()))
+        with pytest.raises(Death):
+            cfn.delete("A", FREE)
+        marked = cfn.entry(FREE).detaching
+        assert marked
+        cfn.clock.now, cfn.seconds = marked + STALE_MARK, 3600
+        anew = int(cfn.clock.now) - 1
+        change = cfn.change
+
+        def preceded(holder_: Holder, *rest: Any) -> State:
+            if holder_ == holder("A"):
+                monkeypatch.setattr(cfn, "change", change)
+                cfn.entries[pair(FREE)] = cfn.entry(FREE)._replace(detaching=anew)
+                cfn.clock.meanwhile = [lambda: marks.append(cfn.entry(FREE).detaching)]
+            return change(holder_, *rest)
+
+        marks: list[int | None] = []
+        monkeypatch.setattr(cfn, "change", preceded)
+        assert outcome(cfn.create("B", FREE, stack="two")) == "ATTACHED"
+        assert marks == [anew]
+
+    def test_what_was_attached_after_it_was_let_go_is_held_while_it_is_detached(self, cfn: CloudFormation) -> None:
+        held: list[Any] = []
+        cfn.at(CREATE, preceded_by(lambda: cfn.delete("A", "invented")))
+        cfn.at(DELETE, preceded_by(lambda: held.append(dict(cfn.records[holder("A")].holds))))
+        request = cfn.a_create("A", FREE)
+        assert failed(cfn.send(request).answer, "Superseded: a Delete for this resource was served meanwhile")
+        assert held == [{pair(FREE): Hold(request.id)}]
+
+    def test_the_log_says_that_an_answer_is_given_again_and_that_nothing_is_touched(
+        self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "usage_plan_key.service")
+        request = cfn.a_delete("A", FREE)
+        cfn.send(request)
+        cfn.send(request)
+        assert f"This resource does not hold {FREE}: nothing is touched" in caplog.messages
+        assert "This request was answered before; the same answer goes out again" in caplog.messages
+
+    def test_an_answer_is_given_again_without_the_value_that_cannot_be_looked_up(self, cfn: CloudFormation) -> None:
+        request = cfn.a_create("A", FREE, include_value=True)
+        first = cfn.send(request)
+        cfn.at(GET, fails(DENIED))
+        assert cfn.send(request) == Served(first.answer)

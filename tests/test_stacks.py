@@ -184,8 +184,9 @@ class Stacks(RuleBasedStateMachine):
     def get_remaining_time_in_millis(self) -> int:
         return 900_000
 
-    def send_message(self, **message: str) -> None:
+    def send_message(self, **message: str) -> dict[str, str]:
         self.sqs.append(message)
+        return {"MessageId": "test"}
 
     def change_message_visibility(self, **_: Any) -> None:
         """In these batches what goes back is received again by the next attempt."""
@@ -193,7 +194,7 @@ class Stacks(RuleBasedStateMachine):
     def prepare(self) -> None:
         pass
 
-    def check(self, request: Request) -> None:
+    def check(self, request: Request, function_arn: str) -> None:
         """Any ResponseURL will do."""
 
     def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Final
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 import urllib3
 from aws_lambda_powertools.metrics import MetricUnit, single_metric
@@ -142,6 +142,7 @@ class Resource(CfnResource):
         return self._serve_it
 
     def _serve_it(self, event: Mapping[str, Any], context: Any) -> str:
+        """Defect: crhelper gives a failed Create a random id, and CloudFormation sends its Delete with that id."""
         try:
             self._put_together(self._serve)
         except TurnOverError as error:
@@ -187,10 +188,6 @@ class Resource(CfnResource):
         if not late:
             self._deliver(self._body)
         return not late
-
-    def generate_physical_id(self, event: Mapping[str, Any]) -> str:
-        """Defect: a failed Create gets a random id, and Delete is called with it."""
-        return self._request.answer_id
 
     def _log_setup(self, event: Mapping[str, Any], context: Any) -> None:
         """Defect: the root logger's level and its handlers' formatters are replaced at every invocation."""
@@ -298,6 +295,23 @@ def destination(url: str, *, local: bool = False, base: str = "") -> Url:
     return read
 
 
+def check_value_stack(request: Request, function_arn: str) -> None:
+    """Check that a ResponseURL is of the stack that asks: CloudFormation's bucket takes the answers of all its customers.
+
+    Its path names the stack in captured events. No document says so, so a path that names none is let through.
+
+    Raises:
+        FailedError: The stack is of another account, or the path names another one.
+    """
+    stack_id = request.holder.stack_id
+    named = unquote(urlsplit(request.response_url).path)
+    own = function_arn.split(":")[4:5]
+    if stack_id.split(":")[4:5] != own or ("arn:" in named and f"{stack_id}|" not in named):
+        raise FailedError(
+            "IncludeValue is true, and the function sends a key's value to no stack of another account. Remove IncludeValue"
+        )
+
+
 def check_value_host(url: Url, *, region: str, suffix: str | None, emulator: str | None = None) -> None:
     """Check that a host is CloudFormation's own: whoever may invoke the function could name another one for a key's value.
 
@@ -326,8 +340,8 @@ def check_value_host(url: Url, *, region: str, suffix: str | None, emulator: str
 class Sender:
     """Delivers answers. One TLS context serves all invocations, as one costs 40 ms of a processor."""
 
-    def __init__(self, check_host: Callable[[Url], None] = lambda _: None) -> None:
-        """Prepare; `check_host` raises FailedError where a key's value must not go, see `check_value_host`."""
+    def __init__(self, check_host: Callable[[Url], None] | None = None) -> None:
+        """Prepare; `check_host` is `check_value_host` with all but the URL, or None where a key's value may go anywhere."""
         self._check_host = check_host
         self._tls: Future[ssl.SSLContext] | None = None
         #: By the URL of the proxy; None for none.
@@ -342,14 +356,15 @@ class Sender:
             thread.shutdown(wait=False)
         return self._tls
 
-    def check(self, request: Request) -> None:
-        """Check that a request's ResponseURL may have its answer.
+    def check(self, request: Request, function_arn: str) -> None:
+        """Check that a request's ResponseURL may have its answer from the function of this ARN.
 
         Raises:
             FailedError: A key's value is asked for, and must not go there.
         """
-        if isinstance(request, Create | Update) and request.include_value:
+        if self._check_host and isinstance(request, Create | Update) and request.include_value:
             self._check_host(destination(request.response_url))
+            check_value_stack(request, function_arn)
 
     def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:
         """PUT an answer to its ResponseURL.
@@ -388,7 +403,7 @@ class Sender:
             _BusyError: It is to be tried again.
         """
         target = destination(url, base=base)
-        if "Value" in json.loads(body).get("Data", {}):
+        if self._check_host and "Value" in json.loads(body).get("Data", {}):
             self._check_host(target)
         deadline.allow("Could not PUT")
         reply = self._manager(target.url, tls).urlopen(

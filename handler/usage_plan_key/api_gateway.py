@@ -148,7 +148,8 @@ class ApiGateway:
     def _attach(self, what: str, association: Association, deadline: Deadline, attempts: Attempts) -> InPlan | list[Rival]:
         arguments = {"usagePlanId": association.plan_id, "keyId": association.key_id, "keyType": "API_KEY"}
         call = partial(self._client.create_usage_plan_key, **arguments)
-        for unexplained in range(1, MOST_UNEXPLAINED + 1):
+        unexplained = 0
+        while True:
             try:
                 return InPlan(_key(self._ask(call, what, deadline, association.key_id, attempts)), by_us=True)
             except (ClientError, BotoCoreError) as error:
@@ -160,10 +161,10 @@ class ApiGateway:
                     return found
                 if _code(error) == "BadRequestException":
                     raise refused from error
+                unexplained += 1
                 if unexplained == MOST_UNEXPLAINED:
                     raise FailedError(f"{what}: {_message(error)}") from error
                 deadline.pause(unexplained, what, error)
-        raise AssertionError("the last turn of the loop returns or raises")
 
     def _look_into(
         self, association: Association, error: Exception, deadline: Deadline, attempts: Attempts
@@ -201,21 +202,28 @@ class ApiGateway:
 
     def detach(self, association: Association, deadline: Deadline) -> None:
         """Take the key out of the plan (DeleteUsagePlanKey). What is not there is forgiven, whichever part is missing."""
-        what = f"Could not detach API key {association.key_id} from usage plan {association.plan_id} in {self._region}"
         attempts = Attempts()
+        try:
+            self._detach(association, deadline, attempts)
+        except FailedError as failed:
+            failed.clear = not attempts.unclear
+            raise
+
+    def _detach(self, association: Association, deadline: Deadline, attempts: Attempts) -> None:
+        what = f"Could not detach API key {association.key_id} from usage plan {association.plan_id} in {self._region}"
         call = partial(self._client.delete_usage_plan_key, usagePlanId=association.plan_id, keyId=association.key_id)
-        for unexplained in range(1, MOST_UNEXPLAINED + 1):
+        unexplained = 0
+        while True:
             try:
                 self._ask(call, what, deadline, None, attempts)
             except (ClientError, BotoCoreError) as error:
                 if _code(error) == "NotFoundException":
                     return
+                unexplained += 1
                 if _code(error) == "ConflictException" and unexplained < MOST_UNEXPLAINED:
                     deadline.pause(unexplained, what, error)
                     continue
-                failed = self._refused(what, association, error, "DELETE", f"keys/{association.key_id}", deadline)
-                failed.clear = not attempts.unclear
-                raise failed from error
+                raise self._refused(what, association, error, "DELETE", f"keys/{association.key_id}", deadline) from error
             return
 
     def _rivals(self, association: Association, deadline: Deadline) -> list[Rival]:
@@ -345,7 +353,8 @@ def _code(error: BaseException) -> str:
 
 
 def _message(error: Exception) -> str:
-    return error.response.get("Error", {}).get("Message", "") if isinstance(error, ClientError) else str(error)
+    # A reply may have null there.
+    return str(error.response.get("Error", {}).get("Message") or "") if isinstance(error, ClientError) else str(error)
 
 
 def _retry_after(error: ClientError) -> float:

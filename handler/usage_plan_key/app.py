@@ -59,20 +59,20 @@ def _client(service: Any, connect: float, read: float) -> Any:
 _table = os.environ.get("LEDGER_TABLE")
 _queue = os.environ.get("QUEUE_URL")
 _apigateway = _client("apigateway", CONNECT_TIMEOUT, READ_TIMEOUT)
+_suffix = os.environ.get("RESPONSE_URL_SUFFIX")
+_check_host = partial(
+    check_value_host,
+    region=_apigateway.meta.region_name,
+    suffix=_suffix,
+    emulator=os.environ.get("RESPONSE_URL_HOST"),
+)
 _invocation = Invocation(
     api=ApiGateway(_apigateway),
     table=Table(_client("dynamodb", SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT), _table) if _table else None,
     queue=Queue(_client("sqs", SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT), _queue, os.environ.get("UNDELIVERED_URL"))
     if _queue
     else None,
-    sender=Sender(
-        partial(
-            check_value_host,
-            region=_apigateway.meta.region_name,
-            suffix=os.environ.get("RESPONSE_URL_SUFFIX"),
-            emulator=os.environ.get("RESPONSE_URL_HOST"),
-        )
-    ),
+    sender=Sender(_check_host if _suffix else None),
     local="AWS_SAM_LOCAL" in os.environ,
     # Only an operator's event asks for it, so init does not make it.
     cloudformation=lambda: _client("cloudformation", SHORT_CONNECT_TIMEOUT, READ_TIMEOUT),

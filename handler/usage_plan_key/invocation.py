@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
@@ -25,8 +26,8 @@ from .cloudformation import stack_is_gone
 from .ledger import EventsWord, Table
 from .lifecycle import FailedError, Outcome, abandon
 from .queue import VISIBILITY, Message, Queue, UnclearError, messages
-from .request import Create, Delete, EventError, Invalid, Request, Update, parse
-from .retry import Clock, Deadline, TurnOverError
+from .request import MOST_SKEW, Create, Delete, EventError, Request, Update, parse
+from .retry import BEFORE_LOOK, Clock, Deadline, TurnOverError
 from .service import Served, Service
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,14 @@ about: ContextVar[Mapping[str, str | None]] = ContextVar("about")
 LOCAL_TIME: Final = 35.0
 #: Seconds at the end of a batch's invocation for what the background has yet to deliver, and for what goes back into the queue.
 CLOSING_TIME: Final = 10.0
+#: Seconds at the end of the function's time in which it does nothing any more: Lambda is to have the batch's result.
+LAST_SECONDS: Final = 2.0
+#: Seconds for which a batch's request waits for API Gateway before all other stacks' have had their turn, longer than the other
+#: batch takes; and for which all of them wait so.
+PATIENCE: Final = 12.0
+FIRST_ROUND: Final = 40.0
+#: Seconds for what costs the others of its batch their time: to give back what is served apart, to put aside what is no request.
+GIVING_TIME: Final = 5.0
 #: Seconds for which a batch's answer is tried to be delivered; what was not comes again.
 DELIVERY_TIME: Final = 20.0
 
@@ -104,25 +113,25 @@ class Invocation:
         if not self.queue and not self.local:
             self.sender.prepare()
         about.set({})
-        request, event = self._read(event)
+        request, event = self._read(event, self.clock.time())
         _tell(request, event, context)
         now, left = self.clock.time(), context.get_remaining_time_in_millis() / 1000
         end = Deadline(left, self.clock)
         # A sample event is as old as its file, and a person waits at the terminal.
         there = min(LOCAL_TIME, request.service_timeout) if self.local else request.ends(now) - now
-        is_over = there <= 0
+        is_over = there <= BEFORE_LOOK
         service = self._service(request, Deadline(left if is_over else min(left, there), self.clock, is_over=is_over))
         if self.queue:
             logger.info("Asked: %s", _shown(request))
         serve = service.serve
         try:
-            if not self.local:
-                self.sender.check(request)
-            if not is_over:
+            # A Create is fenced also when its time is over: it marks what is retained, and its Delete may arrive next.
+            if not is_over or request.physical_id is None:
                 service.arrive()
-                if self.queue:
-                    self.queue.put(event, now, Deadline(min(left, there), self.clock))
-                    return None
+            self._check(request, context)
+            if self.queue and not is_over:
+                self.queue.put(event, now, Deadline(min(left, there), self.clock))
+                return None
         except UnclearError:
             raise
         except FailedError as failed:
@@ -144,36 +153,59 @@ class Invocation:
         """
         self.sender.prepare()
         about.set({})
-        ends = self.clock.time() + context.get_remaining_time_in_millis() / 1000
-        failed: list[str] = []
-        turns = [turn for message in messages(records) if (turn := self._turn(message, ends, failed))]
-        kept = self._apart(turns, ends)
-        rest = [turn for turn in turns if turn not in kept]
-        self._give_back(rest, ends)
-        failed += [turn.message.id for turn in rest]
-        unserved: list[_Turn] = []
-        blocked: set[str] = set()
+        ends = self.clock.time() + context.get_remaining_time_in_millis() / 1000 - LAST_SECONDS
+        turns: list[_Turn] = []
+        strays: list[Message] = []
+        for message in messages(records):
+            try:
+                turns.append(_Turn(message, *self._read(message.event, message.arrived), []))
+            except Exception as error:  # noqa: BLE001  # it costs nobody else anything
+                logger.error("Message %s is no request: %s", message.id, error)  # noqa: TRY400  # the sentence says it all
+                strays.append(message)
+        now = self._apart(turns, ends)
+        later = [turn.message for turn in turns if turn not in now]
+        self._give_back(later, min(ends, self.clock.time() + GIVING_TIME))
         with self.background() as background:
-            for turn in kept:
+            back, failed = self._serve_all(now, ends, context, background)
+            failed += [message for message in strays if not self._put_aside(message, ends)]
+        self._give_back(back, ends)
+        failed += [turn.message for turn in now if not self._is_delivered(turn)]
+        again = dict.fromkeys(message.id for message in [*later, *back, *failed])
+        return {"batchItemFailures": [{"itemIdentifier": id_} for id_ in again]}
+
+    def _serve_all(
+        self, turns: Sequence[_Turn], ends: float, context: Context, background: Executor
+    ) -> tuple[list[Message], list[Message]]:
+        """Serve requests, each stack's in order; gives back what there was no time for, and what has failed.
+
+        Who has to wait waits in the second round, when all other stacks' requests are served.
+        """
+        broken: set[str] = set()
+        failed: list[Message] = []
+        opens = -math.inf  # API Gateway throttles the account, not one request.
+        several = len({turn.request.holder.stack_id for turn in turns}) > 1
+        first = self.clock.time() + FIRST_ROUND
+        for impatient in (True, False) if several else (False,):
+            blocked, waiting = set(broken), []
+            for turn in turns:
+                stack = turn.request.holder.stack_id
                 try:
-                    if turn.message.group in blocked:
+                    if stack in blocked:
                         raise TurnOverError("an earlier request of its stack is not answered yet")
-                    self._serve(turn, ends, context, background)
+                    patience = min(PATIENCE, first - self.clock.time()) if impatient else math.inf
+                    self._serve(turn, ends, patience, opens, context, background)
                 except TurnOverError as error:
-                    logger.info("%s goes back into the queue: %s", _shown(turn.request), error)
-                    unserved.append(turn)
-                    blocked.add(turn.message.group)
+                    opens = max(opens, error.opens)
+                    logger.info("%s waits: %s", _shown(turn.request), error)
+                    waiting.append(turn)
+                    blocked.add(stack)
                 except Exception:
                     logger.exception("Not answered, so it comes again when its visibility time-out is over")
-                    failed.append(turn.message.id)
-                    blocked.add(turn.message.group)
-        self._give_back(unserved, ends)
-        failed += [turn.message.id for turn in unserved]
-        for turn in kept:
-            for undelivered in filter(None, (future.exception() for future in turn.sent)):
-                logger.error("Not delivered, so it comes again: %s", undelivered)
-                failed.append(turn.message.id)
-        return {"batchItemFailures": [{"itemIdentifier": id_} for id_ in dict.fromkeys(failed)]}
+                    failed.append(turn.message)
+                    broken.add(stack)
+                    blocked.add(stack)
+            turns = waiting
+        return [turn.message for turn in turns], failed
 
     def let_go(self, asked: object, context: Context) -> dict[str, Any]:
         """Let go of what a resource holds whose stack is gone without a Delete for it. Nothing is detached.
@@ -201,48 +233,63 @@ class Invocation:
         logger.warning("%s is gone: let go of %s, and detached nothing", holder, ", ".join(ids) or "nothing")
         return {"LetGo": ids}
 
-    def _read(self, event: object) -> tuple[Request, Mapping[str, Any]]:
+    def _read(self, event: object, arrived: float) -> tuple[Request, Mapping[str, Any]]:
         request = parse(event)
+        if request.issued is not None and request.issued > arrived + MOST_SKEW:
+            request.issued = None  # A time to come would be newer than all that follows.
         destination(request.response_url, local=self.local)
         return request, cast("Mapping[str, Any]", event)  # `parse` has seen that it is one.
 
-    def _turn(self, message: Message, ends: float, failed: list[str]) -> _Turn | None:
-        """Read a message; what is no request is put aside, and costs nobody else anything."""
+    def _check(self, request: Request, context: Context) -> None:
+        if not self.local:
+            self.sender.check(request, context.invoked_function_arn)
+
+    def _put_aside(self, message: Message, ends: float) -> bool:
+        """Send what is no request to the dead-letter queue; False where it stays, and comes again."""
+        with single_metric("NoRequest", MetricUnit.Count, 1, namespace=NAMESPACE):
+            pass
+        deadline = Deadline(min(GIVING_TIME, ends - self.clock.time()), self.clock).last()
         try:
-            return _Turn(message, *self._read(message.event), [])
-        except EventError as error:
-            logger.error("Message %s is no request, so it goes to the dead-letter queue: %s", message.id, error)  # noqa: TRY400
-            with single_metric("NoRequest", MetricUnit.Count, 1, namespace=NAMESPACE):
-                pass
-        try:
-            if self.queue and self.queue.put_aside(message, Deadline(ends - self.clock.time(), self.clock).short()):
-                return None
+            return bool(self.queue and self.queue.put_aside(message, deadline))
         except Exception as error:  # noqa: BLE001  # it costs nobody else anything
             logger.warning("Message %s stays in the queue: %s", message.id, error)
-        failed.append(message.id)
-        return None
+            return False
+
+    def _is_delivered(self, turn: _Turn) -> bool:
+        """Tell whether an answer has arrived, or CloudFormation waits for it no longer: else its request is to come again."""
+        undelivered = [error for future in turn.sent if (error := future.exception())]
+        for error in undelivered:
+            logger.error("Not delivered: %s", error)
+        return not undelivered or self.clock.time() >= turn.request.ends(turn.message.arrived)
 
     def _apart(self, turns: list[_Turn], ends: float) -> list[_Turn]:
         """Choose what is served now: all, unless a function has died.
 
-        A request that a function died at is served alone, for the next one may die at it too. What comes again only after its
-        visibility time-out was in a batch that died, at nobody knows which: it is served apart from other stacks' requests.
+        A request that a function died at is served alone, for the next one may die at it too. What comes again after its
+        visibility time-out, and was not begun since, may have been in a batch that died, at nobody knows which: it is served
+        apart from other stacks' requests. Only the first of each stack, for those behind it have their turn after it.
         """
-        for turn in turns:
-            if turn.message.again and self._has_died(turn, ends):
-                return [turn]
         now = self.clock.time()
-        groups = [turn.message.group for turn in turns if turn.message.again and now >= turn.message.first + VISIBILITY]
-        return [turn for turn in turns if turn.message.group == groups[0]] if groups else turns
+        suspects: list[str] = []
+        seen: set[str] = set()
+        for turn in turns:
+            stack, message = turn.request.holder.stack_id, turn.message
+            died = self._has_died(turn, ends) if message.receives > 1 else False
+            if died:
+                return [turn]
+            if died is None and stack not in seen and now >= message.first + VISIBILITY:
+                suspects.append(stack)
+            seen.add(stack)
+        return [turn for turn in turns if turn.request.holder.stack_id == suspects[0]] if suspects else turns
 
-    def _has_died(self, turn: _Turn, ends: float) -> bool:
+    def _has_died(self, turn: _Turn, ends: float) -> bool | None:
         try:
             return self._service(turn.request, Deadline(ends - CLOSING_TIME - self.clock.time(), self.clock)).died()
         except Exception as error:  # noqa: BLE001  # where the ledger cannot be read, it is served and says so
             logger.warning("Could not see whether a function has died at %s: %s", _shown(turn.request), error)
             return False
 
-    def _serve(self, turn: _Turn, ends: float, context: Context, background: Executor) -> None:
+    def _serve(self, turn: _Turn, ends: float, patience: float, opens: float, context: Context, background: Executor) -> None:
         """Serve a request.
 
         Raises:
@@ -251,27 +298,38 @@ class Invocation:
         request, message = turn.request, turn.message
         _tell(request, turn.event, context)
         # Where a function has died, the next one's log says at what it may die.
-        logger.log(logging.INFO if message.again else logging.DEBUG, "Its turn has come: %s", _shown(request))
+        again = message.receives > 1
+        logger.log(logging.INFO if again else logging.DEBUG, "Its turn has come: %s", _shown(request))
         now = self.clock.time()
         there, here = request.ends(message.arrived) - now, ends - CLOSING_TIME - now
-        is_over = there <= 0
-        deadline = Deadline(here if is_over else there, self.clock, turn=here, lane=True, is_over=is_over)
-        service = self._service(request, deadline, fenced=message.fenced, again=message.again)
+        is_over = there <= BEFORE_LOOK
+        deadline = Deadline(
+            math.inf if is_over else there, self.clock, turn=here, patience=patience, opens=opens, lane=True, is_over=is_over
+        )
+        service = self._service(request, deadline, fenced=message.fenced, again=again)
 
         def deliver(body: bytes) -> None:
+            if self.local:
+                print(redacted(body))  # noqa: T201  # for the person at the terminal
+                return
             deadline = Deadline(min(DELIVERY_TIME, ends - self.clock.time()), self.clock)
             turn.sent.append(background.submit(copy_context().run, self.sender.deliver, request, deadline, body))
 
-        self._answer(request, turn.event, context, service.serve, deliver, Deadline(ends - now, self.clock))
+        serve = service.serve
+        try:
+            self._check(request, context)  # Who may write to the queue has not passed `by_cloudformation`.
+        except FailedError as failed:
+            serve = partial(_fail, service, str(failed))
+        self._answer(request, turn.event, context, serve, deliver, Deadline(ends - now, self.clock))
 
-    def _give_back(self, turns: Sequence[_Turn], ends: float) -> None:
+    def _give_back(self, back: Sequence[Message], ends: float) -> None:
         """Make messages visible in their places, a stack's later ones first: its first one visible, the others could be taken."""
-        for turn in reversed(turns):
+        for message in reversed(back):
             try:
                 if self.queue:
-                    self.queue.give_back(turn.message, Deadline(ends - self.clock.time(), self.clock).last())
+                    self.queue.give_back(message, Deadline(ends - self.clock.time(), self.clock).last())
             except Exception as error:  # noqa: BLE001  # it comes again all the same, later
-                logger.warning("%s comes again when its visibility time-out is over: %s", _shown(turn.request), error)
+                logger.warning("Message %s comes again when its visibility time-out is over: %s", message.id, error)
 
     def _service(self, request: Request, deadline: Deadline, *, fenced: bool = True, again: bool = False) -> Service:
         ledger = self.table or EventsWord(request.holder, request.physical_id, request.id)
@@ -293,7 +351,7 @@ class Invocation:
                 "asked": _shown(request),
                 "outcome": served.answer.outcome or status,
                 "status": status,
-                "AnswerId": served.answer.id,
+                "AnswerId": request.shown_id if served.answer.id == request.physical_id else served.answer.id,
             }
             log = logger.info if served.answer.success else logger.error
             if served.answer.outcome == Outcome.LOST:
@@ -318,7 +376,7 @@ def _tell(request: Request, event: Mapping[str, Any], context: Context) -> None:
             "LogicalResourceId": request.holder.logical_id,
             "RequestId": request.id,
             "RequestType": event["RequestType"],
-            "PhysicalResourceId": request.physical_id,
+            "PhysicalResourceId": request.shown_id,
             "function_request_id": context.aws_request_id,
         }
     )
@@ -333,6 +391,6 @@ def _shown(request: Request) -> str:
         case Create() | Update():
             return f"{type(request).__name__} {request.wanted.id}, OnExisting {request.on_existing}"
         case Delete():
-            return f"Delete {request.physical_id}"
-        case Invalid():
+            return f"Delete {request.shown_id}"
+        case _:
             return f"{'Update' if request.physical_id else 'Create'} with unusable properties"

@@ -16,7 +16,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from .api_gateway import transient
 from .association import Association, Holder
-from .lifecycle import NOBODY, REMEMBERED, Answer, Entry, FailedError, Hold, Record, State
+from .lifecycle import NOBODY, REMEMBERED, Answer, Entry, FailedError, Hold, Record, State, digest
 from .retry import Again, Deadline, persist
 
 if TYPE_CHECKING:
@@ -134,14 +134,14 @@ class Table:
             FailedError: A newer version of the function has written it, or it is damaged. Guessing could detach a live customer.
         """
         where = f"Could not read page {pk} of the ledger {self._name} in {self._client.meta.region_name}"
-        if page.get("shape", 1) > SHAPE:
-            raise FailedError(f"{where}: a newer version of the function has written it. Deploy that version again")
         try:
-            return read(page)
+            if page.get("shape", 1) <= SHAPE:
+                return read(page)
         except Exception as error:
             raise FailedError(
                 f"{where}: it is damaged ({type(error).__name__}). Mend it by hand, or restore the table to an earlier time"
             ) from error
+        raise FailedError(f"{where}: a newer version of the function has written it. Deploy that version again")
 
     def _write(
         self, pages: list[dict[str, Any]], versions: Mapping[str, str | None], deadline: Deadline
@@ -232,6 +232,7 @@ def _record_page(holder: Holder, record: Record, now: int) -> dict[str, Any]:
             "answers": {id_: _some(answer._asdict()) for id_, answer in record.answers.items()},
             "digest": record.digest,
             "begun": record.begun,
+            "died": record.died,
             "deaths": record.deaths,
             # Its fence outlives what it held by a day; a holder that holds something stays.
             "expires": None if record.holds else now + REMEMBERED,
@@ -239,21 +240,35 @@ def _record_page(holder: Holder, record: Record, now: int) -> dict[str, Any]:
     )
 
 
+def _association(id_: str) -> Association:
+    found = Association.parse(id_)
+    if found is None:
+        raise ValueError(id_)
+    return found
+
+
+def _list(value: object) -> list[str]:
+    if not isinstance(value, list):
+        raise TypeError(type(value).__name__)
+    return value
+
+
 def _record(page: Mapping[str, Any]) -> Record:
-    holds = {Association.parse(id_): Hold(**hold) for id_, hold in page.get("holds", {}).items()}
+    holds = {_association(id_): Hold(**{**hold, "left": int(hold.get("left", 0))}) for id_, hold in page.get("holds", {}).items()}
     answers = {id_: {"success": False, "id": "", **answer} for id_, answer in page.get("answers", {}).items()}
     return Record(
-        holds={association: hold for association, hold in holds.items() if association is not None},
+        holds=holds,
         # Before shapes were numbered, a rank within the second was part of it, and one RequestId was kept.
         issued=int(page.get("issued", int(page.get("order", 0)) // 4)),
-        arrived=tuple(page.get("arrived", [page["newest"]] if page.get("newest") else [])),
+        arrived=tuple(_list(page.get("arrived", [page["newest"]] if page.get("newest") else []))),
         closed=page.get("closed", False),
         wants=Association.parse(page.get("wants", "")),
-        foreign=frozenset(page.get("foreign", [])),
+        foreign=frozenset(id_ if "shape" in page else digest(id_) for id_ in _list(page.get("foreign", []))),
         spared=Association.parse(page.get("spared", "")),
         answers={id_: Answer(**{**answer, "at": int(answer.get("at", 0))}) for id_, answer in answers.items()},
         digest=page.get("digest", ""),
         begun=page.get("begun", ""),
+        died=page.get("died", ""),
         deaths=int(page.get("deaths", 0)),
     )
 

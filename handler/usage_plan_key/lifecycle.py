@@ -37,6 +37,7 @@ A resource lets go of an association (Delete, or an Update that finds what a sup
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from enum import Enum, StrEnum
@@ -122,13 +123,16 @@ class Hold(NamedTuple):
         request: The RequestId that took hold of it.
         named: An event's id has named it since, or an earlier life of the resource left it: then it is
             CloudFormation's to delete or to retain, and nobody else's.
-        left: An Update has gone on to another one and was answered SUCCESS, and no Delete for this one has come yet.
+        left: When an Update that has gone on to another one was answered SUCCESS, in epoch seconds; 0 for none, and when a Delete
+            for this one has come.
+        failed: The request that took hold of it was answered FAILED, so CloudFormation has never believed that it is attached.
         key_name: As it was last answered.
     """
 
     request: str
     named: bool = False
-    left: bool = False
+    left: int = 0
+    failed: bool = False
     key_name: str = ""
 
 
@@ -141,11 +145,12 @@ class Record(NamedTuple):
         arrived: The RequestIds of that second, as they arrived.
         closed: The newest one is a Delete with an id that CloudFormation has invented.
         wants: The association that it wants.
-        foreign: Foreign ids that Updates have brought, a former provider's.
+        foreign: Digests of the foreign ids that Updates have brought, a former provider's: one may hold a key's value.
         spared: What a Create wanted that was refused, while an earlier life of the resource held it.
         answers: The answers given, by RequestId.
         digest: Of the properties that were last answered SUCCESS.
         begun: The RequestId that is being served after it was received before; one that is found standing is a death.
+        died: The RequestId whose deaths are counted.
         deaths: How many functions have died at it.
     """
 
@@ -159,6 +164,7 @@ class Record(NamedTuple):
     answers: Mapping[str, Answer] = _NONE
     digest: str = ""
     begun: str = ""
+    died: str = ""
     deaths: int = 0
 
     @property
@@ -235,23 +241,27 @@ def arrive(record: Record, request: Request) -> Record:
     foreign = record.foreign
     if request.named in holds:
         hold = holds[request.named]
-        holds[request.named] = hold._replace(named=True, left=hold.left and not isinstance(request, Delete))
+        holds[request.named] = hold._replace(named=True, left=0 if isinstance(request, Delete) else hold.left)
     elif isinstance(request, Update) and request.named is None:
-        foreign |= {request.physical_id}
+        foreign |= {digest(request.physical_id)}
     record = record._replace(holds=holds, foreign=foreign)
     if request.issued is not None and (request.issued < record.issued or _was_cancelled(record, request)):
         return record
 
     wants = record.wants
-    invented = isinstance(request, Delete) and request.named is None and request.physical_id not in foreign
+    invented = isinstance(request, Delete) and request.named is None and digest(request.physical_id) not in foreign
     match request:
         case Wish():
             wants = request.wanted
         case Delete() if request.named == wants or invented:
             wants = None
     if request.physical_id is None:
-        # A Create begins a new life. What is held from an earlier one was retained, by no Delete that came.
-        holds = {a: hold if hold.request == request.id else hold._replace(named=True, left=False) for a, hold in holds.items()}
+        # A Create begins a new life. What is held from an earlier one was retained, by no Delete that came; but not what a failed
+        # request may have attached.
+        holds = {
+            association: hold if hold.failed or hold.request == request.id else hold._replace(named=True, left=0)
+            for association, hold in holds.items()
+        }
     record = record._replace(holds=holds, spared=record.spared if isinstance(request, Delete) else None)
     if request.issued is None:
         return record  # Without issue times there is no fence.
@@ -288,12 +298,13 @@ def check_superseded(record: Record, request: Request | Wish) -> None:
 
 def begin(record: Record, request: Request) -> Record:
     """Mark a request that was received before as begun. Where the mark stands already, a function has died at it."""
-    return record._replace(begun=request.id, deaths=record.deaths + 1 if record.begun == request.id else 0)
+    deaths = record.deaths if record.died == request.id else 0
+    return record._replace(begun=request.id, died=request.id, deaths=deaths + (record.begun == request.id))
 
 
 def rest(record: Record, request: Request) -> Record:
-    """Take off the mark: it goes back into the queue, or was answered, so nothing has died of it."""
-    return record._replace(begun="", deaths=0) if record.begun == request.id else record
+    """Take off the mark: the request goes back into the queue, and no function has died at it this time."""
+    return record._replace(begun="") if record.begun == request.id else record
 
 
 # --- Wanting an association ---
@@ -435,14 +446,15 @@ def take_back(state: State, request: Wish) -> State:
     return state.let_go(request.holder, request.wanted)
 
 
-def may_be_lost(record: Record, request: Wish) -> bool:
+def may_be_lost(record: Record, request: Wish, now: int) -> bool:
     """Tell whether this takes back a change, so that it succeeds though its key or its plan is gone.
 
     A rollback's Update brings the properties that were last answered SUCCESS; or, after an Update that was answered SUCCESS,
-    wants the association that this one had left, and whose Delete has not come.
+    wants the association that this one had left, and whose Delete has not come within a day: under UpdateReplacePolicy Retain
+    none ever comes, and a later Update goes back to it of its own will.
     """
     hold = record.holds.get(request.wanted)
-    left = hold is not None and hold.left
+    left = hold is not None and hold.left > now - REMEMBERED
     return isinstance(request, Update) and (left or (bool(request.digest) and request.digest == record.digest))
 
 
@@ -486,10 +498,15 @@ def left_alone(entry: Entry, request: Wish) -> str:
     before = ", and was there before it" if entry.before else ""
     said = f"That association is held by {by}{before}, so it was left alone."
     others = entry.holders - {request.holder}
+    if not others and entry.holders:  # Its own, and not to be moved by this request.
+        first = "set OnExisting to Take" if entry.before else "declare this resource with the plan that it has there"
+        return (
+            f"{said} It was {'adopted' if entry.before else 'retained'}: to move it, first {first}, deploy, then change the plan"
+        )
     if others and all(other.stack_id == request.holder.stack_id for other in others):
         return (
             f"{said} To rename a resource and move its key, deploy twice: first give it the new logical id with the plan that it "
-            "has, then change the plan. Else remove it there first"
+            "has, then change the plan. If it was retained, declare it again first. Else remove it there first"
         )
     return f"{said} Remove it there first{f'. {way_out(others)}' if others else ''}"
 
@@ -501,19 +518,15 @@ def releases(record: Record, request: Delete) -> list[Association]:
     """Name what a Delete releases."""
     named = request.named
     # What a failed Update may have attached, and no rollback has come for.
-    failed = [held for held, hold in record.holds.items() if not hold.named and _has_failed(record, hold)]
+    failed = [held for held, hold in record.holds.items() if hold.failed and not hold.named]
     if named is not None:
         released = [named] if named in record.holds and named != record.spared else []
-    elif request.physical_id in record.foreign:
+    elif digest(request.physical_id) in record.foreign:
         released = []  # A former provider's: it was not attached by us.
     else:
         # CloudFormation invents an id when a Create was cancelled or never answered: what that Create took goes.
         released = [held for held, hold in record.holds.items() if not hold.named]
     return [held for held in dict.fromkeys(released + failed) if held != record.wants]
-
-
-def _has_failed(record: Record, hold: Hold) -> bool:
-    return hold.request in record.answers and not record.answers[hold.request].success
 
 
 def leftovers(record: Record, request: Wish) -> list[Association]:
@@ -572,33 +585,45 @@ def still_attached(state: State, association: Association) -> State:
 
 def answered(record: Record, request: Request, answer: Answer) -> Record:
     """Write an answer down; the first one stands."""
-    record = rest(record, request)
+    if record.died == request.id:
+        record = record._replace(begun="", died="", deaths=0)
     if request.id in record.answers:
         return record
     kept = sorted(
         ((id_, given) for id_, given in record.answers.items() if given.at > answer.at - REMEMBERED),
         key=lambda pair: pair[1].at,
     )[1 - MOST_ANSWERS :]
-    record = record._replace(answers={**dict(kept), request.id: answer})
+    # A foreign id is not written down: the event brings it, and a former provider's may be a key's value.
+    noted = answer._replace(id="") if request.named is None and answer.id == request.physical_id else answer
+    record = record._replace(answers={**dict(kept), request.id: noted})
     if isinstance(request, Delete):
         return record
     if answer.success and isinstance(request, Create | Update):
         return _succeeded(record, request, answer)
+    holds = {a: hold._replace(failed=True) if hold.request == request.id else hold for a, hold in record.holds.items()}
+    record = record._replace(holds=holds)
     is_newest = record.newest == request.id
     if request.physical_id is None and (is_newest or request.issued is None):
         # CloudFormation follows a failed Create with a Delete of its id. That must not undo what was retained.
         hold = record.holds.get(request.wanted) if request.wanted else None
-        record = record._replace(spared=request.wanted if hold is not None and hold.request != request.id else None)
+        is_retained = hold is not None and hold.request != request.id and not hold.failed
+        record = record._replace(spared=request.wanted if is_retained else None)
     return record._replace(wants=request.named) if is_newest else record  # What it had stays.
 
 
 def _succeeded(record: Record, request: Create | Update, answer: Answer) -> Record:
     holds = dict(record.holds)
     if request.named in holds:
-        holds[request.named] = holds[request.named]._replace(left=True)
+        holds[request.named] = holds[request.named]._replace(left=answer.at)
     if request.wanted in holds:
-        holds[request.wanted] = holds[request.wanted]._replace(left=False, key_name=answer.key_name)
+        hold = holds[request.wanted]
+        holds[request.wanted] = hold._replace(request=request.id, left=0, failed=False, key_name=answer.key_name)
     return record._replace(holds=holds, digest=request.digest)
+
+
+def digest(physical_id: str) -> str:
+    """Shorten a foreign id to what tells it from others, and nothing else."""
+    return hashlib.sha256(physical_id.encode(errors="backslashreplace")).hexdigest()[:32]
 
 
 def attaching(association: Association) -> str:

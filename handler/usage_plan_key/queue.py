@@ -10,12 +10,13 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from .api_gateway import transient
+from .api_gateway import UnreadableError, transient
 from .lifecycle import FailedError
 from .retry import Deadline, OutOfTimeError, persist
 
@@ -42,9 +43,10 @@ class Message(NamedTuple):
         receipt: What changes its visibility.
         body: As it was sent; a request's ResponseURL is a secret.
         event: The request in it; None where there is none.
-        arrived: When the request arrived, in epoch seconds; for one that was not queued by `put`, when this message was sent.
+        arrived: When the request arrived, in epoch seconds. In Lambda's record it is when Lambda gave up; else, if `put` has not
+            queued it, when this message was sent.
         fenced: The request was fenced when it arrived.
-        again: It was received before.
+        receives: How often it was received.
         first: When it was received for the first time, in epoch seconds.
     """
 
@@ -55,7 +57,7 @@ class Message(NamedTuple):
     event: object
     arrived: float
     fenced: bool
-    again: bool
+    receives: int
     first: float
 
     def __repr__(self) -> str:
@@ -75,22 +77,32 @@ def messages(records: Iterable[Mapping[str, Any]]) -> list[Message]:
 def _message(record: Mapping[str, Any]) -> Message:
     try:
         body = json.loads(record["body"])
-    except ValueError:
+    except (ValueError, RecursionError):
         body = None
     found = body if isinstance(body, dict) else {}
     attributes = record.get("attributes", {})
-    arrived = found.get("arrived")
+    sent = int(attributes.get("SentTimestamp", 0)) / 1000
+    arrived = found.get("arrived", _given_up(found))
+    if not (isinstance(arrived, int | float) and math.isfinite(arrived)):
+        arrived = sent
     return Message(
         id=record["messageId"],
         group=attributes.get("MessageGroupId", ""),
         receipt=record["receiptHandle"],
         body=record["body"],
         event=next((found[name] for name in ("event", "requestPayload") if name in found), body),
-        arrived=arrived if isinstance(arrived, int | float) else int(attributes.get("SentTimestamp", 0)) / 1000,
-        fenced=isinstance(arrived, int | float),
-        again=int(attributes.get("ApproximateReceiveCount", 1)) > 1,
+        arrived=min(arrived, sent or arrived),  # It has arrived before it was sent here, whatever a message says.
+        fenced="arrived" in found,
+        receives=int(attributes.get("ApproximateReceiveCount", 1)),
         first=int(attributes.get("ApproximateFirstReceiveTimestamp", 0)) / 1000 or math.inf,
     )
+
+
+def _given_up(found: Mapping[str, Any]) -> float | None:
+    try:
+        return datetime.fromisoformat(found["timestamp"]).timestamp()
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 class Queue:
@@ -141,13 +153,13 @@ class Queue:
         persist(call, "Could not give a message back", deadline, transient)
 
     def _send(self, url: str, body: str, group: str, deduplication: str, deadline: Deadline, what: str) -> None:
-        call = partial(
-            self._client.send_message,
-            QueueUrl=url,
-            MessageBody=body,
-            MessageGroupId=group,
-            MessageDeduplicationId=deduplication,
-        )
+        def call() -> None:
+            reply = self._client.send_message(
+                QueueUrl=url, MessageBody=body, MessageGroupId=group, MessageDeduplicationId=deduplication
+            )
+            if "MessageId" not in reply:
+                raise UnreadableError("the reply is none of SQS's, or is cut short")
+
         persist(call, what, deadline, transient)
 
 

@@ -75,9 +75,12 @@ class _Request:
         return Association.parse(self.physical_id) if self.physical_id else None
 
     @property
-    def answer_id(self) -> str:
-        """The physical id of a FAILED answer: anything but the event's own is a replacement to CloudFormation."""
-        raise NotImplementedError
+    def shown_id(self) -> str | None:
+        """The physical id for logs and Reasons. A former provider's is not shown: it may hold a key's value."""
+        id_ = self.physical_id
+        if id_ is None or self.named or self.holder.logical_id in id_:  # CloudFormation's own has the logical id in it.
+            return id_
+        return f"a foreign id of {len(id_)} characters"
 
     def ends(self, arrived: float) -> float:
         """Tell until when CloudFormation waits for the answer to a request that arrived then; both in epoch seconds.
@@ -107,7 +110,10 @@ class Wish(_Request):
 
     @property
     def answer_id(self) -> str:
-        """The event's id; a failed Create's is the one that it would have had."""
+        """The physical id of a FAILED answer: CloudFormation treats any id but the event's as a replacement.
+
+        A Create's event has none, so its answer has the id that the Create would have had.
+        """
         return self.physical_id or self.wanted.id
 
 

@@ -21,6 +21,9 @@ SHORT_READ_TIMEOUT: Final = 2.0
 BEFORE_CALL: Final = CONNECT_TIMEOUT + READ_TIMEOUT + 12.0
 #: Seconds that have to be left when an attempt to deliver begins: its own time-outs'.
 BEFORE_DELIVERY: Final = SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT
+#: Seconds that have to be left when the last look into API Gateway begins: its own time-outs', and to deliver. With less left
+#: nothing is begun at all.
+BEFORE_LOOK: Final = CONNECT_TIMEOUT + READ_TIMEOUT + BEFORE_DELIVERY
 #: Seconds that have to be left when an attempt to write to the ledger begins: its own time-outs', and to deliver.
 BEFORE_SHORT_CALL: Final = SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT + BEFORE_DELIVERY
 #: The back-off: full jitter below a cap that doubles from the first to the second figure, in seconds.
@@ -62,7 +65,15 @@ class OutOfTimeError(FailedError):
 
 
 class TurnOverError(OutOfTimeError):
-    """Raised when the function's time is nearly up and CloudFormation's is not: the next invocation serves the request again."""
+    """Raised when the function's time is nearly up and CloudFormation's is not: the next invocation serves the request again.
+
+    Attributes:
+        opens: Until when API Gateway has asked not to be called, in epoch seconds.
+    """
+
+    def __init__(self, text: str, opens: float = -math.inf) -> None:
+        super().__init__(text)
+        self.opens = opens
 
 
 class Again(NamedTuple):
@@ -72,7 +83,7 @@ class Again(NamedTuple):
         after: Seconds that the server asked to wait, its `Retry-After`.
         busy: API Gateway is busy with others: it lets in one call at a time, and ten a second.
         throttled: It was the latter.
-        patience: Seconds after the first attempt at which it is not tried again.
+        patience: Seconds after the first such error at which it is not tried again.
     """
 
     after: float = 0.0
@@ -103,6 +114,8 @@ class Deadline:
         dice: Dice | None = None,
         *,
         turn: float = math.inf,
+        patience: float = math.inf,
+        opens: float = -math.inf,
         lane: bool = False,
         is_over: bool = False,
     ) -> None:
@@ -113,6 +126,8 @@ class Deadline:
             clock: What tells the time and sleeps.
             dice: What rolls the jitter.
             turn: In how many seconds the request goes back into the queue, where it is not answered by then.
+            patience: For how many seconds others are waited for, before the request makes way for other stacks'.
+            opens: Before when API Gateway is not called, in epoch seconds.
             lane: Served from the queue, by few at a time, and not where it arrived, in a crowd.
             is_over: CloudFormation has given the request up; `seconds` are then what is left to look it up.
         """
@@ -121,6 +136,8 @@ class Deadline:
         self._began = clock.time()
         self._end = self._began + seconds
         self._turn = self._began + turn
+        self._impatient = self._began + patience
+        self.opens = opens
         self._lane = lane
         self._dice = dice or random
         self.reserve = BEFORE_CALL
@@ -130,17 +147,26 @@ class Deadline:
         """The same deadline, for calls that something is detached for: afterwards there has to be time to undo that."""
         return self._with_reserve(CONNECT_TIMEOUT + READ_TIMEOUT + BEFORE_CALL)
 
+    def looking(self) -> Deadline:
+        """The same deadline, for a look after which nothing is written down any more."""
+        return self._with_reserve(BEFORE_LOOK)
+
     def short(self) -> Deadline:
         """The same deadline, for calls to all others than API Gateway: some fit in when its time is over."""
-        return self._with_reserve(BEFORE_SHORT_CALL)
+        return self._of_another(BEFORE_SHORT_CALL)
 
     def last(self) -> Deadline:
         """The same deadline, for what comes last, the delivery."""
-        return self._with_reserve(BEFORE_DELIVERY)
+        return self._of_another(BEFORE_DELIVERY)
 
     def _with_reserve(self, seconds: float) -> Deadline:
         other = self._copy()
         other.reserve = seconds
+        return other
+
+    def _of_another(self, seconds: float) -> Deadline:
+        other = self._with_reserve(seconds)
+        other.opens = -math.inf
         return other
 
     def _copy(self) -> Deadline:
@@ -177,13 +203,15 @@ class Deadline:
         # At the last moment itself an attempt has just been made.
         if wake > self._end - self.reserve or now >= self._end - self.reserve:
             raise self._too_late(what, attempt, last)
-        if now >= self._turn - self.reserve:
-            raise TurnOverError(f"{what}: {last}")
+        if now >= self._turn - self.reserve or wake > self._impatient:
+            raise TurnOverError(f"{what}: {last}", wake if again.after else -math.inf)
         while (now := self.clock.time()) < wake:
             if now >= self._turn - self.reserve:
                 raise TurnOverError(f"{what}: {last}")
             self.clock.sleep(min(SLICE, wake - now, self._turn - self.reserve - now))
             self.given_up()
+        if now > wake + 1:  # To look whether it was given up has taken long.
+            self.allow(what)
 
     def allow(self, what: str, ahead: float = 0.0) -> None:
         """Check that a call that begins `ahead` seconds from now would be over in time.
@@ -234,19 +262,24 @@ def persist(
         Exception: What `call` raised and `again` declined.
     """
     attempts = attempts or Attempts()
-    began = deadline.clock.time()
+    ends = math.inf
     try:
         deadline.allow(what)
+        if (closed := deadline.opens - deadline.clock.time()) > 0:
+            deadline.pause(1, what, "API Gateway has asked to wait", Again(after=closed))
         while True:
             attempts.count += 1
             try:
                 return call()
             except Exception as error:
                 verdict = again(error)
-                if verdict is None or deadline.clock.time() >= began + verdict.patience:
+                now = deadline.clock.time()
+                # What is tried for a while alone is so from its first error on.
+                ends = min(ends, now + verdict.patience) if verdict and verdict.patience < math.inf else math.inf
+                if verdict is None or now >= ends:
                     raise
                 attempts.unclear |= verdict.unclear
-                deadline.pause(attempts.count, what, error, verdict, began + verdict.patience)
+                deadline.pause(attempts.count, what, error, verdict, ends)
     except FailedError as failed:
         failed.clear = failed.clear and not attempts.unclear
         raise

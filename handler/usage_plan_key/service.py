@@ -17,11 +17,13 @@ from .api_gateway import ApiGateway, InPlan, Key, Rival
 from .association import Association, Holder
 from .ledger import Ledger, Rule
 from .lifecycle import MOST_DEATHS, Answer, Entry, FailedError, MissingError, Outcome, Record, Standing, State
-from .request import Create, Delete, Invalid, Request, Update, Wish
+from .request import Create, Delete, Request, Update, Wish
 from .retry import CONNECT_TIMEOUT, READ_TIMEOUT, Again, Deadline, TurnOverError
 
 logger = logging.getLogger(__name__)
 
+#: Seconds for what has to be written down when the time is up.
+RESTING_TIME: Final = 6.0
 #: What the Reason of every Delete that fails says.
 STAYS: Final = "What stays attached"
 #: Characters of a Reason that are written down: no answer takes more.
@@ -82,6 +84,7 @@ class Service:
         self._request = request
         self._fenced = fenced
         self._received_before = again
+        self._has_begun = False
         self._seen: State | None = None
         self._holder = request.holder
         self._ledger = ledger
@@ -95,10 +98,15 @@ class Service:
         rule = partial(_recorded, change=partial(lifecycle.arrive, request=self._request))
         self._change([], rule, answered=True)
 
-    def died(self) -> bool:
-        """Tell whether a function has died at this request: its mark is found standing. One that was answered is over."""
+    def died(self) -> bool | None:
+        """Tell whether a function has died at this request: its mark is found standing.
+
+        False where one has begun it and has not; None where nobody knows, for none was marked. One that was answered is over.
+        """
         record = self._change([], _as_is, answered=True).record
-        return record.begun == self._request.id and self._request.id not in record.answers
+        if self._request.id in record.answers:
+            return False
+        return record.begun == self._request.id if record.died == self._request.id else None
 
     def serve(self) -> Served:
         """Serve the request, unless it was served before: then the same answer is given again.
@@ -111,8 +119,7 @@ class Service:
         except _AnsweredError as answered:
             return self._give_again(answered.given)
         except TurnOverError:
-            if self._received_before:
-                self._rest()
+            self._rest()
             raise
         except FailedError as failed:
             return Served(self.fail(str(failed)))
@@ -126,10 +133,12 @@ class Service:
         is_over = self._deadline.is_over
         if not is_over:
             self._deadline.allow_turn(f"Could not serve {type(request).__name__}")
-        if not (is_over or self._fenced):
+        if not self._fenced and (not is_over or request.physical_id is None):
             self.arrive()
+        begins = self._received_before and not is_over
         begin = partial(_recorded, change=partial(lifecycle.begin, request=request))
-        state = self._change(lifecycle.looked_at(request), begin if self._received_before and not is_over else _as_is)
+        state = self._change(lifecycle.looked_at(request), begin if begins else _as_is)
+        self._has_begun = begins
         if is_over:
             raise FailedError("CloudFormation's time for this request (ServiceTimeout) was over before its turn came")
         if state.record.begun == request.id and state.record.deaths >= MOST_DEATHS:
@@ -139,18 +148,24 @@ class Service:
                 return self._want(request, state)
             case Delete():
                 return self._delete(request, state)
-            case Invalid():
+            case _:
                 raise FailedError(f"The properties are not usable: {'; '.join(request.faults)}")
 
     def _rest(self) -> None:
         """Take off the mark: the request goes back into the queue, and nothing has died of it."""
-        with contextlib.suppress(FailedError):
-            self._change([], partial(_recorded, change=partial(lifecycle.rest, request=self._request)), answered=True)
+        if self._has_begun:
+            rule = partial(_recorded, change=partial(lifecycle.rest, request=self._request))
+            with contextlib.suppress(FailedError):
+                self._ledger.change(self._holder, [], rule, self._at_last())
+
+    def _at_last(self) -> Deadline:
+        """What has to be written down when the time is up."""
+        return Deadline(RESTING_TIME, self._deadline.clock).last()
 
     def fail(self, reason: str) -> Answer:
         """Write down a FAILED answer; if another has been given meanwhile, that one stands."""
         if isinstance(self._request, Delete) and STAYS not in reason:
-            reason = f"{reason}. {STAYS}: {self._request.physical_id}, if it was"
+            reason = f"{reason}. {STAYS}: {self._request.shown_id}, if it was"
         answer = Answer(success=False, id=self._request.answer_id, reason=reason[:MOST_REASON], at=self._now())
         try:
             return self._answer(answer)
@@ -180,11 +195,11 @@ class Service:
         except MissingError as missing:
             lost = self._lost(request, missing)
             if lost is None:
-                self._take_back(request, absent=absent and missing.clear)
+                self._undo(request, missing, absent=absent)
                 raise
             key, result, attached = lost, Outcome.LOST, False
         except FailedError as failed:
-            self._take_back(request, absent=absent and failed.clear)
+            self._undo(request, failed, absent=absent)
             raise
         if attached and any(entry.moved == request.id for entry in state.entries.values()):
             result = Outcome.MOVED  # An earlier delivery has detached the old one, and died.
@@ -201,23 +216,33 @@ class Service:
         return Served(given, key.value if given.success and request.include_value else None)
 
     def _with_value(self, request: Wish, key: Key) -> Key:
-        """Look for the value that is asked for where API Gateway's reply had none: Fn::GetAtt would fail without a reason."""
+        """Look for the value that is asked for where API Gateway's reply had none."""
         if not request.include_value or key.value is not None:
             return key
         seen = self._api.look(request.wanted, self._watched)
         if seen is None or seen.value is None:
-            what = lifecycle.attaching(request.wanted)
-            raise FailedError(f"{what}: API Gateway does not return the value that IncludeValue asks for. Remove IncludeValue")
+            # No reason to take back what is attached: where Fn::GetAtt asks for Value, CloudFormation does.
+            logger.error("API Gateway does not return the value of API key %s, so the answer has none", request.wanted.key_id)
+            return key
         return seen
 
-    def _take_back(self, request: Wish, *, absent: bool) -> None:
+    def _undo(self, request: Wish, failed: FailedError, *, absent: bool) -> None:
+        """After a failure: attach again what was moved away for it, and take back what it took hold of and has not attached."""
+        if not failed.clear:
+            return
+        if isinstance(request, Update):
+            self._move_back(request, failed)
         if absent:
-            self._change([request.wanted], lambda state: lifecycle.take_back(state, request))
+            try:
+                self._change([request.wanted], lambda state: lifecycle.take_back(state, request))
+            except FailedError:
+                self._take_back_unseen(request)
+                raise
 
     def _lost(self, request: Wish, missing: MissingError) -> Key | None:
         """Let a rollback succeed though its key or its plan is gone; None where this is none."""
         record = self._look_up([]).record
-        if not lifecycle.may_be_lost(record, request):
+        if not lifecycle.may_be_lost(record, request, self._now()):
             return None
         logger.error("LOST: %s. CloudFormation goes on as if the key were attached. The resource's next Update fails", missing)
         hold = record.holds.get(request.wanted)
@@ -254,7 +279,7 @@ class Service:
         """The hold may be written, though its reply was lost: read back, or what comes next takes what is there for its own."""
         rule = partial(lifecycle.take_back, request=request)
         with contextlib.suppress(FailedError):
-            self._ledger.change(self._holder, [request.wanted], rule, self._deadline.last())
+            self._ledger.change(self._holder, [request.wanted], rule, self._at_last())
 
     def _attach(self, request: Wish, stands: Standing, earlier: Entry) -> tuple[Key, Outcome, bool]:
         """Attach what is held and not in the plan, moving the key away from its plans for the same stage if it may.
@@ -289,8 +314,6 @@ class Service:
         except FailedError as failed:
             if failed.clear and cleared is not None:
                 self._not_attached_anew(request, request.wanted, cleared)
-            if failed.clear:
-                self._move_back(request, failed)
             raise
 
     def _attach_anew(self, request: Wish, association: Association) -> Entry:
@@ -390,7 +413,7 @@ class Service:
     def _delete(self, request: Delete, state: State) -> Served:
         released = lifecycle.releases(state.record, request)
         if not released:
-            logger.info("This resource does not hold %s: nothing is touched", request.physical_id)
+            logger.info("This resource does not hold %s: nothing is touched", request.shown_id)
         self._finish_marks(state, but=released)
         if request.named in released:
             self._let_go_of_moved(request)
@@ -501,21 +524,27 @@ class Service:
                 state = lifecycle.attached(state, self._request, held)
             return self._with_answer(state, answer)
 
-        return self._change([held] if held else [], rule, answered=True).record.answers[self._request.id]
+        return self._given(self._change([held] if held else [], rule, answered=True).record) or answer
 
     def _with_answer(self, state: State, answer: Answer) -> State:
         return state._replace(record=lifecycle.answered(state.record, self._request, answer))
 
     def _seen_answer(self) -> Answer | None:
-        return self._seen.record.answers.get(self._request.id) if self._seen else None
+        return self._given(self._seen.record) if self._seen else None
+
+    def _given(self, record: Record) -> Answer | None:
+        given = record.answers.get(self._request.id)
+        return given and given._replace(id=given.id or self._request.answer_id)
 
     def _give_again(self, given: Answer) -> Served:
         """Give an answer again. The value is not written down, so it is looked up; what has gone meanwhile is left out."""
         logger.info("This request was answered before; the same answer goes out again")
         if not (isinstance(self._request, Create | Update) and self._request.include_value and given.success):
             return Served(given)
+        if given.outcome == Outcome.LOST:
+            return Served(given, "")
         try:
-            key = self._api.look(self._request.wanted, self._deadline)
+            key = self._api.look(self._request.wanted, self._deadline.looking())
         except TurnOverError:
             raise
         except FailedError:
@@ -544,7 +573,7 @@ class Service:
             return self._ledger.change(holder, associations, rule, self._ledgers)
 
         def checked(state: State) -> State:
-            given = state.record.answers.get(self._request.id)
+            given = self._given(state.record)
             if given is not None and not answered:
                 raise _AnsweredError(given)
             return rule(state)

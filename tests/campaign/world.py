@@ -174,14 +174,18 @@ class _Sqs:
         self._sent: dict[str, float] = {}
         self._ids = itertools.count(1)
 
-    def send_message(self, *, QueueUrl: str, MessageBody: str, MessageGroupId: str, MessageDeduplicationId: str) -> None:
+    def send_message(
+        self, *, QueueUrl: str, MessageBody: str, MessageGroupId: str, MessageDeduplicationId: str
+    ) -> dict[str, str]:
+        reply = {"MessageId": MessageDeduplicationId}
         if self._sent.get(MessageDeduplicationId, -1e9) >= self._clock.now - 300:
-            return
+            return reply
         self._sent[MessageDeduplicationId] = self._clock.now
         if QueueUrl != "requests":
             self.dead.append(MessageBody)
         else:
             self.messages.append(_Message(f"m{next(self._ids)}", MessageGroupId, MessageBody, self._clock.now))
+        return reply
 
     def change_message_visibility(self, *, QueueUrl: str, ReceiptHandle: str, VisibilityTimeout: int) -> None:
         for message in self.messages:
