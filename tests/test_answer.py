@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import ssl
 import threading
 import time
@@ -31,6 +32,7 @@ from usage_plan_key.answer import (
     UndeliveredError,
     body,
     check_value_host,
+    check_value_stack,
     destination,
     redacted,
     where,
@@ -429,8 +431,7 @@ class TestSender:
         assert isinstance(put, Put)
         assert (put.headers["content-type"], put.headers["content-length"]) == ("", "20")
         assert "transfer-encoding" not in put.headers
-        assert sink.url.endswith(put.path)
-        assert SIGNATURE in put.path
+        assert re.fullmatch(rf"/stack%7Cresource\?X-Amz-Date=\w{{16}}&{SIGNATURE}", put.path)
         assert put.body == b'{"Status":"SUCCESS"}'
 
     @pytest.mark.parametrize(
@@ -1170,3 +1171,31 @@ def test_a_value_goes_to_a_stack_of_the_functions_account(stack: str, path: str,
         Sender(check).check(parse(asked), FUNCTION)
     asked["ResourceProperties"]["IncludeValue"] = "false"
     Sender(check).check(parse(asked), FUNCTION)
+
+
+class TestInFull:
+    """What is said and shown, to the letter."""
+
+    def test_a_printed_answer_is_indented_and_readable_and_shows_no_value(self) -> None:
+        sent = json.dumps({"Data": {"KeyName": "Zoë", "Value": VALUE}}).encode()
+        assert redacted(sent) == '{\n  "Data": {\n    "KeyName": "Zoë",\n    "Value": "(not shown)"\n  }\n}'
+
+    def test_what_every_instance_begins_with_is_made_without_a_trace(self, levels: None) -> None:
+        root = logging.getLogger()
+        root.setLevel(15)
+        made = answer_module._fresh()
+        assert (root.level, made["_sleep_on_delete"]) == (15, 0)
+        assert logging.getLogger("botocore").level == logging.ERROR
+
+    def test_an_internal_error_is_failed(self) -> None:
+        resource = Resource(parse(EVENTS["create"]), attached, attached, lambda _: None, WHERE)
+        told = json.loads(resource._internal_error("no such thing"))
+        reason = f"An internal error, please report it: no such thing ({WHERE})"
+        assert (told["Status"], told["PhysicalResourceId"], told["Reason"]) == ("FAILED", ID, reason)
+
+    def test_a_value_for_another_account_is_refused_with_what_to_do(self) -> None:
+        arn = "arn:aws:lambda:eu-central-1:999999999999:function:usage-plan-key"
+        said = "IncludeValue is true, and the function sends a key's value to no stack of another account. Remove IncludeValue"
+        with pytest.raises(FailedError) as raised:
+            check_value_stack(parse(EVENTS["create"]), arn)
+        assert str(raised.value) == said

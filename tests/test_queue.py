@@ -23,11 +23,11 @@ from tests.aws.fake import Key, Plan
 from tests.memory import Clock, Inline, MemoryLedger
 from usage_plan_key.answer import Resource
 from usage_plan_key.api_gateway import ApiGateway
-from usage_plan_key.invocation import GIVING_TIME, PATIENCE, Invocation, _threads, about
+from usage_plan_key.invocation import CLOSING_TIME, GIVING_TIME, LAST_SECONDS, PATIENCE, Invocation, _threads, about
 from usage_plan_key.lifecycle import FailedError
 from usage_plan_key.queue import MOST_BYTES, VISIBILITY, Queue, UnclearError, messages
 from usage_plan_key.request import SIGNED_FOR, EventError, Request
-from usage_plan_key.retry import Deadline
+from usage_plan_key.retry import BEFORE_LOOK, Deadline, TurnOverError
 
 STACK = "arn:aws:cloudformation:eu-west-1:1:stack/{}/0"
 BUSY = ClientError(
@@ -1051,3 +1051,298 @@ class TestCalls:
         event["Filler"] += "x"
         with pytest.raises(FailedError, match=f"it has {MOST_BYTES + 1} bytes, and a message takes {MOST_BYTES}"):
             self.queue(world).put(event, 5, Deadline(60, world.clock))
+
+    def test_a_body_that_is_no_json_has_no_event(self) -> None:
+        (read,) = messages([record("no json")])
+        assert read.event is None
+
+    def test_a_reply_that_is_none_of_sqss_is_not_taken_for_one(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(world.sqs, "send_message", lambda **_: {})
+        with pytest.raises(UnclearError, match=r"The last error: the reply is none of SQS's, or is cut short\."):
+            self.queue(world).put({"StackId": "s", "RequestId": "r"}, 5, Deadline(60, world.clock))
+
+
+class TestTold:
+    """What an invocation logs, counts and prints, and how much time it gives to each call."""
+
+    def log(self, caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+        return [(line.levelname, line.message) for line in caplog.records if line.name == "usage_plan_key.invocation"]
+
+    def refused(self, operation: str) -> ClientError:
+        return ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, operation)
+
+    def test_a_stray_is_counted_and_logged(
+        self, world: World, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        refused = self.refused("SendMessage")
+        world.sqs.fails = [refused]
+        world.batch([record("stray", 7)])
+        counted = json.loads(capsys.readouterr().out)
+        assert (counted["NoRequest"], counted["_aws"]["CloudWatchMetrics"][0]["Namespace"]) == ([1], "UsagePlanKey")
+        assert counted["_aws"]["CloudWatchMetrics"][0]["Metrics"] == [{"Name": "NoRequest", "Unit": "Count"}]
+        first, second = self.log(caplog)
+        assert first[0] == "ERROR"
+        assert first[1].startswith("Message message-7 is no request: not a CloudFormation custom resource event: ")
+        assert second == ("WARNING", f"Message message-7 stays in the queue: {refused}")
+
+    @pytest.mark.parametrize(("left", "taken"), [(4, 1), (GIVING_TIME, 2), (90, 2)])
+    def test_a_stray_costs_little_of_the_others_time(self, world: World, left: float, taken: float) -> None:
+        slow = ClientError({"Error": {"Code": "RequestThrottled", "Message": "slow"}}, "SendMessage")
+        world.sqs.fails = [slow] * 999
+        (stray,) = messages([record("stray")])
+        began = world.clock.now
+        assert not world.function._put_aside(stray, began + left)
+        assert world.clock.now - began == taken
+
+    def test_an_answer_that_is_not_delivered_is_logged(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
+        world.arrives("alice")
+        world.at_delivery = lambda: 1 / 0
+        assert world.serve() == ["message-0"]
+        assert ("ERROR", "Not delivered: division by zero") in self.log(caplog)
+
+    def test_an_answer_that_cloudformation_waits_for_no_longer_does_not_come_again(self, world: World) -> None:
+        event = world.arrives("alice")
+        ends = int(world.clock.now) + 3600
+
+        def late() -> None:
+            world.clock.now = ends
+            raise OSError
+
+        assert event
+        world.at_delivery = late
+        assert world.serve() == []
+
+    def test_the_look_for_a_death_has_the_batchs_time(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        deadlines: list[Deadline] = []
+        change = world.ledger.change
+
+        def watched(holder: Any, associations: Any, rule: Any, deadline: Deadline, seen: Any = None) -> Any:
+            deadlines.append(deadline)
+            return change(holder, associations, rule, deadline, seen)
+
+        world.arrives("alice")
+        monkeypatch.setattr(world.ledger, "change", watched)
+        world.serve(2)
+        assert all(deadline.clock is world.clock for deadline in deadlines)
+        assert deadlines[0]._end == world.clock.now + world.seconds - LAST_SECONDS - CLOSING_TIME
+
+    def test_a_look_for_a_death_that_fails_is_logged(
+        self, world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(self: Any) -> bool:
+            raise FailedError("the ledger is out of reach")
+
+        world.arrives("alice")
+        monkeypatch.setattr("usage_plan_key.service.Service.died", broken)
+        assert world.serve(2) == []
+        said = "Could not see whether a function has died at Create alice:free, OnExisting Fail: the ledger is out of reach"
+        assert ("WARNING", said) in self.log(caplog)
+
+    def test_what_cannot_be_given_back_is_logged(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
+        refused = self.refused("ChangeMessageVisibility")
+        world.arrives("alice")
+        world.at_create = [BUSY] * 999
+        records = world.records()
+        world.sqs.fails = [refused]
+        world.batch(records)
+        said = f"Message message-0 comes again when its visibility time-out is over: {refused}"
+        assert ("WARNING", said) in self.log(caplog)
+
+    def test_what_is_let_go_is_logged(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
+        world.arrives("alice")
+        bob = {"KeyId": "bob", "UsagePlanId": "free"}
+        world.serve()
+        world.clock.now += 1
+        world.arrives("alice", "Update", PhysicalResourceId="alice:free", ResourceProperties=bob)
+        world.serve()
+        about.set({"left": "over"})
+        world.function.let_go(TestLettingGo.ASKED, world)
+        world.function.let_go(TestLettingGo.ASKED, world)
+        assert about.get() == {}
+        let_go = [text for level, text in self.log(caplog) if level == "WARNING"]
+        assert let_go == [
+            "Alice of stack one is gone: let go of alice:free, bob:free, and detached nothing",
+            "Alice of stack one is gone: let go of nothing, and detached nothing",
+        ]
+
+    def test_letting_go_says_what_it_takes_and_why_it_refuses(self, world: World) -> None:
+        with pytest.raises(
+            EventError, match=r'^LetGo takes \{"StackId": "...", "LogicalResourceId": "..."\}, and needs a ledger$'
+        ):
+            world.function.let_go({}, world)
+        world.stacks[STACK.format("one")] = "UPDATE_COMPLETE"
+        said = f"^Stack {STACK.format('one')} is still there, so nothing was let go of. Delete the resource from its template$"
+        with pytest.raises(FailedError, match=said):
+            world.function.let_go(TestLettingGo.ASKED, world)
+
+    def test_letting_go_has_the_functions_time(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+        deadlines: list[Deadline] = []
+
+        def gone(client: object, stack_id: str, arn: str, deadline: Deadline) -> bool:
+            deadlines.append(deadline)
+            return True
+
+        monkeypatch.setattr("usage_plan_key.invocation.stack_is_gone", gone)
+        world.function.let_go(TestLettingGo.ASKED, world)
+        (deadline,) = deadlines
+        assert deadline.clock is world.clock
+        assert (deadline._end - world.clock.now, deadline.reserve) == (world.seconds, Deadline(1, world.clock).short().reserve)
+
+    @pytest.mark.parametrize(
+        ("more", "said"),
+        [
+            ({}, "Asked: Create alice:free, OnExisting Fail"),
+            ({"RequestType": "Update", "PhysicalResourceId": "alice:free"}, "Asked: Update alice:free, OnExisting Fail"),
+            ({"RequestType": "Delete", "PhysicalResourceId": "alice:free"}, "Asked: Delete alice:free"),
+            ({"ResourceProperties": {}}, "Asked: Create with unusable properties"),
+            (
+                {"RequestType": "Update", "PhysicalResourceId": "alice:free", "ResourceProperties": {}},
+                "Asked: Update with unusable properties",
+            ),
+        ],
+    )
+    def test_the_log_says_what_is_asked(
+        self, world: World, more: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "usage_plan_key")
+        world.arrives("alice", **more)
+        assert self.log(caplog) == [("INFO", said)]
+
+    def test_every_line_says_which_request_it_is_about(self, world: World) -> None:
+        world.arrives("alice", "Delete", PhysicalResourceId="alice:free")
+        assert about.get() == {
+            "StackId": STACK.format("one"),
+            "LogicalResourceId": "Alice",
+            "RequestId": "Delete-one-alice",
+            "RequestType": "Delete",
+            "PhysicalResourceId": "alice:free",
+            "function_request_id": "8c5a3a0e",
+        }
+
+    def test_the_outcome_is_logged_with_what_was_asked(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO, "usage_plan_key")
+        world.arrives("alice")
+        world.arrives("eve")
+        world.serve()
+        served, refused = (line for line in caplog.records if hasattr(line, "outcome"))
+        assert (served.levelname, served.message) == ("INFO", "SUCCESS ATTACHED")
+        assert (refused.levelname, refused.message) == (
+            "ERROR",
+            f"FAILED {world.answers[1]['Reason'].partition(' (function')[0]}",
+        )
+        names = ("asked", "outcome", "status", "AnswerId")
+        told = [[getattr(line, name) for name in names] for line in (served, refused)]
+        assert told[0] == ["Create alice:free, OnExisting Fail", "ATTACHED", "SUCCESS", "alice:free"]
+        assert told[1] == ["Create eve:free, OnExisting Fail", "FAILED", "FAILED", "eve:free"]
+
+    def test_what_waits_says_for_what(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO, "usage_plan_key")
+        world.arrives("alice")
+        world.arrives("bob")
+        world.at_create = [BUSY] * 999
+        world.serve()
+        waits = [text for _, text in self.log(caplog) if " waits: " in text]
+        assert len(waits) == 2, "where there is one stack, nobody makes way"
+        assert waits[0].startswith("Create alice:free, OnExisting Fail waits: Could not attach API key alice")
+        assert waits[1] == "Create bob:free, OnExisting Fail waits: an earlier request of its stack is not answered yet"
+
+    def test_who_waits_makes_way_for_other_stacks_and_then_has_all_the_time(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        served: list[tuple[str, float, float]] = []
+
+        def serve(self: Any, turn: Any, ends: float, patience: float, opens: float, *rest: Any) -> None:
+            served.append((turn.request.wanted.key_id, patience, opens))
+            world.clock.now += 35
+            raise TurnOverError("busy", world.clock.now + 5)
+
+        world.arrives("alice")
+        world.arrives("carol")
+        world.arrives("bob", stack="two")
+        monkeypatch.setattr(Invocation, "_serve", serve)
+        began = world.clock.now
+        assert world.serve() == ["message-0", "message-1", "message-2"]
+        assert served == [
+            ("alice", PATIENCE, -math.inf),
+            ("bob", 40 - 35, began + 40),
+            ("alice", math.inf, began + 75),
+            ("bob", math.inf, began + 110),
+        ]
+
+    def test_a_request_with_no_time_for_a_last_look_is_over(self, world: World) -> None:
+        world.arrives("alice", ResourceProperties={"KeyId": "alice", "UsagePlanId": "free", "ServiceTimeout": "600"})
+        records = world.records()
+        world.clock.now = int(world.clock.now) + 600 + 60 - BEFORE_LOOK
+        world.batch(records)
+        assert "was over before its turn came" in world.answers[0]["Reason"]
+
+    @pytest.mark.parametrize(("seconds", "left"), [(90, 20), (36, 36 - LAST_SECONDS - 15)])
+    def test_a_delivery_has_twenty_seconds_or_what_is_left(self, world: World, seconds: float, left: float) -> None:
+        deadlines: list[Deadline] = []
+        checked: list[tuple[str, str]] = []
+        world.deliver = lambda request, deadline, body: deadlines.append(deadline)  # type: ignore[method-assign]
+        world.check = lambda request, function_arn: checked.append((request.id, function_arn))  # type: ignore[method-assign]
+        world.before_create = lambda: world.clock.sleep(15)
+        world.arrives("alice")
+        checked.clear()
+        world.seconds = seconds
+        world.serve()
+        (deadline,) = deadlines
+        assert deadline.clock is world.clock
+        assert deadline._end - world.clock.now == left
+        assert checked == [("Create-one-alice", world.invoked_function_arn)]
+
+    @pytest.mark.parametrize("by_queue", [False, True], ids=["by CloudFormation", "by the queue"])
+    def test_who_gives_up_has_all_the_time_that_is_left(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, *, by_queue: bool
+    ) -> None:
+        given: list[Any] = []
+
+        class Hangs:
+            def __init__(self, request: Request, serve: object, give_up: Callable[[], Any], *rest: object) -> None:
+                self.give_up = give_up
+
+            def answer(self, event: object, context: object) -> None:
+                monkeypatch.setattr(world.ledger, "change", watched)
+                given.append(self.give_up().answer)
+
+        def watched(holder: Any, associations: Any, rule: Any, deadline: Deadline, seen: Any = None) -> Any:
+            given.append((deadline.clock is world.clock, deadline._end - world.clock.now))
+            return change(holder, associations, rule, deadline, seen)
+
+        change = world.ledger.change
+        if by_queue:
+            world.arrives("alice")
+        else:
+            world.function = replace(world.function, queue=None)
+        monkeypatch.setattr("usage_plan_key.invocation.Resource", Hangs)
+        if by_queue:
+            world.serve()
+        else:
+            world.arrives("alice")
+        assert given[0] == (True, world.seconds - (LAST_SECONDS if by_queue else 0))
+        assert given[1].reason == "No answer in time: a call of the function hangs. Look into its log, and deploy again"
+
+    def test_what_a_batch_logs_before_its_first_request_is_about_none(self, world: World) -> None:
+        about.set({"left": "over"})
+        world.batch([record("stray")])
+        assert about.get() == {}
+
+    def test_the_log_says_whose_turn_has_come_and_what_has_broken(
+        self, world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        caplog.set_level(logging.DEBUG, "usage_plan_key")
+        world.arrives("alice")
+        monkeypatch.setattr(Resource, "answer", lambda *_: 1 / 0)
+        assert world.serve() == ["message-0"]
+        assert self.log(caplog)[1:] == [
+            ("DEBUG", "Its turn has come: Create alice:free, OnExisting Fail"),
+            ("ERROR", "Not answered, so it comes again when its visibility time-out is over"),
+        ]
+
+    def test_only_the_first_of_a_stack_may_have_been_in_a_batch_that_died(self, world: World) -> None:
+        world.arrives("alice")
+        world.arrives("carol")
+        world.arrives("bob", stack="two")
+        assert world.serve(1, 2, 1, first=world.clock.now - VISIBILITY) == []
+        assert len(world.answers) == 3

@@ -387,3 +387,24 @@ class TestAhead:
 
     def test_a_turn_that_just_holds_a_call_is_enough(self) -> None:
         Deadline(3600, Clock(0.0), turn=BEFORE_CALL).allow_turn("x")
+
+    @pytest.mark.parametrize(("late", "count"), [(1.0, 2), (1.5, 1)], ids=["a second", "more"])
+    def test_a_look_that_takes_more_than_a_second_is_followed_by_a_look_at_the_clock(self, late: float, count: int) -> None:
+        clock = Clock(0.0)
+
+        def slow() -> None:
+            clock.now += late
+
+        attempts, deadline = Attempts(), Deadline(BEFORE_CALL + 15, clock).watched(slow)
+        with pytest.raises(OutOfTimeError, match="^Could not do it: " + ("gave up" if count == 2 else "no time was left")):
+            persist(failing(99), "Could not do it", deadline, again(after=15), attempts)
+        assert attempts.count == count
+
+    def test_who_is_to_make_way_waits_for_all_of_that(self) -> None:
+        clock = Clock(0.0)
+        assert persist(failing(1), "x", Deadline(3600, clock, turn=90, patience=4), again(after=4)) == "served"
+
+    def test_who_makes_way_unasked_keeps_api_gateway_open(self) -> None:
+        with pytest.raises(TurnOverError) as raised:
+            persist(failing(99), "x", Deadline(3600, Clock(0.0), Dice(), turn=90, patience=0.1), again())
+        assert raised.value.opens == -math.inf

@@ -7,6 +7,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from random import Random
 from typing import Any, TypeVar
 
@@ -1843,6 +1844,31 @@ class TestWaitingInSlices:
         assert cfn.clock.now - began <= 41
 
 
+def dies_at(cfn: CloudFormation, request: Request) -> None:
+    """The function dies when it has marked what the request is to detach, and before that is detached."""
+    cfn.at(DELETE, fails(Death()))
+    with pytest.raises(Death):
+        cfn.send(request)
+
+
+def dies_at_a_move(cfn: CloudFormation) -> None:
+    dies_at(cfn, cfn.an_update("A", FREE, PRO))
+
+
+class Rolls(Random):
+    """Rolls the least number, and dies at the fifth roll."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rolled: list[tuple[float, float]] = []
+
+    def uniform(self, a: float, b: float) -> float:
+        if len(self.rolled) == 4:
+            raise Death
+        self.rolled.append((a, b))
+        return a
+
+
 class TestEachStep:
     """What is done, written and said at each step."""
 
@@ -1906,21 +1932,6 @@ class TestEachStep:
         assert "could not be attached again: usage plan third (Third)" in reason
         assert reason.endswith("blocks it")
 
-    def test_a_delete_writes_three_times(self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It arrives; the association is marked; and the last association's page changes together with the answer's."""
-        cfn.create("A", FREE)
-        cfn.send(cfn.an_update("A", "former", GOLD))
-        written: list[Holder] = []
-        write = cfn.written
-
-        def counted(holder_: Holder, after: State) -> None:
-            written.append(holder_)
-            write(holder_, after)
-
-        monkeypatch.setattr(cfn, "written", counted)
-        assert cfn.delete("A", GOLD).success
-        assert len(written) == 3
-
     def test_a_delete_whose_mark_somebody_else_has_finished_succeeds(self, cfn: CloudFormation) -> None:
         cfn.create("A", FREE)
         cfn.seconds = 3600
@@ -1939,9 +1950,7 @@ class TestEachStep:
     def test_a_mark_is_renewed_while_it_is_finished(self, cfn: CloudFormation) -> None:
         """So nobody else takes it for stale at the same time."""
         cfn.create("A", FREE)
-        cfn.at(DELETE, fails(Death()))
-        with pytest.raises(Death):
-            cfn.delete("A", FREE)
+        dies_at(cfn, cfn.a_delete("A", FREE))
         cfn.clock.now += 100
         marks: list[int | None] = []
         cfn.at(DELETE, preceded_by(lambda: marks.append(cfn.entry(FREE).detaching)))
@@ -1952,9 +1961,7 @@ class TestEachStep:
         self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         cfn.create("A", FREE)
-        cfn.at(DELETE, fails(Death()))
-        with pytest.raises(Death):
-            cfn.delete("A", FREE)
+        dies_at(cfn, cfn.a_delete("A", FREE))
         marked = cfn.entry(FREE).detaching
         assert marked
         cfn.clock.now, cfn.seconds = marked + STALE_MARK, 3600
@@ -1996,3 +2003,267 @@ class TestEachStep:
         first = cfn.send(request)
         cfn.at(GET, fails(DENIED))
         assert cfn.send(request) == Served(first.answer)
+
+    def test_a_failure_that_cannot_be_written_down_is_answered_and_logged(
+        self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        request = cfn.a_create("A", FREE)
+        cfn.arrives(request)
+        cfn.outage(99)
+        answer = cfn.service(request).serve().answer
+        assert answer == Answer(success=False, id=FREE, reason="the ledger is out of reach", at=int(cfn.clock.now))
+        assert answer.success is False
+        said = "The answer could not be written down: the ledger is out of reach"
+        assert ("usage_plan_key.service", logging.ERROR, said) in caplog.record_tuples
+
+    def test_an_answer_is_written_down_as_it_is_given(self, cfn: CloudFormation) -> None:
+        cfn.create("A", FREE)
+        request = cfn.a_delete("A", FREE)
+        answer = cfn.send(request).answer
+        assert answer == Answer(success=True, id=FREE, at=int(cfn.clock.now))
+        assert cfn.records[holder("A")].answers[request.id] == answer
+
+    @pytest.mark.parametrize(
+        ("before", "writes"),
+        [
+            pytest.param(lambda cfn: cfn.create("B", FREE), 2, id="others hold it: arrived; released and answered"),
+            pytest.param(lambda cfn: None, 3, id="the last holder: arrived; marked; detached and answered"),
+            pytest.param(dies_at_a_move, 4, id="marked for a move: the mark is renewed and taken off first"),
+        ],
+    )
+    def test_a_deletes_last_write_has_its_answer(
+        self, cfn: CloudFormation, before: Callable[[CloudFormation], object], writes: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cfn.create("A", FREE)
+        before(cfn)
+        written: list[Holder] = []
+        write = cfn.written
+
+        def counted(holder_: Holder, after: State) -> None:
+            written.append(holder_)
+            write(holder_, after)
+
+        monkeypatch.setattr(cfn, "written", counted)
+        assert cfn.delete("A", FREE).success
+        assert written == [holder("A")] * writes
+
+    def test_what_is_wanted_again_meanwhile_is_neither_let_go_nor_detached(self, cfn: CloudFormation) -> None:
+        cfn.create("A", FREE)
+        cfn.update("A", "former", GOLD)
+        newer = cfn.an_update("A", "former", GOLD)
+        cfn.at(DELETE, preceded_by(lambda: cfn.arrives(newer)))
+        newer.issued = int(cfn.clock.now) + 9
+        assert cfn.delete("A", "invented").success
+        assert cfn.attached == {GOLD}
+        assert cfn.holders(GOLD) == {holder("A")}
+
+    def test_what_another_has_attached_and_marked_meanwhile_is_left_to_it(
+        self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cfn.create("A", FREE)
+        cfn.seconds = 3600
+        asked: list[object] = []
+        change = cfn.change
+
+        def watched(holder_: Holder, *rest: Any) -> State:
+            asked.append(holder_)
+            return change(holder_, *rest)
+
+        def another() -> None:
+            cfn.clock.now += STALE_MARK
+            cfn.at(DELETE)
+            cfn.create("B", FREE, stack="two")
+            dies_at(cfn, cfn.a_delete("B", FREE, stack="two"))
+            monkeypatch.setattr(cfn, "change", watched)
+
+        cfn.at(DELETE, fails(BUSY))
+        cfn.clock.meanwhile = [another]
+        assert cfn.delete("A", FREE).success
+        assert cfn.attached == {FREE}
+        assert cfn.holders(FREE) == {holder("B", "two")}
+        assert set(asked) == {holder("A")}
+
+    def test_a_value_that_is_not_returned_is_logged(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
+        cfn.at(CREATE, TestValue.without)
+        cfn.at(GET, TestValue.without)
+        cfn.send(cfn.a_create("A", FREE, include_value=True))
+        said = "API Gateway does not return the value of API key alice, so the answer has none"
+        assert ("usage_plan_key.service", logging.ERROR, said) in caplog.record_tuples
+
+    def test_each_wait_for_a_detaching_counts_as_an_attempt(self, cfn: CloudFormation) -> None:
+        cfn.create("B", FREE)
+        dies_at(cfn, cfn.a_delete("B", FREE))
+        began = cfn.clock.now
+        assert self.rolled(cfn, cfn.a_create("A", FREE)) == [(0, 0.5), (0, 1), (0, 2), (0, 4)]
+        assert cfn.clock.now - began == 1 + 4 * 1, "the request's second, and a second for each attempt"
+
+    def test_each_wait_for_a_detached_plan_counts_as_an_attempt(self, cfn: CloudFormation) -> None:
+        """DeleteUsagePlanKey has answered 202, and it has not come into force."""
+        cfn.create("A", FREE)
+        cfn.at(DELETE, lambda _: {})
+        assert self.rolled(cfn, cfn.an_update("A", FREE, PRO)) == [(0, 0.5), (0, 1), (0, 2), (0, 4)]
+
+    def rolled(self, cfn: CloudFormation, request: Request) -> list[tuple[float, float]]:
+        """Between what the first four waits are chosen."""
+        dice = Rolls()
+        deadline = Deadline(900, cfn.clock, dice)
+        cfn.arrives(request)
+        service = Service(request, cfn, ApiGateway(cfn), deadline)  # type: ignore[arg-type]  # a fake
+        with pytest.raises(Death):
+            service.serve()
+        return dice.rolled
+
+    def test_what_an_earlier_delivery_attached_stays_held_where_the_ledger_cannot_be_read(
+        self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        request = cfn.a_create("A", FREE)
+        cfn.at(CREATE, served_then(Death()))
+        with pytest.raises(Death):
+            cfn.send(request)
+        change, calls = cfn.change, iter(range(99))
+
+        def unreadable(*arguments: Any) -> State:
+            if next(calls) == 1:
+                raise FailedError("the ledger is out of reach")
+            return change(*arguments)
+
+        monkeypatch.setattr(cfn, "change", unreadable)
+        assert failed(cfn.service(request).serve().answer, "out of reach")
+        assert cfn.holders(FREE) == {holder("A")}
+
+    def test_what_an_earlier_delivery_has_not_attached_is_let_go_where_it_is_refused(self, cfn: CloudFormation) -> None:
+        request = cfn.a_create("A", FREE)
+        cfn.at(CREATE, fails(Death()))
+        with pytest.raises(Death):
+            cfn.send(request)
+        cfn.at(CREATE, fails(DENIED))
+        assert failed(cfn.send(request).answer, "permission is missing")
+        assert not cfn.entries
+
+    def test_a_move_whose_earlier_delivery_died_is_a_move(self, cfn: CloudFormation) -> None:
+        cfn.create("A", FREE)
+        request = cfn.an_update("A", FREE, PRO)
+        cfn.at(DELETE, followed_by(lambda: cfn.at(CREATE, fails(Death()))))
+        with pytest.raises(Death):
+            cfn.send(request)
+        cfn.at(CREATE)
+        assert outcome(cfn.send(request).answer) == "MOVED"
+
+    def test_a_rollback_that_moved_and_died_is_lost_where_the_key_is_gone(self, cfn: CloudFormation) -> None:
+        cfn.create("A", FREE, digest="P1")
+        cfn.update("A", FREE, PRO, digest="P2")
+        request = cfn.an_update("A", PRO, FREE, digest="P1")
+        cfn.at(DELETE, followed_by(lambda: cfn.at(CREATE, fails(Death()))))
+        with pytest.raises(Death):
+            cfn.send(request)
+        cfn.at(CREATE)
+        TestLost.gone(cfn)
+        assert outcome(cfn.send(request).answer) == "LOST"
+
+    def test_a_ledger_that_cannot_be_read_fails_the_request(self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch) -> None:
+        request = cfn.a_create("A", FREE)
+        cfn.arrives(request)
+        change, calls = cfn.change, iter(range(99))
+
+        def unreadable(*arguments: Any) -> State:
+            if next(calls) == 1:
+                raise FailedError("nobody knows", clear=False)
+            return change(*arguments)
+
+        monkeypatch.setattr(cfn, "change", unreadable)
+        assert cfn.service(request).serve().answer.reason == "nobody knows"
+
+    def test_a_move_that_comes_to_nothing_gives_up_while_there_is_time_to_undo_it(
+        self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cfn.create("A", FREE)
+
+        def create(**arguments: Any) -> Any:
+            if arguments["usagePlanId"] == "pro" and FREE not in cfn.attached:
+                raise BUSY
+            return cfn.api.create_usage_plan_key(**arguments)
+
+        monkeypatch.setattr(cfn, CREATE, create, raising=False)
+        assert failed(cfn.update("A", FREE, PRO), "gave up after")
+        assert cfn.attached == {FREE}
+
+    def test_what_was_found_there_is_not_detached_where_its_hold_is_lost(self, cfn: CloudFormation) -> None:
+        def let_go() -> None:
+            if cfn.entry(FREE).before:
+                cfn.tick = lambda: None
+                cfn.delete("A", "invented")
+
+        cfn.by_hand(FREE)
+        cfn.tick = let_go
+        assert failed(cfn.create("A", FREE, ADOPT), "Superseded")
+        assert cfn.attached == {FREE}
+
+    def test_what_was_put_back_is_not_detached_where_its_hold_is_lost(self, cfn: CloudFormation) -> None:
+        cfn.create("A", FREE)
+        cfn.by_hand(FREE, attached=False)
+
+        def meanwhile() -> None:
+            cfn.at(DELETE)
+            cfn.delete("A", FREE)
+            cfn.by_hand(FREE)
+
+        cfn.at(CREATE, preceded_by(meanwhile))
+        assert failed(cfn.update("A", FREE, FREE), "Superseded")
+        assert cfn.attached == {FREE}
+
+    def test_what_was_adopted_and_is_put_back_during_its_repair_is_taken(self, cfn: CloudFormation) -> None:
+        cfn.by_hand(FREE)
+        cfn.create("A", FREE, TAKE)
+        cfn.by_hand(FREE, attached=False)
+        cfn.at(CREATE, preceded_by(lambda: cfn.by_hand(FREE)))
+        assert outcome(cfn.update("A", FREE, FREE, TAKE)) == "TAKEN"
+
+    def test_a_repair_that_may_have_been_served_makes_it_ours(self, cfn: CloudFormation) -> None:
+        cfn.by_hand(FREE)
+        cfn.create("A", FREE, ADOPT)
+        cfn.by_hand(FREE, attached=False)
+        cfn.at(CREATE, served_then(LOST), fails(DENIED))
+        assert failed(cfn.update("A", FREE, FREE, ADOPT))
+        assert not cfn.entry(FREE).before
+
+    def test_what_was_read_is_not_read_again(self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each look into the ledger is a call to DynamoDB."""
+        looks: list[int] = []
+        change = cfn.change
+
+        def counted(*arguments: Any) -> State:
+            looks[-1] += 1
+            return change(*arguments)
+
+        monkeypatch.setattr(cfn, "change", counted)
+        for act in (
+            partial(cfn.create, "A", FREE),
+            partial(cfn.update, "A", FREE, FREE),
+            partial(cfn.update, "A", FREE, PRO),
+            partial(cfn.delete, "A", FREE),
+            partial(cfn.delete, "A", PRO),
+            partial(cfn.delete, "A", PRO),
+        ):
+            looks.append(0)
+            assert act().success
+        assert looks == [4, 5, 7, 5, 4, 3]
+
+    @pytest.mark.parametrize("is_over", [False, True], ids=["in time", "too late"])
+    def test_what_was_not_fenced_when_it_arrived_is_fenced_when_its_turn_comes(
+        self, cfn: CloudFormation, *, is_over: bool
+    ) -> None:
+        """Too late, a Create alone: it begins a new life, and its Delete may follow."""
+        for request in (cfn.a_create("A", FREE), cfn.an_update("B", FREE, FREE)):
+            deadline = Deadline(900, cfn.clock, is_over=is_over)
+            Service(request, cfn, ApiGateway(cfn), deadline, fenced=False).serve()  # type: ignore[arg-type]  # a fake
+        assert [cfn.records[holder(name)].issued > 0 for name in "AB"] == [True, not is_over]
+
+    def test_a_request_whose_turn_is_over_says_which(self, cfn: CloudFormation) -> None:
+        with pytest.raises(TurnOverError, match=r"^Could not serve Create: the function's time is nearly up$"):
+            self.received_again(cfn, cfn.a_create("A", FREE), seconds=1).serve()
+
+    def test_an_internal_error_is_logged_with_its_traceback(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
+        cfn.at(CREATE, fails(ZeroDivisionError()))
+        assert failed(cfn.create("A", FREE), "An internal error, please report it: ZeroDivisionError")
+        (line,) = [line for line in caplog.records if line.exc_info]
+        assert line.message == "An internal error"

@@ -108,6 +108,7 @@ class Invocation:
         Raises:
             EventError: The event lacks what an answer needs.
             UnclearError: Nobody knows whether the queue has taken it; Lambda invokes again.
+            TurnOverError: The request's time is over, and the function's too short; Lambda invokes again.
             UndeliveredError: The answer could not be delivered; Lambda invokes again, and the same answer goes out.
         """
         if not self.queue and not self.local:
@@ -120,7 +121,11 @@ class Invocation:
         # A sample event is as old as its file, and a person waits at the terminal.
         there = min(LOCAL_TIME, request.service_timeout) if self.local else request.ends(now) - now
         is_over = there <= BEFORE_LOOK
-        service = self._service(request, Deadline(left if is_over else min(left, there), self.clock, is_over=is_over))
+        # Nobody waits for one that is over: where the function's own time is too short to look it up, the next invocation does.
+        deadline = Deadline(
+            math.inf if is_over else min(left, there), self.clock, turn=left if is_over else math.inf, is_over=is_over
+        )
+        service = self._service(request, deadline)
         if self.queue:
             logger.info("Asked: %s", _shown(request))
         serve = service.serve
@@ -130,9 +135,9 @@ class Invocation:
                 service.arrive()
             self._check(request, context)
             if self.queue and not is_over:
-                self.queue.put(event, now, Deadline(min(left, there), self.clock))
+                self.queue.put(event, now, deadline)
                 return None
-        except UnclearError:
+        except (UnclearError, TurnOverError):
             raise
         except FailedError as failed:
             serve = partial(_fail, service, str(failed))

@@ -61,7 +61,12 @@ def play(name: str, faults: Sequence[Fault] = (), *, seed: int = 0, readme: bool
             calls = list(world.calls)
             wrong.append(f"{type(error).__name__}: {error} {traceback.format_exc(limit=-3)}")
     excepted = [text for text in wrong if "stranger" in text] if _cannot_tell(world, faults) else []
-    answers = _answers(cfn, lasting=any(fault.lasting for fault in faults))
+    # Lambda invokes three times, and a minute and two minutes later.
+    lasting = any(fault.lasting for fault in faults) or sum(fault.service == "" for fault in faults) > 2
+    answers = _answers(cfn, lasting=lasting)
+    if name == "express" and any(fault.lasting for fault in faults if fault.service == "s3"):
+        # CloudFormation hears of neither of two Creates, and sends no Delete in between: the first looks retained.
+        excepted += [text for text in wrong if "left behind" in text]
     if any(fault.lasting for fault in faults if fault.service == "dynamodb"):
         # While the ledger cannot be read, nobody knows what was answered. CloudFormation goes by the first.
         second = [text for text in [*wrong, *answers] if "two answers" in text or "anew" in text]
@@ -108,8 +113,13 @@ def _cannot_tell(world: World, faults: Sequence[Fault]) -> bool:
 
 
 def _told(body: bytes) -> str:
-    """What CloudFormation goes by. Where the ledger could not be written, a request whose time is over has another Reason."""
-    return json.dumps({name: part for name, part in json.loads(body).items() if name != "Reason"})
+    """What CloudFormation goes by.
+
+    Where the ledger could not be written, a request whose time is over has another Reason. A key's value is written down nowhere.
+    """
+    told = {name: part for name, part in json.loads(body).items() if name != "Reason"}
+    told.get("Data", {}).pop("Value", None)
+    return json.dumps(told)
 
 
 def _answers(cfn: CloudFormation, *, lasting: bool) -> list[str]:
