@@ -545,6 +545,13 @@ class TestLocal:
         assert answer["NoEcho"] is True
         assert VALUE not in capsys.readouterr().out + local.lines.getvalue()
 
+    def test_an_http_url_will_do_as_sams_own_generated_event_has_one(self, local: World) -> None:
+        """Its properties are none of ours, and the answer says so."""
+        http = {"ResponseURL": "http://pre-signed-S3-url-for-response"}
+        assert local.invoke(EVENTS["create"] | http)["Status"] == "SUCCESS"
+        generated = EVENTS["create"] | http | {"ResourceProperties": {"StackName": "stack-name", "List": ["1", "2", "3"]}}
+        assert "unknown property List" in local.invoke(generated)["Reason"]
+
     @pytest.mark.parametrize("how", ["no credentials", "nobody there"])
     def test_ends_within_seconds_when_aws_cannot_be_asked(
         self, local: World, monkeypatch: pytest.MonkeyPatch, how: str, capsys: pytest.CaptureFixture[str]
