@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from usage_plan_key.association import Association, Holder, well_formed
+from usage_plan_key.association import LONGEST_ID, Association, Holder, well_formed
 from usage_plan_key.request import PROPERTIES, Create, Delete, EventError, Invalid, OnExisting, Request, Update, Wish, parse
 
 HANDLER = Path(__file__).parents[1] / "handler"
@@ -609,3 +609,40 @@ def test_the_core_knows_nothing_of_aws(module: str) -> None:
     assert f"usage_plan_key.{module}" in loaded
     aws = {"boto3", "botocore", "crhelper", "aws_lambda_powertools", "s3transfer", "urllib3"}
     assert not aws & {name.partition(".")[0] for name in loaded}
+
+
+class TestInFull:
+    """What is said of a fault, to the letter."""
+
+    @pytest.mark.parametrize(
+        ("key_id", "wrong"),
+        [
+            pytest.param(
+                "${AliceKey}",
+                "it has a reference that CloudFormation has not resolved ({{resolve:ssm-secure:...}} does not work in custom "
+                "resources, and ${...} needs Fn::Sub)",
+                id="a reference",
+            ),
+            pytest.param(
+                "é" * LONGEST_ID,
+                "it has characters that no id has (an id has 6 to 10 letters and digits)",
+                id="as long as an id may be",
+            ),
+            pytest.param(" a1b2c3d4e5 ", "it has white space around it", id="white space around it"),
+        ],
+    )
+    def test_what_is_wrong_with_an_id(self, key_id: str, wrong: str) -> None:
+        assert faults({**GOOD, "KeyId": key_id}) == f"KeyId is malformed: {wrong}"
+
+    def test_an_unknown_request_type_is_named_without_its_value(self) -> None:
+        said = (
+            "not a CloudFormation custom resource event: RequestType is none of Create, Update and Delete, and the function "
+            "takes CloudFormation's Create, Update and Delete"
+        )
+        with pytest.raises(EventError) as raised:
+            parse(event("Replace"))
+        assert str(raised.value) == said
+
+    def test_a_question_mark_in_the_query_hides_no_issue_time(self) -> None:
+        request = parse(event(ResponseURL="https://x/answer?X-Amz-Date=20260302T090000Z&x=a?b"))
+        assert request.issued == 1772442000

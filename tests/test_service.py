@@ -1596,6 +1596,18 @@ class TestWhoseItIs:
         assert not cfn.attached
 
 
+class TestLate:
+    def test_one_that_comes_when_its_time_is_over_is_not_newer_than_another_of_its_second(self, cfn: CloudFormation) -> None:
+        """Its first delivery found no ledger; the next Create has attached the key since."""
+        request = cfn.a_create("A", FREE)
+        assert cfn.create("A", FREE, issued=request.issued).success
+        cfn.is_over = True
+        assert not cfn.send(request).answer.success
+        cfn.is_over = False
+        assert cfn.delete("A", FREE).success
+        assert cfn.attached == set()
+
+
 class TestValue:
     """API Gateway's reply may lack the value that IncludeValue asks for."""
 
@@ -1904,8 +1916,8 @@ class TestEachStep:
         request = cfn.a_create("A", FREE)
         cfn.arrives(request)
         cfn.lose_writes = 1
-        outages = iter([0, 99])  # Before the first write, and after it.
-        cfn.tick = lambda: cfn.outage(next(outages, 0))
+        outages = iter([0])  # Before the first write; after it, and from then on, the ledger is out of reach.
+        cfn.tick = lambda: cfn.outage(next(outages, 99))
         assert failed(cfn.service(request).serve().answer, "nobody knows whether it was written")
 
     def test_what_is_lost_is_logged_in_full(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
@@ -1983,7 +1995,7 @@ class TestEachStep:
     def test_what_was_attached_after_it_was_let_go_is_held_while_it_is_detached(self, cfn: CloudFormation) -> None:
         held: list[Any] = []
         cfn.at(CREATE, preceded_by(lambda: cfn.delete("A", "invented")))
-        cfn.at(DELETE, preceded_by(lambda: held.append(dict(cfn.records[holder("A")].holds))))
+        cfn.at(DELETE, usual, preceded_by(lambda: held.append(dict(cfn.records[holder("A")].holds))))
         request = cfn.a_create("A", FREE)
         assert failed(cfn.send(request).answer, "Superseded: a Delete for this resource was served meanwhile")
         assert held == [{pair(FREE): Hold(request.id)}]

@@ -27,7 +27,7 @@ from .ledger import EventsWord, Table
 from .lifecycle import FailedError, Outcome, abandon
 from .queue import VISIBILITY, Message, Queue, UnclearError, messages
 from .request import MOST_SKEW, Create, Delete, EventError, Request, Update, parse
-from .retry import BEFORE_LOOK, Clock, Deadline, TurnOverError
+from .retry import BEFORE_LOOK, Clock, Deadline, NotBegunError, TurnOverError
 from .service import Served, Service
 
 logger = logging.getLogger(__name__)
@@ -109,6 +109,7 @@ class Invocation:
             EventError: The event lacks what an answer needs.
             UnclearError: Nobody knows whether the queue has taken it; Lambda invokes again.
             TurnOverError: The request's time is over, and the function's too short; Lambda invokes again.
+            NotBegunError: The function's time was too short to queue it; Lambda invokes again.
             UndeliveredError: The answer could not be delivered; Lambda invokes again, and the same answer goes out.
         """
         if not self.queue and not self.local:
@@ -140,6 +141,8 @@ class Invocation:
         except (UnclearError, TurnOverError):
             raise
         except FailedError as failed:
+            if self.queue and isinstance(failed, NotBegunError):
+                raise  # Something has taken nearly all of the function's time. The next invocation has its own.
             serve = partial(_fail, service, str(failed))
         except Exception as error:
             logger.exception("An internal error")

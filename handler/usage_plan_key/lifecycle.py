@@ -233,8 +233,11 @@ class State(NamedTuple):
 # --- The fence: the newest request wins ---
 
 
-def arrive(record: Record, request: Request) -> Record:
-    """Write down that a request has arrived, before it waits for its turn."""
+def arrive(record: Record, request: Request, *, is_over: bool = False) -> Record:
+    """Write down that a request has arrived, before it waits for its turn.
+
+    One that arrives when its time is over has come late: it is not newer than another one of the same second.
+    """
     if request.id in record.answers or request.id in record.arrived:
         return record
     holds = dict(record.holds)
@@ -245,7 +248,7 @@ def arrive(record: Record, request: Request) -> Record:
     elif isinstance(request, Update) and request.named is None:
         foreign |= {digest(request.physical_id)}
     record = record._replace(holds=holds, foreign=foreign)
-    if request.issued is not None and (request.issued < record.issued or _was_cancelled(record, request)):
+    if request.issued is not None and (request.issued < record.issued + is_over or _was_cancelled(record, request)):
         return record
 
     wants = record.wants

@@ -64,6 +64,10 @@ class OutOfTimeError(FailedError):
     """Raised when there is no time left for another attempt: CloudFormation's is nearly up."""
 
 
+class NotBegunError(OutOfTimeError):
+    """Raised when there was no time left for even one attempt."""
+
+
 class TurnOverError(OutOfTimeError):
     """Raised when the function's time is nearly up and CloudFormation's is not: the next invocation serves the request again.
 
@@ -217,11 +221,11 @@ class Deadline:
         """Check that a call that begins `ahead` seconds from now would be over in time.
 
         Raises:
-            OutOfTimeError: It would not.
+            NotBegunError: It would not.
             TurnOverError: Not within the function's time.
         """
         if self.clock.time() + ahead + self.reserve > self._end:
-            raise OutOfTimeError(f"{what}: no time was left to begin. Raise ServiceTimeout, or the function's Timeout")
+            raise NotBegunError(f"{what}: no time was left to begin. Raise ServiceTimeout, or the function's Timeout")
         self.allow_turn(what, ahead)
 
     def allow_turn(self, what: str, ahead: float = 0.0) -> None:

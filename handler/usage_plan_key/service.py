@@ -95,7 +95,7 @@ class Service:
 
     def arrive(self) -> None:
         """Fence: write down that the request is here, before it waits for its turn."""
-        rule = partial(_recorded, change=partial(lifecycle.arrive, request=self._request))
+        rule = partial(_recorded, change=partial(lifecycle.arrive, request=self._request, is_over=self._deadline.is_over))
         self._change([], rule, answered=True)
 
     def died(self) -> bool | None:

@@ -1,0 +1,126 @@
+"""Mutation testing: mutmut changes one place of the code at a time, and the tests that reach it have to fail.
+
+Works on a copy in a temporary folder. `python -m tests.mutants lifecycle retry` tries these two modules only. mutmut leaves out
+decorated functions and constants outside of functions.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final, NamedTuple
+
+import pytest
+from mutmut.configuration import config
+from mutmut.mutation.data import SourceFileMutationData
+from mutmut.mutation.diff_apply import get_diff_for_mutant
+from mutmut.utils.format_utils import orig_function_and_class_names_from_key
+
+ROOT: Final = Path(__file__).parents[1]
+PACKAGE: Final = Path("usage_plan_key")
+#: Percent of a module's mutants that the tests have to kill.
+GOAL: Final = 95.0
+WORKERS: Final = 2
+#: How a killed mutant's process ends: a test has failed, or its time is up. mutmut counts 255 too, where no test has run.
+KILLED: Final = (1, -signal.SIGXCPU, -signal.SIGKILL)
+#: A line of survivors.md: the function, the changed line or its beginning and an ellipsis, and why no test notices.
+EXPLAINED: Final = re.compile(r"^- `(\w+\.\w+)` `(.+?)(…?)`: (.+)$", re.MULTILINE)
+
+
+class Survivor(NamedTuple):
+    """A change that no test notices."""
+
+    line: int
+    function: str
+    change: str
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Make a test's ids anew: pytest escapes them again when it collects again in the same process, as mutmut has it do."""
+    for mark in metafunc.definition.iter_markers("parametrize"):
+        if mark._param_ids_from:
+            object.__setattr__(mark._param_ids_from, "_param_ids_generated", None)
+
+
+def copied(folder: Path) -> None:
+    """Copy what the tests need. mutmut names a module by its path, so the package stands at the top, as on Lambda."""
+    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "build"), dirs_exist_ok=True)
+    shutil.copytree(folder / "handler" / PACKAGE, folder / PACKAGE)
+
+
+def as_survivor(module: str, name: str) -> Survivor:
+    """Find what mutmut has changed, and where."""
+    path = PACKAGE / f"{module}.py"
+    function, class_name = orig_function_and_class_names_from_key(name)
+    changed = get_diff_for_mutant(name, path=path).splitlines()[3:]
+    before, after = ([line[1:].strip() for line in changed if line[0] == sign] for sign in "-+")
+    at, lines = 0, [line.strip() for line in path.read_text().splitlines()]
+    for begins in (f"class {class_name}" if class_name else "", f"def {function}(", before[0]):
+        at = next((number for number in range(at, len(lines)) if lines[number].startswith(begins)), at)
+    return Survivor(at + 1, f"{module}.{function}", " ".join(after) or f"without {' '.join(before)}")
+
+
+def tried(module: str) -> tuple[int, list[Survivor]]:
+    """Count a module's mutants, and name the survivors."""
+    data = SourceFileMutationData(path=PACKAGE / f"{module}.py")
+    data.load()
+    alive = [name for name, code in data.exit_code_by_key.items() if code not in KILLED]
+    return len(data.exit_code_by_key), sorted(as_survivor(module, name) for name in alive)
+
+
+def why(found: Survivor) -> str:
+    """Give survivors.md's reason; empty for none."""
+    for function, change, more, reason in EXPLAINED.findall((ROOT / "tests" / "survivors.md").read_text()):
+        if function == found.function and (found.change.startswith(change) if more else found.change == change):
+            return str(reason)
+    return ""
+
+
+def told(modules: list[str]) -> Iterator[str]:
+    """Print the counts, and each survivor with its reason; yield what falls short."""
+    found = {module: tried(module) for module in modules}
+    for module, (_, survivors) in found.items():
+        for survivor in survivors:
+            reason = why(survivor)
+            print(f"handler/{PACKAGE}/{module}.py:{survivor.line} {survivor.function}: {survivor.change}")
+            print(f"    {reason or 'NOT EXPLAINED'}")
+            if not reason:
+                yield "tests/survivors.md does not explain every survivor"
+    print(f"\n{'module':12}{'mutants':>9}{'killed':>9}{'survived':>10}{'percent':>9}")
+    for module, (count, survivors) in found.items():
+        percent = 100 * (1 - len(survivors) / count)
+        print(f"{module:12}{count:9}{count - len(survivors):9}{len(survivors):10}{percent:9.1f}")
+        if percent < GOAL:
+            yield f"The tests kill less than {GOAL:.0f} % of the mutants of {module}"
+
+
+def main(wanted: list[str]) -> int:
+    """Make the mutants, run the tests, and tell what came of it."""
+    with TemporaryDirectory() as folder, chdir(folder):
+        copied(Path(folder))
+        modules = [name for path in config().only_mutate if (name := Path(path).stem) in wanted or not wanted]
+        if not modules:
+            sys.exit(f"There are {', '.join(Path(path).stem for path in config().only_mutate)}")
+        names = [f"{PACKAGE}.{module}.*" for module in modules]
+        mutmut = Path(sys.executable).with_name("mutmut")
+        os.nice(10)
+        if code := subprocess.run(
+            [mutmut, "run", "--max-children", str(WORKERS), *names], stdin=subprocess.DEVNULL, check=False
+        ).returncode:
+            return code
+        faults = list(told(modules))
+    print("\n".join(["", *dict.fromkeys(faults)]))
+    return bool(faults)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
