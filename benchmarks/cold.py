@@ -21,7 +21,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from shutil import copy, which
 from statistics import median
@@ -86,13 +85,12 @@ class World:
         self._requests = self._resources = 0
 
     def event(self, kind: str) -> dict[str, Any]:
-        """A request, newer than those before; a Create is a new resource's."""
+        """A request of this moment; a Create is a new resource's."""
         self._requests += 1
         self._resources += kind == "Create"
-        issued = datetime(2026, 3, 2, tzinfo=UTC) + timedelta(seconds=self._requests)
         event = {
             "RequestType": kind,
-            "ResponseURL": re.sub(r"X-Amz-Date=\w+", f"X-Amz-Date={issued:%Y%m%dT%H%M%SZ}", self.sink.url),
+            "ResponseURL": self.sink.url,
             "StackId": "arn:aws:cloudformation:eu-central-1:111111111111:stack/cold/1",
             "RequestId": f"request-{self._requests}",
             "LogicalResourceId": f"Resource{self._resources}",
@@ -159,14 +157,16 @@ class Bench:
         """Have a request served; gives back how long that took from outside, in milliseconds."""
         event = self._world.event(kind)
         if contestant.queued:
-            body = json.dumps({"event": event, "arrived": time.time(), "turn": 0, "received": 0})
+            body = json.dumps({"event": event, "arrived": time.time()})
             attributes = {"MessageGroupId": "1", "ApproximateReceiveCount": "1"}
             event = {"Records": [{"messageId": "1", "receiptHandle": "1", "body": body, "attributes": attributes}]}
         began = time.perf_counter()
         answered = running.invoke(event)
         took = (time.perf_counter() - began) * 1000
-        if answered not in (None, {"batchItemFailures": []}):
-            raise RuntimeError(f"{contestant.name} answered {answered}\n{running.log}")
+        refused = [put.answer for put in self._world.sink.puts if put.answer["Status"] != "SUCCESS"]
+        self._world.sink.puts.clear()
+        if refused or answered not in (None, {"batchItemFailures": []}):
+            raise RuntimeError(f"{contestant.name} answered {answered or refused}\n{running.log}")
         return took
 
 
