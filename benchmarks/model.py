@@ -498,7 +498,7 @@ class _Put:
     def prepare(self) -> None:
         """It is ready."""
 
-    def check(self, request: Request, function_arn: str) -> None:
+    def check(self, request: Request) -> None:
         """Any ResponseURL will do."""
 
     def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
-from urllib.parse import quote
 
 import boto3
 import pytest
@@ -32,7 +31,6 @@ from usage_plan_key.answer import (
     UndeliveredError,
     body,
     check_value_host,
-    check_value_stack,
     destination,
     redacted,
     where,
@@ -1142,37 +1140,6 @@ class TestBody:
         assert json.loads(redacted(sent))["Data"]["KeyName"] == "alice"
 
 
-OURS = "arn:aws:cloudformation:eu-west-1:1:stack/customers/5a1e"
-OTHERS = "arn:aws:cloudformation:eu-west-1:2:stack/theirs/66aa"
-FUNCTION = "arn:aws:lambda:eu-west-1:1:function:usage-plan-key"
-
-
-@pytest.mark.parametrize(
-    ("stack", "path", "sent"),
-    [
-        pytest.param(OURS, quote(f"{OURS}|Alice|1c2d"), True, id="its own"),
-        pytest.param(OURS, "cfn-response/1c2d", True, id="a path that names no stack"),
-        pytest.param(OURS, quote(f"{OTHERS}|Alice|1c2d"), False, id="another stack's URL"),
-        pytest.param(OURS, quote(f"{OURS}6|Alice|1c2d"), False, id="a stack whose id begins alike"),
-        pytest.param(OTHERS, quote(f"{OTHERS}|Alice|1c2d"), False, id="a stack of another account"),
-        pytest.param("theirs", "theirs", False, id="a StackId that is none"),
-    ],
-)
-def test_a_value_goes_to_a_stack_of_the_functions_account(stack: str, path: str, *, sent: bool) -> None:
-    """CloudFormation's bucket takes the answers of all its customers."""
-    asked = {
-        **json.loads(Path("events/create.json").read_text()),
-        "StackId": stack,
-        "ResponseURL": f"https://{OWN}.s3.eu-west-1.amazonaws.com/{path}?X-Amz-Signature=s",
-    }
-    asked["ResourceProperties"]["IncludeValue"] = "true"
-    check = partial(check_value_host, region="eu-west-1", suffix="amazonaws.com")
-    with contextlib.nullcontext() if sent else pytest.raises(FailedError, match="no stack of another account"):
-        Sender(check).check(parse(asked), FUNCTION)
-    asked["ResourceProperties"]["IncludeValue"] = "false"
-    Sender(check).check(parse(asked), FUNCTION)
-
-
 class TestInFull:
     """What is said and shown, to the letter."""
 
@@ -1192,10 +1159,3 @@ class TestInFull:
         told = json.loads(resource._internal_error("no such thing"))
         reason = f"An internal error, please report it: no such thing ({WHERE})"
         assert (told["Status"], told["PhysicalResourceId"], told["Reason"]) == ("FAILED", ID, reason)
-
-    def test_a_value_for_another_account_is_refused_with_what_to_do(self) -> None:
-        arn = "arn:aws:lambda:eu-central-1:999999999999:function:usage-plan-key"
-        said = "IncludeValue is true, and the function sends a key's value to no stack of another account. Remove IncludeValue"
-        with pytest.raises(FailedError) as raised:
-            check_value_stack(parse(EVENTS["create"]), arn)
-        assert str(raised.value) == said

@@ -127,7 +127,7 @@ class World:
     def prepare(self) -> None:
         self.prepared += 1
 
-    def check(self, request: Request, function_arn: str) -> None:
+    def check(self, request: Request) -> None:
         """Any ResponseURL will do."""
 
     def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:
@@ -783,7 +783,7 @@ class TestFencedFirst:
     def test_refused_for_its_host(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         self.retained(world)
 
-        def check(request: Request, function_arn: str) -> None:
+        def check(request: Request) -> None:
             raise FailedError("IncludeValue is true, and ResponseURL leads elsewhere")
 
         monkeypatch.setattr(world, "check", check)
@@ -798,7 +798,7 @@ class TestFencedFirst:
     def test_refused_out_of_the_queue_too(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         """Somebody may write to the queue, or invoke the function with a batch."""
 
-        def check(request: Request, function_arn: str) -> None:
+        def check(request: Request) -> None:
             raise FailedError("IncludeValue is true, and ResponseURL leads elsewhere")
 
         world.arrives("alice")
@@ -1057,7 +1057,7 @@ class TestCalls:
         assert read.event is None
 
     def test_a_reply_that_is_none_of_sqss_is_not_taken_for_one(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(world.sqs, "send_message", lambda **_: {})
+        monkeypatch.setattr(world.sqs, "send_message", lambda **_: {"ResponseMetadata": {}})
         with pytest.raises(UnclearError, match=r"The last error: the reply is none of SQS's, or is cut short\."):
             self.queue(world).put({"StackId": "s", "RequestId": "r"}, 5, Deadline(60, world.clock))
 
@@ -1279,9 +1279,9 @@ class TestTold:
     @pytest.mark.parametrize(("seconds", "left"), [(90, 20), (36, 36 - LAST_SECONDS - 15)])
     def test_a_delivery_has_twenty_seconds_or_what_is_left(self, world: World, seconds: float, left: float) -> None:
         deadlines: list[Deadline] = []
-        checked: list[tuple[str, str]] = []
+        checked: list[str] = []
         world.deliver = lambda request, deadline, body: deadlines.append(deadline)  # type: ignore[method-assign]
-        world.check = lambda request, function_arn: checked.append((request.id, function_arn))  # type: ignore[method-assign]
+        world.check = lambda request: checked.append(request.id)  # type: ignore[method-assign]
         world.before_create = lambda: world.clock.sleep(15)
         world.arrives("alice")
         checked.clear()
@@ -1290,7 +1290,7 @@ class TestTold:
         (deadline,) = deadlines
         assert deadline.clock is world.clock
         assert deadline._end - world.clock.now == left
-        assert checked == [("Create-one-alice", world.invoked_function_arn)]
+        assert checked == ["Create-one-alice"]
 
     @pytest.mark.parametrize("by_queue", [False, True], ids=["by CloudFormation", "by the queue"])
     def test_who_gives_up_has_all_the_time_that_is_left(

@@ -194,7 +194,7 @@ class Stacks(RuleBasedStateMachine):
     def prepare(self) -> None:
         pass
 
-    def check(self, request: Request, function_arn: str) -> None:
+    def check(self, request: Request) -> None:
         """Any ResponseURL will do."""
 
     def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:

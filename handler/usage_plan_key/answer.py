@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Final
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import urllib3
 from aws_lambda_powertools.metrics import MetricUnit, single_metric
@@ -295,23 +295,6 @@ def destination(url: str, *, local: bool = False, base: str = "") -> Url:
     return read
 
 
-def check_value_stack(request: Request, function_arn: str) -> None:
-    """Check that a ResponseURL is of the stack that asks: CloudFormation's bucket takes the answers of all its customers.
-
-    Its path names the stack in captured events. No document says so, so a path that names none is let through.
-
-    Raises:
-        FailedError: The stack is of another account, or the path names another one.
-    """
-    stack_id = request.holder.stack_id
-    named = unquote(urlsplit(request.response_url).path)
-    own = function_arn.split(":")[4:5]
-    if stack_id.split(":")[4:5] != own or ("arn:" in named and f"{stack_id}|" not in named):
-        raise FailedError(
-            "IncludeValue is true, and the function sends a key's value to no stack of another account. Remove IncludeValue"
-        )
-
-
 def check_value_host(url: Url, *, region: str, suffix: str | None, emulator: str | None = None) -> None:
     """Check that a host is CloudFormation's own: whoever may invoke the function could name another one for a key's value.
 
@@ -356,15 +339,14 @@ class Sender:
             thread.shutdown(wait=False)
         return self._tls
 
-    def check(self, request: Request, function_arn: str) -> None:
-        """Check that a request's ResponseURL may have its answer from the function of this ARN.
+    def check(self, request: Request) -> None:
+        """Check that a request's ResponseURL may have its answer.
 
         Raises:
             FailedError: A key's value is asked for, and must not go there.
         """
         if self._check_host and isinstance(request, Create | Update) and request.include_value:
             self._check_host(destination(request.response_url))
-            check_value_stack(request, function_arn)
 
     def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:
         """PUT an answer to its ResponseURL.

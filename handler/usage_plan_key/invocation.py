@@ -134,7 +134,7 @@ class Invocation:
             # A Create is fenced also when its time is over: it marks what is retained, and its Delete may arrive next.
             if not is_over or request.physical_id is None:
                 service.arrive()
-            self._check(request, context)
+            self._check(request)
             if self.queue and not is_over:
                 self.queue.put(event, now, deadline)
                 return None
@@ -248,9 +248,9 @@ class Invocation:
         destination(request.response_url, local=self.local)
         return request, cast("Mapping[str, Any]", event)  # `parse` has seen that it is one.
 
-    def _check(self, request: Request, context: Context) -> None:
+    def _check(self, request: Request) -> None:
         if not self.local:
-            self.sender.check(request, context.invoked_function_arn)
+            self.sender.check(request)
 
     def _put_aside(self, message: Message, ends: float) -> bool:
         """Send what is no request to the dead-letter queue; False where it stays, and comes again."""
@@ -325,7 +325,7 @@ class Invocation:
 
         serve = service.serve
         try:
-            self._check(request, context)  # Who may write to the queue has not passed `by_cloudformation`.
+            self._check(request)  # Who may write to the queue has not passed `by_cloudformation`.
         except FailedError as failed:
             serve = partial(_fail, service, str(failed))
         self._answer(request, turn.event, context, serve, deliver, Deadline(ends - now, self.clock))

@@ -154,10 +154,10 @@ class Queue:
 
     def _send(self, url: str, body: str, group: str, deduplication: str, deadline: Deadline, what: str) -> None:
         def call() -> None:
-            reply = self._client.send_message(
+            reply: Any = self._client.send_message(
                 QueueUrl=url, MessageBody=body, MessageGroupId=group, MessageDeduplicationId=deduplication
             )
-            if "MessageId" not in reply:
+            if reply and not reply.keys() - {"ResponseMetadata"}:  # botocore's own part, and nothing of SQS's
                 raise UnreadableError("the reply is none of SQS's, or is cut short")
 
         persist(call, what, deadline, transient)
