@@ -1337,6 +1337,7 @@ class TestHalfWay:
         cfn.create("A", FREE)
         cfn.at(DELETE, followed_by(lambda: cfn.by_hand("alice:third")))
         assert failed(cfn.update("A", FREE, PRO), "usage plan third (Third)", "could not be attached again")
+        assert not cfn.holders(PRO), "what was not attached is let go of all the same"
 
     @pytest.mark.parametrize("known", [False, True], ids=["seen for the first time", "known"])
     @pytest.mark.parametrize("resumable", [False, True], ids=["to be answered", "resumable"])

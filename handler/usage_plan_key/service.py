@@ -230,14 +230,19 @@ class Service:
         """After a failure: attach again what was moved away for it, and take back what it took hold of and has not attached."""
         if not failed.clear:
             return
-        if isinstance(request, Update):
-            self._move_back(request, failed)
-        if absent:
-            try:
-                self._change([request.wanted], lambda state: lifecycle.take_back(state, request))
-            except FailedError:
-                self._take_back_unseen(request)
-                raise
+        try:
+            if isinstance(request, Update):
+                self._move_back(request, failed)
+        finally:  # Moving back may fail too, and what was not attached is let go of all the same.
+            if absent:
+                self._take_back(request)
+
+    def _take_back(self, request: Wish) -> None:
+        try:
+            self._change([request.wanted], lambda state: lifecycle.take_back(state, request))
+        except FailedError:
+            self._take_back_unseen(request)
+            raise
 
     def _lost(self, request: Wish, missing: MissingError) -> Key | None:
         """Let a rollback succeed though its key or its plan is gone; None where this is none."""
