@@ -323,8 +323,8 @@ def check_value_host(url: Url, *, region: str, suffix: str | None, emulator: str
 class Sender:
     """Delivers answers. One TLS context serves all invocations, as one costs 40 ms of a processor."""
 
-    def __init__(self, check_host: Callable[[Url], None] | None = None) -> None:
-        """Prepare; `check_host` is `check_value_host` with all but the URL, or None where a key's value may go anywhere."""
+    def __init__(self, check_host: Callable[[Url], None] = lambda _: None) -> None:
+        """Prepare; `check_host` raises FailedError where a key's value must not go, see `check_value_host`."""
         self._check_host = check_host
         self._tls: Future[ssl.SSLContext] | None = None
         #: By the URL of the proxy; None for none.
@@ -345,7 +345,7 @@ class Sender:
         Raises:
             FailedError: A key's value is asked for, and must not go there.
         """
-        if self._check_host and isinstance(request, Create | Update) and request.include_value:
+        if isinstance(request, Create | Update) and request.include_value:
             self._check_host(destination(request.response_url))
 
     def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:
@@ -385,7 +385,7 @@ class Sender:
             _BusyError: It is to be tried again.
         """
         target = destination(url, base=base)
-        if self._check_host and "Value" in json.loads(body).get("Data", {}):
+        if "Value" in json.loads(body).get("Data", {}):
             self._check_host(target)
         deadline.allow("Could not PUT")
         reply = self._manager(target.url, tls).urlopen(

@@ -59,11 +59,10 @@ def _client(service: Any, connect: float, read: float) -> Any:
 _table = os.environ.get("LEDGER_TABLE")
 _queue = os.environ.get("QUEUE_URL")
 _apigateway = _client("apigateway", CONNECT_TIMEOUT, READ_TIMEOUT)
-_suffix = os.environ.get("RESPONSE_URL_SUFFIX")
 _check_host = partial(
     check_value_host,
     region=_apigateway.meta.region_name,
-    suffix=_suffix,
+    suffix=os.environ.get("RESPONSE_URL_SUFFIX"),
     emulator=os.environ.get("RESPONSE_URL_HOST"),
 )
 _invocation = Invocation(
@@ -72,7 +71,7 @@ _invocation = Invocation(
     queue=Queue(_client("sqs", SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT), _queue, os.environ.get("UNDELIVERED_URL"))
     if _queue
     else None,
-    sender=Sender(_check_host if _suffix else None),
+    sender=Sender(_check_host),
     local="AWS_SAM_LOCAL" in os.environ,
     # Only an operator's event asks for it, so init does not make it.
     cloudformation=lambda: _client("cloudformation", SHORT_CONNECT_TIMEOUT, READ_TIMEOUT),
