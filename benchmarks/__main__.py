@@ -9,9 +9,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Final
-from unittest import mock
 
-from usage_plan_key import retry
 from usage_plan_key.queue import VISIBILITY
 
 from . import policies, storms
@@ -25,8 +23,6 @@ PLOT: Final = Path(__file__).with_name("waves.svg")
 ROLLBACKS: Final = 1000
 #: Stacks whose functions die.
 DEATHS: Final = 50
-#: The back-off's two figures where there is no queue: what stands in retry.py is among them.
-CAPS: Final = ((0.5, 10.0), (0.5, 20.0), (0.5, 40.0), (0.5, 60.0), (5.0, 20.0), (5.0, 40.0), (5.0, 60.0), (5.0, 120.0))
 
 WAVES: Final = (
     ("Create", 18, 1),
@@ -72,12 +68,6 @@ def throttled(stacks: int, retry_after: int | None, seed: int) -> Result:
         account,
         f"{stacks} stack{'s' if stacks > 1 else ''}, {f'Retry-After: {retry_after}' if retry_after else 'without Retry-After'}",
     )
-
-
-def where_it_arrives(first: float, last: float, keys: int, seed: int) -> Result:
-    """A wave without a queue, with this back-off."""
-    with mock.patch.multiple(retry, CROWD_CAPS=(first, last)):
-        return wave("Create", keys, 1, Account(seed, queue=False), f"back-off {first:g} to {last:g} s")
 
 
 def _account(seed: int) -> Account:
@@ -140,8 +130,6 @@ def main() -> int:
         shapes = [(*shape, worst) for shape in WAVES for worst in ([False, True] if shape[2] > 1 else [False])]
         waves = [ask(queued, *shape, seed) for shape in reversed(shapes) if not (quick and shape[1] > 500)][::-1]
         closed = [ask(throttled, stacks, seconds, seed) for stacks in (1, 20) for seconds in (None, 100)]
-        frontier = [ask(where_it_arrives, *caps, 500, seed) for caps in CAPS]
-        ours = ask(where_it_arrives, *retry.CROWD_CAPS, 500, seed)
         others = [(keys, [ask(policies.wave, policy, keys, seed) for policy in policies.POLICIES]) for keys in (18, 100, 500)]
         small = [pool.submit(rollbacks, range(first, first + 50)) for first in every]
         moving = [pool.submit(update_rollbacks, range(first, first + 50)) for first in every[: len(every) // 2]]
@@ -167,9 +155,6 @@ def main() -> int:
             print(f"\nThe others: create {keys}\n{HEAD}")
             for future in futures:
                 print(row(future.result()), flush=True)
-        print(f"\nWhere it arrives, without the queue: create 500\n{HEAD}")
-        for future in frontier:
-            print(row(future.result()), flush=True)
         print(f"\nA stack in which one key id is wrong, in {len(every) * 50} orders")
         print(_told([storm for future in small for storm in future.result()]))
         told = [storm for future in moving for storm in future.result()]
@@ -183,7 +168,7 @@ def main() -> int:
         print(f"\n200 keys in 20 stacks, worst, alone: {base.good} attached, in {base.seconds:.0f} s; beside 20 requests that …")
         for name, killer in killers.items():
             print(_poisoned_row(name, killer.result(), base.seconds))
-        lines = {"through the queue": queued_500(waves).history, "where it arrives": ours.result().history}
+        lines = {"through the queue": queued_500(waves).history}
         lines |= {future.result().name: future.result().history for future in others[-1][1]}
     PLOT.write_text(svg("500 keys in one stack: attached over time", lines, 300.0, 500))
     missed = [one.name for one in (future.result() for future in waves) if not _reached(one)]

@@ -15,10 +15,9 @@ from usage_plan_key.retry import (
     BEFORE_CALL,
     BEFORE_DELIVERY,
     BEFORE_SHORT_CALL,
+    BUSY_PAUSE,
     CAPS,
     CONNECT_TIMEOUT,
-    CROWD_CAPS,
-    LANE_PAUSE,
     READ_TIMEOUT,
     SHORT_CONNECT_TIMEOUT,
     SHORT_READ_TIMEOUT,
@@ -105,33 +104,13 @@ class TestBackOff:
         persist(failing(1), "x", Deadline(9999, clock, Dice()), again(after=at_least))
         assert clock.slept == [slept]
 
-    def test_a_lane_waits_for_the_door(self) -> None:
-        """Served from the queue, it waits for who is at API Gateway's door without backing off; for all else it backs off."""
+    def test_a_busy_api_gateway_is_waited_for_without_backing_off(self) -> None:
+        """The other worker keeps it busy for a batch at most; for all else the function backs off."""
         clock, dice = Sleepless(), Dice()
         verdicts = iter([Again(busy=True), Again(busy=True), Again(after=15), Again()])
-        persist(failing(4), "x", Deadline(99, clock, dice, lane=True), lambda _: next(verdicts))
-        assert dice.rolled == [LANE_PAUSE, LANE_PAUSE, (0, 2), (0, 4)]
+        persist(failing(4), "x", Deadline(99, clock, dice), lambda _: next(verdicts))
+        assert dice.rolled == [BUSY_PAUSE, BUSY_PAUSE, (0, 2), (0, 4)]
         assert clock.slept == [2, 2, 15, 4]
-
-    def test_a_crowd_backs_off_from_the_door(self) -> None:
-        """Served where they arrived, all have to make room for each other."""
-        clock, dice = Sleepless(), Dice()
-        persist(failing(3), "x", Deadline(99, clock, dice), again(busy=True))
-        assert clock.slept == [5, 10, 20]
-        assert CROWD_CAPS == (5, 40)
-
-    def test_a_crowd_that_is_throttled_spreads_out(self) -> None:
-        """The whole account's budget is spent: it waits as long as it was asked to, and then anything up to a minute."""
-        clock, dice = Sleepless(), Dice()
-        persist(failing(2), "x", Deadline(999, clock, dice), again(after=3, busy=True, throttled=True))
-        assert dice.rolled == [(0, 60), (0, 60)]
-        assert sum(clock.slept) == 2 * 63
-
-    def test_a_lane_that_is_throttled_waits_as_for_the_door(self) -> None:
-        """It has no crowd beside it."""
-        clock = Sleepless()
-        persist(failing(1), "x", Deadline(99, clock, Dice(), lane=True), again(after=1, busy=True, throttled=True))
-        assert clock.slept == [2]
 
     def test_retry_after_beyond_the_deadline(self) -> None:
         """It is not slept through for nothing."""
@@ -174,10 +153,9 @@ class TestDeadline:
 
     @pytest.mark.parametrize("seed", range(12))
     def test_with_25_seconds_left_a_throttled_call_has_another_attempt(self, seed: int) -> None:
-        """Whether served from the queue or in a crowd."""
-        for lane in (True, False):
-            deadline = Deadline(25, Clock(0.0), Random(seed), lane=lane)
-            assert persist(failing(1), "x", deadline, again(after=2, busy=True, throttled=True)) == "served"
+        """Its pause ends where another attempt can still be made."""
+        deadline = Deadline(25, Clock(0.0), Random(seed))
+        assert persist(failing(1), "x", deadline, again(after=2, busy=True)) == "served"
 
     def test_the_short_one_is_the_same_deadline(self) -> None:
         """What writes down and delivers still fits in when API Gateway's time is over."""

@@ -99,7 +99,7 @@ def test_the_ledger_outlives_its_stack_and_has_the_keys_that_the_code_writes() -
 def test_the_time_out_leaves_room_for_a_batch_of_which_one_call_hangs() -> None:
     """A call that times out, the longest pause after it and a call for each other request, a second long, fit in."""
     batch = FUNCTION["Events"]["Requests"]["Properties"]["BatchSize"]
-    hanging = retry.CONNECT_TIMEOUT + retry.READ_TIMEOUT + retry.LANE_PAUSE[1]
+    hanging = retry.CONNECT_TIMEOUT + retry.READ_TIMEOUT + retry.BUSY_PAUSE[1]
     assert hanging + (batch - 1) <= TIMEOUT - retry.BEFORE_CALL - CLOSING_TIME
 
 

@@ -177,13 +177,6 @@ def test_requests_that_lambda_hands_in_minutes_late_are_served_too() -> None:
     assert result.rounds == 1
 
 
-def test_where_it_arrives_a_crowd_is_served_too_but_not_as_well() -> None:
-    result = wave("Create", 100, 1, Account(1, queue=False))
-    assert result.succeeded == 100
-    assert result.seconds < 15 * 60
-    assert result.calls_per_key > 2
-
-
 def test_what_others_do() -> None:
     native, crhelper, terraform = (policies.wave(policy, 100, seed=1) for policy in policies.POLICIES)
     assert native.succeeded < 50

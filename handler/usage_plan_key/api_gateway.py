@@ -115,7 +115,7 @@ def transient(error: Exception) -> Again | None:
     if _code(error) == "LimitExceededException" and status == 429 and not _retry_after(error):
         return Again(patience=QUOTA_PATIENCE)
     if status == 429 or _code(error) in THROTTLED:
-        return Again(after=_retry_after(error), busy=True, throttled=True)
+        return Again(after=_retry_after(error), busy=True)
     return Again(busy=True) if "try again later" in _message(error).lower() else None
 
 

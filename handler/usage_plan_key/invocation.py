@@ -312,7 +312,7 @@ class Invocation:
         there, here = request.ends(message.arrived) - now, ends - CLOSING_TIME - now
         is_over = there <= BEFORE_LOOK
         deadline = Deadline(
-            math.inf if is_over else there, self.clock, turn=here, patience=patience, opens=opens, lane=True, is_over=is_over
+            math.inf if is_over else there, self.clock, turn=here, patience=patience, opens=opens, is_over=is_over
         )
         service = self._service(request, deadline, fenced=message.fenced, again=again)
 

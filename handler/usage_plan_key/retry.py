@@ -29,13 +29,8 @@ BEFORE_SHORT_CALL: Final = SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT + BEFORE_D
 #: The back-off: full jitter below a cap that doubles from the first to the second figure, in seconds.
 #: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 CAPS: Final = (0.5, 20.0)
-#: The same where API Gateway is busy, and a crowd may be at its door (no queue). `make benchmark` shows what other caps come to.
-CROWD_CAPS: Final = (5.0, 40.0)
-#: How much longer than its `Retry-After` a crowd waits at most that is throttled, in seconds: that is the whole account's budget.
-CROWD_THROTTLED: Final = 60.0
-#: The pause of a lane that finds API Gateway busy, in seconds: whoever has its door keeps it for a batch, and the other lane is a
-#: patient spare.
-LANE_PAUSE: Final = (1.0, 2.0)
+#: The pause where API Gateway is busy, in seconds. The queue's other worker keeps it busy for one batch at most.
+BUSY_PAUSE: Final = (1.0, 2.0)
 
 #: Seconds that are slept at a time: a request that CloudFormation gives up meanwhile makes way for the one that it sent instead.
 SLICE: Final = 20.0
@@ -86,14 +81,12 @@ class Again(NamedTuple):
     Attributes:
         after: Seconds that the server asked to wait, its `Retry-After`.
         busy: API Gateway is busy with others: it lets in one call at a time, and ten a second.
-        throttled: It was the latter.
         patience: Seconds after the first such error at which it is not tried again.
     """
 
     after: float = 0.0
     unclear: bool = False
     busy: bool = False
-    throttled: bool = False
     patience: float = math.inf
 
 
@@ -120,7 +113,6 @@ class Deadline:
         turn: float = math.inf,
         patience: float = math.inf,
         opens: float = -math.inf,
-        lane: bool = False,
         is_over: bool = False,
     ) -> None:
         """Begin.
@@ -132,7 +124,6 @@ class Deadline:
             turn: In how many seconds the request goes back into the queue, where it is not answered by then.
             patience: For how many seconds others are waited for, before the request makes way for other stacks'.
             opens: Before when API Gateway is not called, in epoch seconds.
-            lane: Served from the queue, by few at a time, and not where it arrived, in a crowd.
             is_over: CloudFormation has given the request up; `seconds` are then what is left to look it up.
         """
         self.is_over = is_over
@@ -142,7 +133,6 @@ class Deadline:
         self._turn = self._began + turn
         self._impatient = self._began + patience
         self.opens = opens
-        self._lane = lane
         self._dice = dice or random
         self.reserve = BEFORE_CALL
         self.given_up: Callable[[], None] = lambda: None
@@ -197,12 +187,9 @@ class Deadline:
         """
         now = self.clock.time()
         latest = min(min(self._end, self._turn) - self.reserve, until)
-        first, last_cap = CROWD_CAPS if again.busy else CAPS
-        bounds = LANE_PAUSE if self._lane and again.busy else (0.0, min(last_cap, first * 2 ** min(attempt - 1, 10)))
-        if again.throttled and not self._lane:
-            jittered = again.after + self._dice.uniform(0.0, CROWD_THROTTLED)
-        else:
-            jittered = self._dice.uniform(*bounds)
+        first, last_cap = CAPS
+        bounds = BUSY_PAUSE if again.busy else (0.0, min(last_cap, first * 2 ** min(attempt - 1, 10)))
+        jittered = self._dice.uniform(*bounds)
         wake = now + max(again.after, min(jittered, latest - now))
         # At the last moment itself an attempt has just been made.
         if wake > self._end - self.reserve or now >= self._end - self.reserve:
