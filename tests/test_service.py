@@ -21,7 +21,7 @@ from tests.memory import Clock, MemoryLedger
 from usage_plan_key.api_gateway import ApiGateway
 from usage_plan_key.association import Association, Holder
 from usage_plan_key.ledger import EventsWord
-from usage_plan_key.lifecycle import NOBODY, REMEMBERED, STALE_MARK, Answer, Entry, FailedError, Hold, State
+from usage_plan_key.lifecycle import NOBODY, REMEMBERED, STALE_MARK, Answer, Entry, FailedError, State
 from usage_plan_key.request import Create, Delete, Invalid, OnExisting, Request, Update
 from usage_plan_key.retry import BEFORE_CALL, CONNECT_TIMEOUT, READ_TIMEOUT, Deadline, OutOfTimeError, TurnOverError
 from usage_plan_key.service import Served, Service
@@ -1085,26 +1085,6 @@ class TestOrder:
     def test_who_prints_what_was_served_prints_no_value(self) -> None:
         assert "value-of-alice" not in repr(Served(Answer(success=True, id=FREE), "value-of-alice"))
 
-    def test_the_hold_is_lost(self, cfn: CloudFormation) -> None:
-        """A Delete served between the attaching and the answer let go of it: it is detached again, and the Create FAILED."""
-        cfn.at(CREATE, preceded_by(lambda: cfn.delete("A", "invented")))
-        assert failed(cfn.create("A", FREE), "Superseded")
-        assert not cfn.attached
-        assert not cfn.entries
-
-    def test_the_hold_is_lost_and_somebody_else_has_one(self, cfn: CloudFormation) -> None:
-        """Then it stays attached, for them."""
-
-        def meanwhile() -> None:
-            cfn.delete("A", "invented")
-            cfn.at(CREATE)
-            cfn.create("B", FREE)
-
-        cfn.at(CREATE, followed_by(meanwhile))
-        assert failed(cfn.create("A", FREE), "Superseded")
-        assert cfn.attached == {FREE}
-        assert cfn.holders(FREE) == {holder("B")}
-
 
 Given = Callable[[CloudFormation], Request]
 
@@ -1278,14 +1258,6 @@ class TestAtTheSameTime:
         cfn.at(CREATE, other_delivery)
         assert cfn.send(request).answer.success
         assert cfn.holders(FREE) == {holder("A")}
-
-    def test_the_hold_on_what_was_adopted_is_lost(self, cfn: CloudFormation) -> None:
-        """What this request has only seen it does not detach, though the hold on it was lost before the answer."""
-        cfn.by_hand(FREE)
-        cfn.create("A", FREE, ADOPT)
-        cfn.at(GET, followed_by(lambda: cfn.delete("A", FREE)))
-        assert failed(cfn.update("A", FREE, FREE, ADOPT), "Superseded")
-        assert cfn.attached == {FREE}
 
     def test_repaired_while_somebody_joins(self, cfn: CloudFormation) -> None:
         """Whoever joins meanwhile does not put back the mark `before`, which the repair has cleared."""
@@ -1993,14 +1965,6 @@ class TestEachStep:
         assert outcome(cfn.create("B", FREE, stack="two")) == "ATTACHED"
         assert marks == [anew]
 
-    def test_what_was_attached_after_it_was_let_go_is_held_while_it_is_detached(self, cfn: CloudFormation) -> None:
-        held: list[Any] = []
-        cfn.at(CREATE, preceded_by(lambda: cfn.delete("A", "invented")))
-        cfn.at(DELETE, usual, preceded_by(lambda: held.append(dict(cfn.records[holder("A")].holds))))
-        request = cfn.a_create("A", FREE)
-        assert failed(cfn.send(request).answer, "Superseded: a Delete for this resource was served meanwhile")
-        assert held == [{pair(FREE): Hold(request.id)}]
-
     def test_the_log_says_that_an_answer_is_given_again_and_that_nothing_is_touched(
         self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -2198,30 +2162,6 @@ class TestEachStep:
 
         monkeypatch.setattr(cfn, CREATE, create, raising=False)
         assert failed(cfn.update("A", FREE, PRO), "gave up after")
-        assert cfn.attached == {FREE}
-
-    def test_what_was_found_there_is_not_detached_where_its_hold_is_lost(self, cfn: CloudFormation) -> None:
-        def let_go() -> None:
-            if cfn.entry(FREE).before:
-                cfn.tick = lambda: None
-                cfn.delete("A", "invented")
-
-        cfn.by_hand(FREE)
-        cfn.tick = let_go
-        assert failed(cfn.create("A", FREE, ADOPT), "Superseded")
-        assert cfn.attached == {FREE}
-
-    def test_what_was_put_back_is_not_detached_where_its_hold_is_lost(self, cfn: CloudFormation) -> None:
-        cfn.create("A", FREE)
-        cfn.by_hand(FREE, attached=False)
-
-        def meanwhile() -> None:
-            cfn.at(DELETE)
-            cfn.delete("A", FREE)
-            cfn.by_hand(FREE)
-
-        cfn.at(CREATE, preceded_by(meanwhile))
-        assert failed(cfn.update("A", FREE, FREE), "Superseded")
         assert cfn.attached == {FREE}
 
     def test_what_was_adopted_and_is_put_back_during_its_repair_is_taken(self, cfn: CloudFormation) -> None:

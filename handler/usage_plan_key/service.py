@@ -42,10 +42,6 @@ class _UnmarkedError(Exception):
     """Raised when somebody else has finished a detaching meanwhile."""
 
 
-class _LostError(Exception):
-    """Raised when a Delete that ran at the same time has let go of what this request was attaching."""
-
-
 class Served(NamedTuple):
     """An answer, and the key's value where it was asked for; the value is written down nowhere."""
 
@@ -207,12 +203,7 @@ class Service:
             self._release(leftover, take=False)
         key = self._with_value(request, key)
         answer = Answer(success=True, id=request.wanted.id, outcome=result, key_name=key.name, at=self._now())
-        try:
-            given = self._answer(answer, held=None if result is Outcome.LOST else request.wanted)
-        except _LostError:
-            if attached:
-                self._detach_lost(request.wanted)
-            given = self.fail("Superseded: a Delete for this resource was served meanwhile")
+        given = self._answer(answer, held=None if result is Outcome.LOST else request.wanted)
         return Served(given, key.value if given.success and request.include_value else None)
 
     def _with_value(self, request: Wish, key: Key) -> Key:
@@ -504,19 +495,6 @@ class Service:
         if taken_up:
             self._detach(marker, association)
 
-    def _detach_lost(self, association: Association) -> None:
-        """Detach what was attached just after it had been let go of, unless others hold it by now."""
-
-        def rule(state: State) -> State:
-            if state.entry(association).holders:
-                return state
-            held = state.held(self._holder, association, lifecycle.Hold(self._request.id))
-            return held.with_entry(association, Entry(frozenset({self._holder}), detaching=self._now()))
-
-        state = self._change([association], rule)
-        if state.entry(association).detaching is not None and self._holder in state.entry(association).holders:
-            self._detach(self._holder, association)
-
     # --- Both ---
 
     def _answer(self, answer: Answer, held: Association | None = None) -> Answer:
@@ -524,8 +502,6 @@ class Service:
 
         def rule(state: State) -> State:
             if held is not None and self._request.id not in state.record.answers:
-                if held not in state.record.holds:
-                    raise _LostError
                 state = lifecycle.attached(state, self._request, held)
             return self._with_answer(state, answer)
 
