@@ -23,7 +23,6 @@ from botocore.utils import get_environ_proxies
 from crhelper import FAILED, SUCCESS, CfnResource
 from urllib3.util import Url, parse_url
 
-from .guard import Guard
 from .lifecycle import Answer, FailedError
 from .request import Create, EventError, Request, Update
 from .retry import SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT, Again, Deadline, OutOfTimeError, TurnOverError, persist
@@ -43,7 +42,6 @@ MOST_REDIRECTS: Final = 5
 #: Seconds before the function's end at which the guard answers for a request that hangs. Enough to write the answer down and to
 #: deliver it, and less than what is left after the last call that is begun and takes all its time.
 GUARD_TIME: Final = 10.0
-_GUARD: Final = Guard()
 _PUT_TIMEOUT: Final = urllib3.Timeout(connect=SHORT_CONNECT_TIMEOUT, read=SHORT_READ_TIMEOUT)
 
 
@@ -195,7 +193,9 @@ class Resource(CfnResource):
     def _set_timeout(self) -> None:
         """Defect: the guard strikes half a second before the end, too late for a PUT that is tried again."""
         seconds = self._context.get_remaining_time_in_millis() / 1000 - GUARD_TIME
-        self._timer = _GUARD.watch(seconds, partial(copy_context().run, self._timeout))
+        self._timer = threading.Timer(seconds, partial(copy_context().run, self._timeout))
+        self._timer.daemon = True
+        self._timer.start()
 
     def _timeout(self) -> None:
         """Defect: the guard answers with an empty id, and the call under way then answers a second time.
