@@ -123,7 +123,7 @@ class TestPages:
         holders=st.frozensets(holders, min_size=1, max_size=3),
         before=st.booleans(),
         taken=st.booleans(),
-        detaching=st.none() | st.integers(1, 2**40),
+        detaching=st.none() | st.integers(ledger.TRUSTED + 1, 2**40),
         moved=st.none() | st.text(min_size=1, max_size=20),
         begun_by=st.none() | st.text(),
     )
@@ -142,6 +142,13 @@ class TestPages:
     def test_of_an_association(self, entry: Entry) -> None:
         """Nothing of an association's page is lost on the way."""
         assert ledger._entry(self.through_dynamodb(ledger._entry_page(FREE, entry))) == entry
+
+    def test_a_mark_without_its_end_is_trusted_for_15_minutes(self) -> None:
+        """An earlier version wrote when it set about detaching; it understands what this one writes."""
+        page = ledger._entry_page(FREE, Entry(frozenset({A}), detaching=NOW))
+        assert page["detaching"] == NOW - 15 * 60
+        del page["until"]
+        assert ledger._entry(page).detaching == NOW
 
     def test_in_the_table(self, table: Table, dynamodb: DynamoDBClient) -> None:
         """Both pages change together, under the declared key; without any, all is empty."""

@@ -279,7 +279,7 @@ class TestMoving:
         state = lifecycle.move_away(ledger(by(THIS)), update(FREE, PRO), FREE, NOW)
         state = lifecycle.detached(state, THIS, FREE)
         assert state == ledger(by(THIS, moved="u"))
-        state = lifecycle.release(state, THIS, FREE, take=False, now=NOW)
+        state = lifecycle.release(state, THIS, FREE, take=False, until=NOW)
         assert state == ledger(by())
 
     def test_a_refused_detaching_leaves_no_mark(self) -> None:
@@ -308,14 +308,14 @@ class TestLettingGo:
     )
     def test_release(self, entry: Entry, take: bool, left: Entry) -> None:
         """The last holder of what is ours marks it first; whoever else lets go is taken out at once."""
-        state = lifecycle.release(ledger(entry), THIS, FREE, take=take, now=NOW)
+        state = lifecycle.release(ledger(entry), THIS, FREE, take=take, until=NOW)
         assert state.entry(FREE) == left
         assert (FREE in state.record.holds) is (THIS in left.holders)
 
     def test_no_delete_releases_what_the_newest_request_wants(self) -> None:
         """A newer request may want it again by the time that its Delete is served."""
         state = ledger(by(THIS), Record(wants=FREE))
-        assert lifecycle.release(state, THIS, FREE, take=False, now=NOW) == state
+        assert lifecycle.release(state, THIS, FREE, take=False, until=NOW) == state
 
     def test_after_the_detaching_the_holder_is_taken_out(self) -> None:
         """With its last holder all that is known of an association goes."""
@@ -506,8 +506,7 @@ class TestAnswers:
 
 
 def test_how_long_things_last() -> None:
-    """A mark is stale after 15 minutes, for no function runs longer; answers and fences last for a day."""
-    assert lifecycle.STALE_MARK == 15 * 60
+    """Answers and fences last for a day."""
     assert lifecycle.REMEMBERED == 24 * 60 * 60
 
 

@@ -21,8 +21,8 @@ from tests.memory import Clock, MemoryLedger
 from usage_plan_key.api_gateway import ApiGateway
 from usage_plan_key.association import Association, Holder
 from usage_plan_key.ledger import EventsWord
-from usage_plan_key.lifecycle import NOBODY, REMEMBERED, STALE_MARK, Answer, Entry, FailedError, State
-from usage_plan_key.request import Create, Delete, Invalid, OnExisting, Request, Update
+from usage_plan_key.lifecycle import NOBODY, REMEMBERED, Answer, Entry, FailedError, State
+from usage_plan_key.request import MOST_SKEW, Create, Delete, Invalid, OnExisting, Request, Update
 from usage_plan_key.retry import BEFORE_CALL, CONNECT_TIMEOUT, READ_TIMEOUT, Deadline, OutOfTimeError, TurnOverError
 from usage_plan_key.service import Served, Service
 
@@ -134,6 +134,7 @@ class CloudFormation(MemoryLedger):
         self.lose_writes = 0
         """How many replies to writes that hold something are lost."""
         self.seconds = 900.0
+        self.dies = 900.0
         self.is_over = False
         self.resumable = False
         self.warm: ApiGateway | None = None
@@ -167,7 +168,7 @@ class CloudFormation(MemoryLedger):
     def service(self, request: Request) -> Service:
         ledger = self if self.has_ledger else EventsWord(request.holder, request.physical_id, request.id)
         there, here = (3600, self.seconds) if self.resumable else (self.seconds, math.inf)
-        deadline = Deadline(there, self.clock, Random(0), turn=here, is_over=self.is_over)
+        deadline = Deadline(there, self.clock, Random(0), turn=here, dies=self.dies, is_over=self.is_over)
         return Service(request, ledger, self.warm or ApiGateway(self), deadline)  # type: ignore[arg-type]  # a fake
 
     def arrives(self, request: Request) -> None:
@@ -951,10 +952,10 @@ class TestWaiting:
         assert cfn.attached == {FREE}
 
     def test_a_stale_mark(self, cfn: CloudFormation, dead: Delete) -> None:
-        """What has been marked for 15 minutes is finished by whoever waits for it."""
+        """What a function has marked that can run no more is finished by whoever waits for it."""
         marked = cfn.entry(FREE).detaching
         assert marked
-        cfn.clock.now = marked + STALE_MARK - 1.5
+        cfn.clock.now = marked - 1.5
         waits: list[float] = []
         cfn.clock.meanwhile = [lambda: waits.append(cfn.clock.now)] * 9
         assert outcome(cfn.create("A", FREE)) == "ATTACHED"
@@ -962,13 +963,20 @@ class TestWaiting:
         assert cfn.holders(FREE) == {holder("A")}
         assert dead.holder not in cfn.records or not cfn.records[dead.holder].holds
 
+    def test_a_mark_says_until_when_its_function_can_run(self, cfn: CloudFormation) -> None:
+        """So whoever waits after a death waits no longer than that function could have run."""
+        cfn.create("A", FREE)
+        cfn.dies = 90
+        dies_at(cfn, cfn.a_delete("A", FREE))
+        assert cfn.entry(FREE).detaching == int(cfn.clock.now) + 90 + MOST_SKEW
+
     def test_a_stale_mark_that_its_marker_finishes_first(
         self, cfn: CloudFormation, dead: Delete, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Between its look and its turn to finish, the marker's Delete ends and a third resource attaches the key."""
         marked = cfn.entry(FREE).detaching
         assert marked
-        cfn.clock.now = marked + STALE_MARK
+        cfn.clock.now = marked
         change = cfn.change
 
         def preceded(holder_: Holder, *rest: Any) -> State:
@@ -1922,7 +1930,7 @@ class TestEachStep:
         cfn.seconds = 3600
 
         def another() -> None:
-            cfn.clock.now += STALE_MARK
+            cfn.clock.now += 900 + MOST_SKEW
             cfn.at(DELETE)
             assert outcome(cfn.create("B", FREE, stack="two")) == "ATTACHED"
 
@@ -1940,7 +1948,7 @@ class TestEachStep:
         marks: list[int | None] = []
         cfn.at(DELETE, preceded_by(lambda: marks.append(cfn.entry(FREE).detaching)))
         cfn.update("A", "former", GOLD)
-        assert marks == [int(cfn.clock.now)]
+        assert marks == [int(cfn.clock.now) + 900 + MOST_SKEW]
 
     def test_a_mark_that_was_set_anew_meanwhile_is_left_to_who_set_it(
         self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch
@@ -1949,8 +1957,8 @@ class TestEachStep:
         dies_at(cfn, cfn.a_delete("A", FREE))
         marked = cfn.entry(FREE).detaching
         assert marked
-        cfn.clock.now, cfn.seconds = marked + STALE_MARK, 3600
-        anew = int(cfn.clock.now) - 1
+        cfn.clock.now, cfn.seconds = marked, 3600
+        anew = int(cfn.clock.now) + 5
         change = cfn.change
 
         def preceded(holder_: Holder, *rest: Any) -> State:
@@ -2047,7 +2055,7 @@ class TestEachStep:
             return change(holder_, *rest)
 
         def another() -> None:
-            cfn.clock.now += STALE_MARK
+            cfn.clock.now += 900 + MOST_SKEW
             cfn.at(DELETE)
             cfn.create("B", FREE, stack="two")
             dies_at(cfn, cfn.a_delete("B", FREE, stack="two"))

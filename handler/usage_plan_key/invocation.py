@@ -124,7 +124,11 @@ class Invocation:
         is_over = there <= BEFORE_LOOK
         # Nobody waits for one that is over: where the function's own time is too short to look it up, the next invocation does.
         deadline = Deadline(
-            math.inf if is_over else min(left, there), self.clock, turn=left if is_over else math.inf, is_over=is_over
+            math.inf if is_over else min(left, there),
+            self.clock,
+            turn=left if is_over else math.inf,
+            dies=left,
+            is_over=is_over,
         )
         service = self._service(request, deadline)
         if self.queue:
@@ -312,7 +316,13 @@ class Invocation:
         there, here = request.ends(message.arrived) - now, ends - CLOSING_TIME - now
         is_over = there <= BEFORE_LOOK
         deadline = Deadline(
-            math.inf if is_over else there, self.clock, turn=here, patience=patience, opens=opens, is_over=is_over
+            math.inf if is_over else there,
+            self.clock,
+            turn=here,
+            patience=patience,
+            opens=opens,
+            dies=ends + LAST_SECONDS - now,
+            is_over=is_over,
         )
         service = self._service(request, deadline, fenced=message.fenced, again=again)
 

@@ -26,6 +26,8 @@ Rule = Callable[[State], State]
 
 #: The shape of a page, written in each; a page without one is of shape 1. A newer shape is refused, an older one is read.
 SHAPE: Final = 2
+#: Seconds for which a mark `detaching` without `until` is trusted: no function runs longer.
+TRUSTED: Final = 15 * 60
 
 
 class Ledger(Protocol):
@@ -282,7 +284,9 @@ def _entry_page(association: Association, entry: Entry) -> dict[str, Any]:
             "holders": [{"stack": holder.stack_id, "resource": holder.logical_id} for holder in sorted(entry.holders)],
             "before": entry.before,
             "taken": entry.taken,
-            "detaching": entry.detaching,
+            # For a version before `until`, which trusts a mark for so long.
+            "detaching": entry.detaching and entry.detaching - TRUSTED,
+            "until": entry.detaching,
             "moved": entry.moved,
             "begun_by": entry.begun_by,
         }
@@ -294,7 +298,7 @@ def _entry(page: Mapping[str, Any]) -> Entry:
         holders=frozenset(Holder(holder["stack"], holder["resource"]) for holder in page.get("holders", [])),
         before=page.get("before", False),
         taken=page.get("taken", False),
-        detaching=int(page["detaching"]) if "detaching" in page else None,
+        detaching=int(page.get("until", page["detaching"] + TRUSTED)) if "detaching" in page else None,
         moved=page.get("moved"),
         begun_by=NOBODY if page.get("state") == "wanted" else page.get("begun_by"),
     )

@@ -47,8 +47,6 @@ from typing import Any, Final, NamedTuple
 from .association import Association, Holder
 from .request import Create, Delete, OnExisting, Request, Update, Wish
 
-#: Seconds after which a mark `detaching` was left by a death: no function runs longer.
-STALE_MARK: Final = 15 * 60
 #: Seconds for which given answers, and a holder that holds nothing, are remembered.
 REMEMBERED: Final = 24 * 60 * 60
 #: Answers remembered at most, and requests of one second, so that a holder's item cannot outgrow DynamoDB's 400 KB.
@@ -180,7 +178,8 @@ class Entry(NamedTuple):
         holders: The resources that hold it.
         before: It was attached before any of them.
         taken: An Update with `Take` has made it theirs all the same.
-        detaching: When its last holder set about detaching it, in epoch seconds.
+        detaching: Its last holder has set about detaching it. Until when the function that does so can run, in epoch seconds:
+            a mark that outlives it was left by a death.
         moved: The RequestId that detached it for a move; it stays held.
         begun_by: The request that has last set about attaching it; NOBODY; None where it is attached, and nobody asks since when.
     """
@@ -489,9 +488,9 @@ def _takes_over(state: State, request: Update, association: Association) -> bool
     return state.entry(association).before and request.named == association and takes_twice and goes_on
 
 
-def move_away(state: State, request: Wish, association: Association, now: int) -> State:
+def move_away(state: State, request: Wish, association: Association, until: int) -> State:
     """Mark an association before it is detached for a move; it stays held until CloudFormation's Delete for it."""
-    entry = state.entry(association)._replace(detaching=now, moved=request.id)
+    entry = state.entry(association)._replace(detaching=until, moved=request.id)
     return state.with_entry(association, entry) if may_move(state, request, association) else state
 
 
@@ -539,16 +538,16 @@ def leftovers(record: Record, request: Wish) -> list[Association]:
     return [held for held, hold in record.holds.items() if held != request.wanted and not hold.named]
 
 
-def release(state: State, holder: Holder, association: Association, *, take: bool, now: int) -> State:
+def release(state: State, holder: Holder, association: Association, *, take: bool, until: int) -> State:
     """Let go of an association, or mark it `detaching` where it is to be detached first."""
     entry = state.entry(association)
     if association not in state.record.holds or state.record.wants == association:
         return state
     if entry.detaching is not None:
-        return renewed(state, association, now)
+        return renewed(state, association, until)
     if entry.others(holder) or entry.moved or not entry.owned(take=take):
         return state.let_go(holder, association)
-    return state.with_entry(association, entry._replace(detaching=now))
+    return state.with_entry(association, entry._replace(detaching=until))
 
 
 def let_go_of_moved(state: State, request: Delete) -> State:
@@ -561,10 +560,10 @@ def let_go_of_moved(state: State, request: Delete) -> State:
     return state
 
 
-def renewed(state: State, association: Association, now: int) -> State:
+def renewed(state: State, association: Association, until: int) -> State:
     """Take up a detaching that a death has left: whoever waits for it waits anew."""
     entry = state.entry(association)
-    return state if entry.detaching is None else state.with_entry(association, entry._replace(detaching=now))
+    return state if entry.detaching is None else state.with_entry(association, entry._replace(detaching=until))
 
 
 def detached(state: State, holder: Holder, association: Association) -> State:

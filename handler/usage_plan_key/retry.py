@@ -113,6 +113,7 @@ class Deadline:
         turn: float = math.inf,
         patience: float = math.inf,
         opens: float = -math.inf,
+        dies: float = 900.0,
         is_over: bool = False,
     ) -> None:
         """Begin.
@@ -124,6 +125,7 @@ class Deadline:
             turn: In how many seconds the request goes back into the queue, where it is not answered by then.
             patience: For how many seconds others are waited for, before the request makes way for other stacks'.
             opens: Before when API Gateway is not called, in epoch seconds.
+            dies: In how many seconds Lambda ends the function; no function runs longer than 15 minutes.
             is_over: CloudFormation has given the request up; `seconds` are then what is left to look it up.
         """
         self.is_over = is_over
@@ -131,6 +133,8 @@ class Deadline:
         self._began = clock.time()
         self._end = self._began + seconds
         self._turn = self._began + turn
+        #: When Lambda ends the function, in epoch seconds.
+        self.dies = self._began + dies
         self._impatient = self._began + patience
         self.opens = opens
         self._dice = dice or random

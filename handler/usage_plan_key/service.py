@@ -17,7 +17,7 @@ from .api_gateway import ApiGateway, InPlan, Key, Rival
 from .association import Association, Holder
 from .ledger import Ledger, Rule
 from .lifecycle import MOST_DEATHS, Answer, Entry, FailedError, MissingError, Outcome, Record, Standing, State
-from .request import Create, Delete, Request, Update, Wish
+from .request import MOST_SKEW, Create, Delete, Request, Update, Wish
 from .retry import CONNECT_TIMEOUT, READ_TIMEOUT, Again, Deadline, TurnOverError
 
 logger = logging.getLogger(__name__)
@@ -88,6 +88,8 @@ class Service:
         self._deadline = deadline
         self._ledgers = deadline.short()
         self._watched = deadline.watched(self._check_superseded)
+        # Two machines' clocks may differ.
+        self._until = int(deadline.dies) + MOST_SKEW
 
     def arrive(self) -> None:
         """Fence: write down that the request is here, before it waits for its turn."""
@@ -264,7 +266,7 @@ class Service:
             if seen.detaching is None:
                 return seen
             (marker,) = seen.holders  # The mark is set by the last holder, and keeps others from joining.
-            if marker == self._holder or seen.detaching <= self._now() - lifecycle.STALE_MARK:
+            if marker == self._holder or seen.detaching <= self._now():
                 self._finish(marker, request.wanted, seen.detaching)
                 continue
             attempt += 1
@@ -376,7 +378,7 @@ class Service:
         self._watched.moving().allow(lifecycle.attaching(request.wanted), ahead=CONNECT_TIMEOUT + READ_TIMEOUT)
         for rival in rest:
             association = rival.association
-            mark = partial(lifecycle.move_away, request=request, association=association, now=self._now())
+            mark = partial(lifecycle.move_away, request=request, association=association, until=self._until)
             state = self._change([association], mark)
             if state.entry(association).detaching is not None:
                 self._detach(self._holder, association)
@@ -440,7 +442,7 @@ class Service:
         """Let go of an association; detach it first if this is its last holder and it is ours."""
 
         def rule(state: State) -> State:
-            after = lifecycle.release(state, self._holder, association, take=take, now=self._now())
+            after = lifecycle.release(state, self._holder, association, take=take, until=self._until)
             return after if self._marked(after, association) else then(after)
 
         state = self._change([association], rule)
@@ -479,17 +481,17 @@ class Service:
         others = [held for held in state.record.holds if held not in but]
         entries = self._look_up(others).entries if others else {}
         for association in others:
-            if (since := entries[association].detaching) is not None:
-                self._finish(self._holder, association, since)
+            if (until := entries[association].detaching) is not None:
+                self._finish(self._holder, association, until)
 
-    def _finish(self, marker: Holder, association: Association, since: int) -> None:
-        """Finish a detaching that was begun `since`, if nobody else has taken it up by now."""
+    def _finish(self, marker: Holder, association: Association, until: int) -> None:
+        """Finish a detaching that was marked `until`, if nobody else has taken it up by now."""
         taken_up = False
 
         def rule(state: State) -> State:
             nonlocal taken_up
-            taken_up = state.entry(association).detaching == since and marker in state.entry(association).holders
-            return lifecycle.renewed(state, association, self._now()) if taken_up else state
+            taken_up = state.entry(association).detaching == until and marker in state.entry(association).holders
+            return lifecycle.renewed(state, association, self._until) if taken_up else state
 
         self._change([association], rule, marker)
         if taken_up:
