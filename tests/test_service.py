@@ -166,7 +166,7 @@ class CloudFormation(MemoryLedger):
         return kind(holder=holder(name, stack), response_url="https://x", service_timeout=3600, **fields)
 
     def service(self, request: Request) -> Service:
-        ledger = self if self.has_ledger else EventsWord(request.holder, request.physical_id, request.id)
+        ledger = self if self.has_ledger else EventsWord(request)
         there, here = (3600, self.seconds) if self.resumable else (self.seconds, math.inf)
         deadline = Deadline(there, self.clock, Random(0), turn=here, dies=self.dies, is_over=self.is_over)
         return Service(request, ledger, self.warm or ApiGateway(self), deadline)  # type: ignore[arg-type]  # a fake

@@ -350,7 +350,7 @@ class Invocation:
                 logger.warning("Message %s comes again when its visibility time-out is over: %s", message.id, error)
 
     def _service(self, request: Request, deadline: Deadline, *, fenced: bool = True, again: bool = False) -> Service:
-        ledger = self.table or EventsWord(request.holder, request.physical_id, request.id)
+        ledger = self.table or EventsWord(request)
         return Service(request, ledger, self.api, deadline, fenced=fenced, again=again)
 
     def _answer(

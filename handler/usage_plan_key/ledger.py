@@ -17,6 +17,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from .api_gateway import transient
 from .association import Association, Holder
 from .lifecycle import NOBODY, REMEMBERED, Answer, Entry, FailedError, Hold, Record, State, digest
+from .request import Request
 from .retry import Again, Deadline, persist
 
 if TYPE_CHECKING:
@@ -56,11 +57,10 @@ class Ledger(Protocol):
 class EventsWord:
     """No table (sam local, a sample event): the event is taken at its word, its resource holds what its id names."""
 
-    def __init__(self, holder: Holder, physical_id: str | None, request_id: str) -> None:
-        named = Association.parse(physical_id) if physical_id else None
-        self._state = State(Record(), {} if named is None else {named: Entry()})
-        if named is not None:
-            self._state = self._state.held(holder, named, Hold(request_id))
+    def __init__(self, request: Request) -> None:
+        self._state = State(Record(), {})
+        if (named := request.named) is not None:
+            self._state = State(Record(), {named: Entry()}).held(request.holder, named, Hold(request.id))
 
     def change(
         self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline, seen: State | None = None

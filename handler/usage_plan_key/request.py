@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Final
 from urllib.parse import parse_qs
 
@@ -69,7 +70,7 @@ class _Request:
     response_url: str
     service_timeout: int
 
-    @property
+    @cached_property
     def named(self) -> Association | None:
         """What the physical id names; None on a Create, and where the id is a foreign one."""
         return Association.parse(self.physical_id) if self.physical_id else None
