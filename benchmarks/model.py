@@ -29,13 +29,13 @@ from botocore.exceptions import ClientError
 
 from tests.aws import fake
 from tests.aws.rules import Bucket, Door, Refusal
-from usage_plan_key import answer, retry
-from usage_plan_key.answer import Sender
+from usage_plan_key import custom_resource, retry
 from usage_plan_key.api_gateway import ApiGateway
-from usage_plan_key.invocation import Invocation
 from usage_plan_key.ledger import Table
+from usage_plan_key.provider import Invocation
 from usage_plan_key.queue import VISIBILITY, Queue
 from usage_plan_key.request import Request
+from usage_plan_key.response import Sender
 from usage_plan_key.retry import Deadline
 
 from .world import Background, Death, Process, Signal, World
@@ -490,7 +490,7 @@ class Account:
 
 
 class _Put:
-    """Stands in for `answer.Sender`: CloudFormation takes an answer in 60 ms."""
+    """Stands in for `response.Sender`: CloudFormation takes an answer in 60 ms."""
 
     def __init__(self, account: Account) -> None:
         self._account = account
@@ -516,7 +516,7 @@ def _simulated(world: World) -> Iterator[None]:
     """What is not handed in to the function's code: its dice, and crhelper's guard, a timer in real time."""
     logging.disable(logging.CRITICAL)
     try:
-        with mock.patch.object(retry, "random", world.dice), mock.patch.object(answer.Resource, "_set_timeout"):
+        with mock.patch.object(retry, "random", world.dice), mock.patch.object(custom_resource.Resource, "_set_timeout"):
             yield
     finally:
         logging.disable(logging.NOTSET)

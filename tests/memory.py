@@ -4,9 +4,8 @@ from collections.abc import Iterable
 from concurrent.futures import Executor, Future
 from typing import Any
 
-from usage_plan_key.association import Association, Holder
 from usage_plan_key.ledger import Rule
-from usage_plan_key.lifecycle import Entry, Record, State
+from usage_plan_key.model import Association, Entry, Holder, Record, State
 from usage_plan_key.retry import Deadline
 
 

@@ -1,6 +1,6 @@
 """Mutation testing: mutmut changes one place of the code at a time, and the tests that reach it have to fail.
 
-Works on a copy in a temporary folder. `python -m tests.mutants lifecycle retry` tries these two modules only. mutmut leaves out
+Works on a copy in a temporary folder. `python -m tests.mutants rules retry` tries these two modules only. mutmut leaves out
 decorated functions and constants outside of functions.
 """
 

@@ -23,10 +23,10 @@ from botocore.exceptions import (
 )
 from botocore.stub import Stubber
 
-from usage_plan_key.api_gateway import MOST_UNEXPLAINED, ApiGateway, InPlan, Key, Rival, transient
-from usage_plan_key.association import Association
-from usage_plan_key.lifecycle import FailedError, MissingError
-from usage_plan_key.retry import BEFORE_CALL, Again, Deadline, OutOfTimeError
+from usage_plan_key.api_gateway import MOST_UNEXPLAINED, ApiGateway, InPlan, Key, Rival
+from usage_plan_key.errors import FailedError, MissingError, OutOfTimeError
+from usage_plan_key.model import Association
+from usage_plan_key.retry import BEFORE_CALL, Again, Deadline, transient
 
 from .memory import Clock
 

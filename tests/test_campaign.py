@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from usage_plan_key import answer, lifecycle
+from usage_plan_key import response, rules
 from usage_plan_key.api_gateway import ApiGateway
 
 from .campaign import events
@@ -48,19 +48,19 @@ def broken(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """The function, without one of its rules."""
 
     def logged(url: str, **named: Any) -> Any:
-        answer.logger.debug(url)
+        response.logger.debug(url)
         return read(url, **named)
 
-    read = answer.destination
+    read = response.destination
     match how:
         case "nothing is superseded":
-            monkeypatch.setattr(lifecycle, "check_superseded", lambda record, request: None)
+            monkeypatch.setattr(rules, "check_superseded", lambda record, request: None)
         case "what was there before is ours":
-            monkeypatch.setattr(lifecycle, "_preexisting", lambda state, request: state)
+            monkeypatch.setattr(rules, "_preexisting", lambda state, request: state)
         case "nothing is detached":
             monkeypatch.setattr(ApiGateway, "detach", lambda self, association, deadline: None)
         case "URLs are logged":
-            monkeypatch.setattr(answer, "destination", logged)
+            monkeypatch.setattr(response, "destination", logged)
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ from botocore.exceptions import ConnectTimeoutError, EndpointConnectionError, No
 from moto import mock_aws
 
 from usage_plan_key import api_gateway, retry
-from usage_plan_key.answer import GUARD_TIME, UndeliveredError
-from usage_plan_key.invocation import Invocation
-from usage_plan_key.request import EventError
+from usage_plan_key.custom_resource import GUARD_TIME
+from usage_plan_key.errors import EventError, UndeliveredError
+from usage_plan_key.provider import Invocation
 
 from .aws.fake import ApiGateway, Key, Plan
 from .memory import Clock

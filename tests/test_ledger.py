@@ -21,10 +21,10 @@ from samtranslator.yaml_helper import yaml_parse
 
 from tests.memory import Clock
 from usage_plan_key import ledger
-from usage_plan_key.association import Association, Holder
+from usage_plan_key.errors import FailedError, OutOfTimeError
 from usage_plan_key.ledger import SHAPE, Table
-from usage_plan_key.lifecycle import NOBODY, REMEMBERED, Answer, Entry, FailedError, Hold, Record, State
-from usage_plan_key.retry import BEFORE_SHORT_CALL, Deadline, OutOfTimeError
+from usage_plan_key.model import NOBODY, REMEMBERED, Answer, Association, Entry, Hold, Holder, Record, State
+from usage_plan_key.retry import BEFORE_SHORT_CALL, Deadline
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient

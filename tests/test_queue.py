@@ -21,13 +21,13 @@ from botocore.exceptions import ClientError, NoCredentialsError, ReadTimeoutErro
 from tests.aws.fake import ApiGateway as StrictApi
 from tests.aws.fake import Key, Plan
 from tests.memory import Clock, Inline, MemoryLedger
-from usage_plan_key.answer import Resource
 from usage_plan_key.api_gateway import ApiGateway
-from usage_plan_key.invocation import CLOSING_TIME, GIVING_TIME, LAST_SECONDS, PATIENCE, Invocation, _threads, about
-from usage_plan_key.lifecycle import FailedError
-from usage_plan_key.queue import MOST_BYTES, VISIBILITY, Queue, UnclearError, messages
-from usage_plan_key.request import SIGNED_FOR, EventError, Request
-from usage_plan_key.retry import BEFORE_LOOK, Deadline, TurnOverError
+from usage_plan_key.custom_resource import Resource
+from usage_plan_key.errors import EventError, FailedError, TurnOverError, UnclearError
+from usage_plan_key.provider import CLOSING_TIME, GIVING_TIME, LAST_SECONDS, PATIENCE, Invocation, _threads, about
+from usage_plan_key.queue import MOST_BYTES, VISIBILITY, Queue, messages
+from usage_plan_key.request import SIGNED_FOR, Request
+from usage_plan_key.retry import BEFORE_LOOK, Deadline
 
 STACK = "arn:aws:cloudformation:eu-west-1:1:stack/{}/0"
 BUSY = ClientError(
@@ -244,7 +244,7 @@ class TestArriving:
     @pytest.mark.parametrize("kind", ["Create", "Delete"])
     def test_an_unexpected_error_is_a_failed_answer(self, world: World, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Else CloudFormation would wait for an hour in silence."""
-        monkeypatch.setattr("usage_plan_key.lifecycle.arrive", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr("usage_plan_key.rules.arrive", lambda *_, **__: 1 / 0)
         world.arrives("alice", kind, **({"PhysicalResourceId": "alice:free"} if kind == "Delete" else {}))
         assert world.served() == [("Alice", "FAILED")]
         assert "An internal error, please report it: ZeroDivisionError" in world.answers[0]["Reason"]
@@ -266,7 +266,7 @@ class TestArriving:
 
 class TestServing:
     def test_what_delivers_is_made_ready_before_anything_is_called(self, world: World) -> None:
-        """While API Gateway is waited for, it becomes ready; see answer.Sender."""
+        """While API Gateway is waited for, it becomes ready; see response.Sender."""
         world.arrives("alice")
         ready: list[int] = []
         world.before_create = lambda: ready.append(world.prepared)
@@ -1066,7 +1066,7 @@ class TestTold:
     """What an invocation logs, counts and prints, and how much time it gives to each call."""
 
     def log(self, caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
-        return [(line.levelname, line.message) for line in caplog.records if line.name == "usage_plan_key.invocation"]
+        return [(line.levelname, line.message) for line in caplog.records if line.name == "usage_plan_key.provider"]
 
     def refused(self, operation: str) -> ClientError:
         return ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, operation)
@@ -1182,7 +1182,7 @@ class TestTold:
             deadlines.append(deadline)
             return True
 
-        monkeypatch.setattr("usage_plan_key.invocation.stack_is_gone", gone)
+        monkeypatch.setattr("usage_plan_key.provider.stack_is_gone", gone)
         world.function.let_go(TestLettingGo.ASKED, world)
         (deadline,) = deadlines
         assert deadline.clock is world.clock
@@ -1315,7 +1315,7 @@ class TestTold:
             world.arrives("alice")
         else:
             world.function = replace(world.function, queue=None)
-        monkeypatch.setattr("usage_plan_key.invocation.Resource", Hangs)
+        monkeypatch.setattr("usage_plan_key.provider.Resource", Hangs)
         if by_queue:
             world.serve()
         else:

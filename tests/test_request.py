@@ -13,8 +13,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from usage_plan_key.association import LONGEST_ID, Association, Holder, well_formed
-from usage_plan_key.request import PROPERTIES, Create, Delete, EventError, Invalid, OnExisting, Request, Update, Wish, parse
+from usage_plan_key.errors import EventError
+from usage_plan_key.model import LONGEST_ID, Association, Holder, well_formed
+from usage_plan_key.request import PROPERTIES, Create, Delete, Invalid, OnExisting, Request, Update, Wish, parse
 
 HANDLER = Path(__file__).parents[1] / "handler"
 STACK = "arn:aws:cloudformation:eu-west-1:123456789012:stack/customers/5a1e6f40"
@@ -601,7 +602,7 @@ class TestAssociation:
         assert str(Holder("customers", "Alice")) == "Alice of stack customers"
 
 
-@pytest.mark.parametrize("module", ["association", "request", "lifecycle"])
+@pytest.mark.parametrize("module", ["errors", "model", "request", "rules"])
 def test_the_core_knows_nothing_of_aws(module: str) -> None:
     """The rules and the nouns load no AWS library."""
     code = f"import sys, usage_plan_key.{module}; print(*sys.modules)"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.memory import Clock
-from usage_plan_key.lifecycle import FailedError, SupersededError
+from usage_plan_key.errors import FailedError, OutOfTimeError, SupersededError, TurnOverError
 from usage_plan_key.retry import (
     BEFORE_CALL,
     BEFORE_DELIVERY,
@@ -25,8 +25,6 @@ from usage_plan_key.retry import (
     Again,
     Attempts,
     Deadline,
-    OutOfTimeError,
-    TurnOverError,
     persist,
 )
 

@@ -1,318 +1,672 @@
-"""API Gateway's rules are in force: in the pure functions, in the fake client and in the proxy before MiniStack."""
+"""The rules, row by row of CONTRACT.md's tables, on the pure functions."""
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError, ConnectionClosedError
 
-from .aws import rules
-from .aws.fake import ApiGateway, Key, Plan
-from .aws.ministack import Aws, running
-from .aws.proxy import strict
-from .aws.rules import Bucket, Door
+from usage_plan_key import rules
+from usage_plan_key.errors import FailedError, SupersededError
+from usage_plan_key.model import (
+    NOBODY,
+    REMEMBERED,
+    Answer,
+    Association,
+    Entry,
+    Hold,
+    Holder,
+    Outcome,
+    Record,
+    Standing,
+    State,
+    digest,
+)
+from usage_plan_key.request import Create, Delete, Invalid, OnExisting, Request, Update, Wish
+from usage_plan_key.rules import MOST_ANSWERS
+
+FREE, PRO, GOLD = (Association("alice", plan) for plan in ("free", "pro", "gold"))
+THIS, SIBLING, NAMESAKE = (
+    Holder(f"arn:aws:cloudformation:eu-west-1:1:stack/{stack}", name)
+    for stack, name in (("one/1", "A"), ("one/1", "B"), ("one/2", "A"))
+)
+FAIL, ADOPT, TAKE = OnExisting
+NOW = 1_764_000_000
+COMMON: dict[str, Any] = {"holder": THIS, "response_url": "https://x", "service_timeout": 3600}
 
 
-class Clock:
-    """Stands still unless it is moved."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+def create(wanted: Association = FREE, on_existing: OnExisting = FAIL, *, id_: str = "c", at: int | None = 1) -> Create:
+    return Create(id=id_, wanted=wanted, on_existing=on_existing, issued=at, **COMMON)
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def update(
+    had: Association | str = FREE,
+    wanted: Association = FREE,
+    on_existing: OnExisting = FAIL,
+    *,
+    id_: str = "u",
+    at: int | None = 2,
+) -> Update:
+    physical_id = had.id if isinstance(had, Association) else had
+    return Update(id=id_, physical_id=physical_id, wanted=wanted, on_existing=on_existing, issued=at, **COMMON)
 
 
-class TestDoor:
-    """Creates and deletes pass one at a time."""
+def delete(had: Association | str = FREE, *, id_: str = "d", at: int | None = 3) -> Delete:
+    return Delete(id=id_, physical_id=had.id if isinstance(had, Association) else had, issued=at, **COMMON)
 
-    def test_is_shut_while_somebody_is_inside(self, clock: Clock) -> None:
-        door = Door(0.3, clock)
-        assert door.enter() is None
-        clock.now += 60
-        assert door.enter() is rules.BUSY
 
-    def test_stays_shut_until_the_call_has_taken_its_time(self, clock: Clock) -> None:
-        door = Door(0.5, clock)
-        door.enter()
-        assert door.leave() == 0.5
-        assert door.enter() is rules.BUSY
-        clock.now += 0.5
-        assert door.enter() is None
+def by(*holders: Holder, **marks: Any) -> Entry:
+    return Entry(frozenset(holders), **marks)
 
-    def test_opens_at_once_after_a_call_that_was_slow_by_itself(self, clock: Clock) -> None:
-        door = Door(0.5, clock)
-        door.enter()
-        clock.now += 2
-        assert door.leave() == 0
-        assert door.enter() is None
 
-    def test_says_to_try_again_later(self) -> None:
-        assert "Please try again later" in rules.BUSY.message
+def ledger(entry: Entry, record: Record | None = None, of: Association = FREE, hold: Hold | None = None) -> State:
+    """Both pages: what `entry` says that this resource holds stands in its record too."""
+    record = record or Record()
+    if THIS in entry.holders:
+        record = record._replace(holds={of: hold or Hold("earlier")} | dict(record.holds))
+    return State(record, {of: entry})
+
+
+def arrived(*requests: Request, record: Record | None = None) -> Record:
+    record = record or Record()
+    for request in requests:
+        record = rules.arrive(record, request)
+    return record
+
+
+class TestWanting:
+    """A resource wants an association."""
 
     @pytest.mark.parametrize(
-        "final", [rules.DUPLICATE, *rules.SHARED_STAGES], ids=["duplicate", "shared stage", "shared stage, 400"]
+        ("entry", "stands"),
+        [
+            pytest.param(by(), Standing.NOBODY, id="nobody"),
+            pytest.param(by(THIS), Standing.THIS, id="this alone"),
+            pytest.param(by(THIS, SIBLING, NAMESAKE), Standing.THIS, id="this among others"),
+            pytest.param(by(SIBLING), Standing.SIBLING, id="another of this stack"),
+            pytest.param(by(SIBLING, NAMESAKE), Standing.SIBLING, id="another of this stack among strangers"),
+            pytest.param(by(NAMESAKE), Standing.STRANGERS, id="a deleted stack's namesake is a stranger"),
+        ],
     )
-    def test_nothing_else_says_so(self, final: rules.Refusal) -> None:
-        assert "try again later" not in final.message.lower()
+    def test_who_holds_it(self, entry: Entry, stands: Standing) -> None:
+        """A stack is its ARN, not its name; whoever else holds it, this resource's own hold counts first, then a sibling's."""
+        assert rules.standing(entry, THIS) is stands
 
-
-class TestBucket:
-    """Ten calls a second, forty at once."""
-
-    def test_lets_a_burst_of_forty_pass(self, clock: Clock) -> None:
-        bucket = Bucket(clock)
-        assert [bucket.take() for _ in range(40)] == [None] * 40
-        refusal = bucket.take()
-        assert refusal is not None
-        assert (refusal.status, refusal.code) == (429, "TooManyRequestsException")
-
-    def test_gives_out_ten_tokens_a_second(self, clock: Clock) -> None:
-        bucket = Bucket(clock)
-        while not bucket.take():
-            pass
-        clock.now += 1
-        assert [bucket.take() is None for _ in range(11)] == [True] * 10 + [False]
-
-    def test_holds_no_more_than_forty(self, clock: Clock) -> None:
-        bucket = Bucket(clock)
-        clock.now += 3600
-        assert sum(bucket.take() is None for _ in range(60)) == 40
-
-    def test_says_when_to_come_again_in_whole_seconds(self, clock: Clock) -> None:
-        bucket = Bucket(clock, rate=0.4, burst=1)
-        bucket.take()
-        refusal = bucket.take()
-        assert refusal is not None
-        assert refusal.retry_after == 3
-        clock.now += 3
-        assert bucket.take() is None
-
-
-@pytest.fixture
-def fake() -> ApiGateway:
-    """Two plans for one stage, one for another API's; a key that is nowhere."""
-    api = ApiGateway()
-    api.plans = {
-        "free": Plan("Free", (("api", "prod"),)),
-        "pro": Plan("Pro", (("api", "dev"), ("api", "prod"))),
-        "other": Plan("Other", (("other", "prod"),)),
-    }
-    api.keys = {"alice": Key("Alice", "secret"), "bob": Key("Bob", "hidden")}
-    return api
-
-
-@pytest.fixture(scope="module")
-def aws() -> Iterator[Aws]:
-    with running() as aws:
-        yield aws
-
-
-@pytest.fixture
-def proxied(aws: Aws) -> Iterator[SimpleNamespace]:
-    """The same, through a proxy with a full bucket; the ids are MiniStack's."""
-    behind = aws.client("apigateway")
-    with strict(behind, aws.port, aws.certificate) as proxy:
-        made = SimpleNamespace(client=aws.client("apigateway", proxy.url), ids={}, proxy=proxy)
-        _furnish(behind, made.ids)
-        yield made
-
-
-def _furnish(behind: Any, ids: dict[str, str]) -> None:
-    stages = {"free": [("api", "prod")], "pro": [("api", "dev"), ("api", "prod")], "other": [("other", "prod")]}
-    for plan, covered in stages.items():
-        ids[plan] = behind.create_usage_plan(
-            name=plan.title(), apiStages=[{"apiId": api, "stage": stage} for api, stage in covered]
-        )["id"]
-    for key in ("alice", "bob"):
-        ids[key] = behind.create_api_key(name=key.title())["id"]
-
-
-@pytest.fixture(params=["fake", "proxy"])
-def api(request: pytest.FixtureRequest) -> SimpleNamespace:
-    """Either of them: a client, and its ids by our names."""
-    if request.param == "proxy":
-        found: SimpleNamespace = request.getfixturevalue("proxied")
-        return found
-    fake = request.getfixturevalue("fake")
-    names = [*fake.plans, *fake.keys]
-    return SimpleNamespace(client=fake, ids={name: name for name in names})
-
-
-def create(api: SimpleNamespace, plan: str, key: str, key_type: str = "API_KEY") -> dict[str, Any]:
-    answer: dict[str, Any] = api.client.create_usage_plan_key(
-        usagePlanId=api.ids.get(plan, plan), keyId=api.ids.get(key, key), keyType=key_type
+    @pytest.mark.parametrize(
+        ("request_", "entry", "present", "expected"),
+        [
+            pytest.param(create(), by(), False, Outcome.ATTACHED, id="nobody, absent: attached"),
+            pytest.param(update(), by(), False, Outcome.ATTACHED, id="nobody, absent, Update: attached"),
+            pytest.param(create(FREE, ADOPT), by(), True, Outcome.ADOPTED, id="nobody, present: adopted"),
+            pytest.param(create(FREE, TAKE), by(), True, Outcome.ADOPTED, id="nobody, present, Take: adopted first"),
+            pytest.param(update(), by(THIS), True, Outcome.VERIFIED, id="this, present: verified"),
+            pytest.param(update(FREE, FREE, TAKE), by(THIS), True, Outcome.VERIFIED, id="this, own already: nothing to take"),
+            pytest.param(update(FREE, FREE, TAKE), by(THIS, before=True), True, Outcome.TAKEN, id="this, before, Take: taken"),
+            pytest.param(update(FREE, FREE, ADOPT), by(THIS, before=True), True, Outcome.VERIFIED, id="this, before, Adopt"),
+            pytest.param(update(PRO, FREE, TAKE), by(THIS, before=True), True, Outcome.VERIFIED, id="Take with another id"),
+            pytest.param(create(FREE, TAKE), by(THIS, before=True), True, Outcome.ATTACHED, id="this, Create with Take"),
+            pytest.param(create(), by(THIS), True, Outcome.ATTACHED, id="this, present, Create: repeated"),
+            pytest.param(update(), by(THIS), False, Outcome.REPAIRED, id="this, absent: repaired"),
+            pytest.param(update(FREE, FREE, TAKE), by(THIS, before=True), False, Outcome.REPAIRED, id="before, gone: repaired"),
+            pytest.param(create(), by(THIS), False, Outcome.ATTACHED, id="this, absent, Create: attached"),
+            pytest.param(create(), by(SIBLING), True, Outcome.JOINED, id="sibling, present: joined"),
+            pytest.param(create(), by(SIBLING), False, Outcome.REPAIRED, id="sibling, absent: repaired"),
+            pytest.param(create(FREE, ADOPT), by(NAMESAKE), True, Outcome.JOINED, id="strangers, present: joined"),
+            pytest.param(create(FREE, TAKE), by(NAMESAKE), False, Outcome.REPAIRED, id="strangers, absent: repaired"),
+        ],
     )
-    return answer
+    def test_what_it_comes_to(self, request_: Wish, entry: Entry, present: bool, expected: Outcome) -> None:
+        """Who held it and whether it was in the plan decide the outcome."""
+        assert rules.outcome(request_, rules.standing(entry, THIS), entry, present=present) is expected
+
+    @pytest.mark.parametrize("on_existing", OnExisting)
+    @pytest.mark.parametrize("entry", [by(), by(SIBLING), by(SIBLING, NAMESAKE)], ids=["nobody", "sibling", "both"])
+    def test_hold_comes_first(self, entry: Entry, on_existing: OnExisting) -> None:
+        """Before anything is attached the holder stands on both pages, with the RequestId."""
+        state = rules.take_hold(ledger(entry), create(FREE, on_existing))
+        assert state.entry(FREE).holders == entry.holders | {THIS}
+        assert state.record.holds == {FREE: Hold("c")}
+
+    def test_a_hold_that_stands_is_left_as_it_is(self) -> None:
+        """Holding again does not forget which request took hold, nor that an id has named it."""
+        state = ledger(by(THIS), hold=Hold("earlier", named=True))
+        assert rules.take_hold(state, update()) == state
+
+    def test_strangers_are_not_joined_unasked(self) -> None:
+        """Where other stacks alone hold it, `Fail` refuses, naming the resource and the stack, and what would do instead."""
+        with pytest.raises(FailedError, match=r"A of stack one\b.*Adopt or Take"):
+            rules.take_hold(ledger(by(NAMESAKE)), create())
+
+    @pytest.mark.parametrize("on_existing", [ADOPT, TAKE])
+    def test_strangers_are_joined_when_told(self, on_existing: OnExisting) -> None:
+        """With `Adopt` and `Take` it is held together with other stacks."""
+        assert rules.take_hold(ledger(by(NAMESAKE)), create(FREE, on_existing)).entry(FREE) == by(THIS, NAMESAKE)
 
 
-def get(api: SimpleNamespace, plan: str, key: str) -> dict[str, Any]:
-    answer: dict[str, Any] = api.client.get_usage_plan_key(usagePlanId=api.ids.get(plan, plan), keyId=api.ids.get(key, key))
-    return answer
+class TestBefore:
+    """What was there before us."""
+
+    def test_fail_refuses_it(self) -> None:
+        """With `Fail` a key that is in the plan already is refused, and the Reason says what `Adopt` and `Take` would do."""
+        with pytest.raises(FailedError, match=r"Adopt would .* leave it there on Delete; Take would .* own it"):
+            rules.check_existing(create())
+
+    @pytest.mark.parametrize("on_existing", [ADOPT, TAKE])
+    def test_it_is_used_when_told(self, on_existing: OnExisting) -> None:
+        """`Adopt` and `Take` would have it all the same."""
+        rules.check_existing(create(FREE, on_existing))
+
+    @pytest.mark.parametrize(
+        ("entry", "before"),
+        [
+            pytest.param(by(THIS, begun_by="c"), True, id="alone"),
+            pytest.param(by(THIS, SIBLING, begun_by="c"), True, id="somebody has joined since"),
+            pytest.param(by(THIS, SIBLING, begun_by=NOBODY), True, id="it was taken back by another delivery since"),
+            pytest.param(by(THIS, SIBLING, begun_by="u"), False, id="somebody has joined since, and set about attaching it"),
+            pytest.param(by(THIS, SIBLING), False, id="somebody has joined since, and attached it"),
+        ],
+    )
+    def test_it_is_marked(self, entry: Entry, before: bool) -> None:
+        """What was in the plan when the first who held it came to attach it was there before all."""
+        after = rules.found(ledger(entry), create(FREE, ADOPT)).entry(FREE)
+        assert after == (entry._replace(before=True, begun_by=None) if before else entry)
+
+    def test_attaching_anew_makes_it_ours(self) -> None:
+        """What is attached again by us was not there before us any more, and is not `taken` from anybody."""
+        state = ledger(by(THIS, before=True, taken=True))
+        assert rules.attaching_anew(state, create(FREE), FREE).entry(FREE) == by(THIS, begun_by="c again")
+
+    def test_a_move_that_is_undone_leaves_the_marks_as_they_were(self) -> None:
+        """It was moved away from, and comes back: whose it was, it is."""
+        marks = {"before": True, "taken": True}
+        state = ledger(by(THIS, moved="u", **marks))
+        assert rules.attaching_anew(state, create(FREE), FREE).entry(FREE) == by(THIS, begun_by="c again", **marks)
+
+    @pytest.mark.parametrize(
+        ("by_whom", "marked"),
+        [pytest.param("this", True, id="this request"), pytest.param("other", False, id="another one since")],
+    )
+    def test_the_marks_are_put_back_where_it_was_not_attached(self, by_whom: str, marked: bool) -> None:
+        """Attaching anew was refused: what was there before us, or was put back meanwhile, still is not ours."""
+        request = create(FREE)
+        cleared = by(THIS, begun_by="c again" if by_whom == "this" else "other")
+        earlier = by(THIS, before=True, taken=True, moved="u")
+        after = rules.not_attached_anew(ledger(cleared), request, FREE, earlier).entry(FREE)
+        assert after == (earlier if marked else cleared)
+
+    def test_only_an_update_that_had_it_as_its_id_takes_it(self) -> None:
+        """So no rollback of what found it, nor of the change to `Take`, can detach it."""
+        before = by(THIS, before=True)
+        assert rules.takes(update(FREE, FREE, TAKE), before)
+        assert not rules.takes(create(FREE, TAKE), before)
+        assert not rules.takes(update(PRO, FREE, TAKE), before)
+        assert not rules.takes(update(FREE, FREE, ADOPT), before)
+        assert not rules.takes(update(FREE, FREE, TAKE), by(THIS))
+        assert not rules.takes(update(FREE, FREE, TAKE), by(SIBLING, before=True))
+
+    def test_taking_is_written_down(self) -> None:
+        """The mark `taken` is added to `before`, which stays."""
+        state = rules.present(ledger(by(THIS, before=True)), update(FREE, FREE, TAKE))
+        assert state.entry(FREE) == by(THIS, before=True, taken=True)
+
+    def test_a_change_back_from_take_keeps_the_mark(self) -> None:
+        """`taken` is history; whether it still stands is for the Delete's own properties to say."""
+        state = ledger(by(THIS, before=True, taken=True))
+        assert rules.present(state, update()) == state
+
+    @pytest.mark.parametrize(
+        ("entry", "take", "owned"),
+        [
+            pytest.param(by(THIS), False, True, id="attached by us"),
+            pytest.param(by(THIS, before=True), False, False, id="before"),
+            pytest.param(by(THIS, before=True), True, False, id="before, Take but not taken"),
+            pytest.param(by(THIS, before=True, taken=True), True, True, id="taken"),
+            pytest.param(by(THIS, before=True, taken=True), False, False, id="taken, and Take is no longer said"),
+        ],
+    )
+    def test_whose_it_is(self, entry: Entry, take: bool, owned: bool) -> None:
+        """What we attached is ours; what was there before us only if it was taken and the Delete still says `Take`."""
+        assert entry.owned(take=take) is owned
 
 
-def delete(api: SimpleNamespace, plan: str, key: str) -> None:
-    api.client.delete_usage_plan_key(usagePlanId=api.ids.get(plan, plan), keyId=api.ids.get(key, key))
+class TestTakingBack:
+    """Attaching was refused for good, so nothing was attached."""
+
+    def test_what_this_request_held_is_let_go(self) -> None:
+        """The hold is taken back by the request that took it; nothing remains of a page without holders."""
+        state = rules.take_hold(ledger(by()), create())
+        assert rules.take_back(state, create()) == State(Record(), {FREE: by()})
+
+    def test_others_keep_theirs(self) -> None:
+        """Who held it before holds it still, as it was."""
+        earlier = by(SIBLING, before=True)
+        state = rules.take_hold(ledger(earlier), create())
+        assert rules.take_back(state, create()) == State(Record(), {FREE: earlier})
+
+    @pytest.mark.parametrize("entry", [by(THIS), by(SIBLING)], ids=["held by an earlier request", "let go of meanwhile"])
+    def test_what_it_has_not_taken_is_not_touched(self, entry: Entry) -> None:
+        """A repair that fails does not make a resource lose what it held, nor anybody else."""
+        assert rules.take_back(ledger(entry), create()) == ledger(entry)
 
 
-def refusal(call: Callable[[], object]) -> tuple[int, str, str]:
-    """How this call is refused."""
-    with pytest.raises(ClientError) as caught:
-        call()
-    answer = caught.value.response
-    return answer["ResponseMetadata"]["HTTPStatusCode"], answer["Error"]["Code"], answer["Error"]["Message"]
+class TestMoving:
+    """Refused, for the key is in a plan that covers the same API stage."""
+
+    MAY: tuple[Any, ...] = (
+        pytest.param(update(FREE, PRO), by(THIS), Hold("c", named=True), True, id="what its id names"),
+        pytest.param(update(GOLD, PRO), by(THIS), Hold("u0"), True, id="what a superseded Update left"),
+        pytest.param(update(GOLD, PRO), by(THIS), Hold("c", named=True), False, id="what another event's id has named"),
+        pytest.param(create(PRO), by(THIS), Hold("c0"), False, id="a Create has nothing yet"),
+        pytest.param(update(FREE, PRO), by(THIS, SIBLING), Hold("c"), False, id="a sibling holds it too"),
+        pytest.param(update(FREE, PRO), by(SIBLING), None, False, id="a sibling alone holds it"),
+        pytest.param(update(FREE, PRO), by(), None, False, id="nobody holds it"),
+        pytest.param(update(FREE, PRO), by(THIS, before=True), Hold("c"), False, id="it was there before"),
+        pytest.param(update(FREE, PRO, TAKE), by(THIS, before=True), Hold("c"), False, id="before, and not taken"),
+        pytest.param(update(FREE, PRO, TAKE), by(THIS, before=True, taken=True), Hold("c"), True, id="taken"),
+        pytest.param(update(FREE, PRO), by(THIS, before=True, taken=True), Hold("c"), False, id="taken, no longer said"),
+    )
+
+    @pytest.mark.parametrize(("request_", "entry", "hold", "may"), MAY)
+    def test_who_may(self, request_: Wish, entry: Entry, hold: Hold | None, may: bool) -> None:
+        """A resource detaches for a move only what it holds alone, what is its own, and what is of its present life."""
+        assert rules.may_move(ledger(entry, hold=hold), request_, FREE) is may
+
+    @pytest.mark.parametrize(("request_", "entry", "hold", "may"), MAY)
+    def test_marked_before_it_is_detached(self, request_: Wish, entry: Entry, hold: Hold | None, may: bool) -> None:
+        """The mark says when and for which request, and is set only where the move is allowed at that very moment."""
+        after = rules.move_away(ledger(entry, hold=hold), request_, FREE, NOW).entry(FREE)
+        assert after == (entry._replace(detaching=NOW, moved="u") if may else entry)
+
+    def test_the_detached_one_stays_held(self) -> None:
+        """What was detached for a move is held until CloudFormation's Delete for it, which then lets go without detaching."""
+        state = rules.move_away(ledger(by(THIS)), update(FREE, PRO), FREE, NOW)
+        state = rules.detached(state, THIS, FREE)
+        assert state == ledger(by(THIS, moved="u"))
+        state = rules.release(state, THIS, FREE, take=False, until=NOW)
+        assert state == ledger(by())
+
+    def test_a_refused_detaching_leaves_no_mark(self) -> None:
+        """What is still attached is neither being detached nor moved."""
+        state = rules.move_away(ledger(by(THIS)), update(FREE, PRO), FREE, NOW)
+        assert rules.still_attached(state, FREE) == ledger(by(THIS))
 
 
-def expected(refused: rules.Refusal) -> tuple[int, str, str]:
-    return refused.status, refused.code, refused.message
+class TestLettingGo:
+    """Mark, detach, then let go."""
+
+    @pytest.mark.parametrize(
+        ("entry", "take", "left"),
+        [
+            pytest.param(by(THIS), False, by(THIS, detaching=NOW), id="last holder: marked, to be detached"),
+            pytest.param(by(THIS, SIBLING), False, by(SIBLING), id="one of several: out of the set"),
+            pytest.param(by(THIS, NAMESAKE, before=True), False, by(NAMESAKE, before=True), id="the mark outlives it"),
+            pytest.param(by(THIS, before=True), False, by(), id="there before us: stays attached"),
+            pytest.param(by(THIS, before=True), True, by(), id="there before us, Take never served by an Update"),
+            pytest.param(by(THIS, before=True, taken=True), False, by(), id="taken, Take no longer said"),
+            pytest.param(by(THIS, before=True, taken=True), True, by(THIS, before=True, taken=True, detaching=NOW), id="taken"),
+            pytest.param(by(THIS, moved="u"), False, by(), id="moved away from: detached already"),
+            pytest.param(by(THIS, detaching=NOW - 5), False, by(THIS, detaching=NOW), id="being detached: taken up again"),
+            pytest.param(by(SIBLING), False, by(SIBLING), id="not held: nothing is touched"),
+        ],
+    )
+    def test_release(self, entry: Entry, take: bool, left: Entry) -> None:
+        """The last holder of what is ours marks it first; whoever else lets go is taken out at once."""
+        state = rules.release(ledger(entry), THIS, FREE, take=take, until=NOW)
+        assert state.entry(FREE) == left
+        assert (FREE in state.record.holds) is (THIS in left.holders)
+
+    def test_no_delete_releases_what_the_newest_request_wants(self) -> None:
+        """A newer request may want it again by the time that its Delete is served."""
+        state = ledger(by(THIS), Record(wants=FREE))
+        assert rules.release(state, THIS, FREE, take=False, until=NOW) == state
+
+    def test_after_the_detaching_the_holder_is_taken_out(self) -> None:
+        """With its last holder all that is known of an association goes."""
+        assert rules.detached(ledger(by(THIS, detaching=NOW)), THIS, FREE) == ledger(by())
+
+    def test_who_is_left_is_not_being_detached(self) -> None:
+        """A mark goes with who has set it."""
+        assert ledger(by(THIS, SIBLING, detaching=NOW)).let_go(THIS, FREE).entry(FREE) == by(SIBLING)
+
+    @pytest.mark.parametrize("entry", [by(THIS), by(SIBLING, detaching=NOW)], ids=["the mark is gone", "another's mark"])
+    def test_a_detaching_that_somebody_else_finished_changes_nothing(self, entry: Entry) -> None:
+        """Whoever comes late to the end of a detaching leaves alone who holds it by then."""
+        assert rules.detached(ledger(entry), THIS, FREE) == ledger(entry)
 
 
-class TestApi:
-    """The fake and the proxy answer alike."""
+class TestDelete:
+    """What a Delete releases."""
 
-    def test_a_key_goes_in_is_there_and_comes_out(self, api: SimpleNamespace) -> None:
-        created = create(api, "free", "alice")
-        assert (created["id"], created["type"], created["name"]) == (api.ids["alice"], "API_KEY", "Alice")
-        assert created["ResponseMetadata"]["HTTPStatusCode"] == 201
-        found = get(api, "free", "alice")
-        assert (found["name"], found["value"]) == ("Alice", created["value"])
-        delete(api, "free", "alice")
-        assert refusal(lambda: get(api, "free", "alice")) == expected(rules.NOT_FOUND)
+    HOLDS: tuple[Any, ...] = (
+        pytest.param(delete(FREE), Record({FREE: Hold("c"), PRO: Hold("u")}), [FREE], id="what its id names"),
+        pytest.param(delete(FREE), Record({PRO: Hold("u")}), [], id="not what it does not hold"),
+        pytest.param(delete(FREE), Record({FREE: Hold("c")}, wants=FREE), [], id="not what is wanted again"),
+        pytest.param(delete(FREE), Record({FREE: Hold("c")}, spared=FREE), [], id="not what a failed Create had not taken"),
+        pytest.param(
+            delete("invented"), Record({FREE: Hold("c"), PRO: Hold("u")}), [FREE, PRO], id="an invented id: all of its own"
+        ),
+        pytest.param(
+            delete("invented"), Record({FREE: Hold("c0", named=True), PRO: Hold("c")}), [PRO], id="not what was retained"
+        ),
+        pytest.param(
+            delete("former"),
+            Record({FREE: Hold("u")}, foreign=frozenset({digest("former")})),
+            [],
+            id="not for a former provider's id",
+        ),
+    )
 
-    def test_only_api_keys_are_keys(self, api: SimpleNamespace) -> None:
-        assert refusal(lambda: create(api, "free", "alice", "COOKIE")) == expected(rules.BAD_TYPE)
-
-    @pytest.mark.parametrize(("plan", "key"), [("nowhere", "alice"), ("free", "nobody")], ids=["plan", "key"])
-    def test_what_is_unknown_is_not_found(self, api: SimpleNamespace, plan: str, key: str) -> None:
-        for call in (create, get, delete):
-            assert refusal(lambda call=call: call(api, plan, key)) == expected(rules.NOT_FOUND)  # type: ignore[misc]
-
-    def test_a_duplicate_is_a_conflict(self, api: SimpleNamespace) -> None:
-        create(api, "free", "alice")
-        assert refusal(lambda: create(api, "free", "alice")) == expected(rules.DUPLICATE)
-
-    @pytest.mark.usefixtures("either_conflict")
-    def test_a_second_plan_for_a_stage_is_refused(self, api: SimpleNamespace) -> None:
-        create(api, "free", "alice")
-        assert refusal(lambda: create(api, "pro", "alice")) == expected(ApiGateway.shared_stage)
-
-    def test_plans_for_different_stages_are_none(self, api: SimpleNamespace) -> None:
-        create(api, "free", "alice")
-        create(api, "other", "alice")
-        create(api, "pro", "bob")
-
-    def test_the_stage_is_free_again_after_a_delete(self, api: SimpleNamespace) -> None:
-        create(api, "free", "alice")
-        delete(api, "free", "alice")
-        create(api, "pro", "alice")
-
-    def test_deleting_what_is_not_there_is_not_found(self, api: SimpleNamespace) -> None:
-        create(api, "free", "alice")
-        assert refusal(lambda: delete(api, "free", "bob")) == expected(rules.NOT_FOUND)
-        assert refusal(lambda: delete(api, "pro", "alice")) == expected(rules.NOT_FOUND)
-
-    def test_the_plans_of_a_key_are_listed(self, api: SimpleNamespace) -> None:
-        create(api, "free", "alice")
-        create(api, "other", "alice")
-        create(api, "pro", "bob")
-        plans = api.client.get_usage_plans(keyId=api.ids["alice"], limit=500)["items"]
-        assert {plan["name"] for plan in plans} == {"Free", "Other"}
-        assert {"apiId": "api", "stage": "prod"}.items() <= plans[0]["apiStages"][0].items()
-
-    def test_a_plan_is_shown(self, api: SimpleNamespace) -> None:
-        assert api.client.get_usage_plan(usagePlanId=api.ids["pro"])["name"] == "Pro"
-        assert refusal(lambda: api.client.get_usage_plan(usagePlanId="nowhere"))[0] == 404
+    @pytest.mark.parametrize(("request_", "record", "released"), HOLDS)
+    def test_releases(self, request_: Delete, record: Record, released: list[Association]) -> None:
+        """An id that names an association releases that one, an invented one what its cancelled Create took."""
+        assert rules.releases(record, request_) == released
 
 
-class TestFake:
-    """What the fake has besides."""
+class TestLeftovers:
+    """What an Update finds that a superseded one left."""
 
-    def test_a_stranger_at_the_door_keeps_others_out(self, fake: ApiGateway, clock: Clock) -> None:
-        fake.door = Door(0.5, clock)
-        api = SimpleNamespace(client=fake, ids={})
-        create(api, "free", "alice")
-        for call in (lambda: create(api, "free", "bob"), lambda: delete(api, "free", "alice")):
-            assert refusal(call) == expected(rules.BUSY)
-        get(api, "free", "alice")  # looking needs no turn
-        clock.now += 0.5
-        create(api, "free", "bob")
+    RECORD = Record({FREE: Hold("c", named=True), PRO: Hold("u0"), GOLD: Hold("u1", named=True)})
 
-    def test_every_call_draws_from_the_bucket(self, fake: ApiGateway, clock: Clock) -> None:
-        fake.bucket = Bucket(clock, burst=2)
-        fake.get_usage_plans()
-        create(SimpleNamespace(client=fake, ids={}), "free", "alice")
-        with pytest.raises(fake.exceptions.TooManyRequestsException) as caught:
-            fake.get_usage_plan_key(usagePlanId="free", keyId="alice")
-        answer = caught.value.response
-        assert answer["retryAfterSeconds"] == answer["ResponseMetadata"]["HTTPHeaders"]["retry-after"] == "1"
+    def test_what_no_id_has_named_is_released(self) -> None:
+        """What an id has named is CloudFormation's to delete or to retain."""
+        assert rules.leftovers(self.RECORD, update(FREE, FREE)) == [PRO]
 
-    def test_pages_through_plans(self, fake: ApiGateway) -> None:
-        first = fake.get_usage_plans(limit=2)
-        second = fake.get_usage_plans(limit=2, position=first["position"])
-        assert [plan["id"] for plan in first["items"] + second["items"]] == ["free", "pro", "other"]
-        assert "position" not in second
+    @pytest.mark.parametrize("request_", [create(FREE), update(GOLD, FREE)], ids=["Create", "replacement"])
+    def test_only_an_update_in_place_releases_anything(self, request_: Wish) -> None:
+        """After a replacement CloudFormation sends Deletes itself."""
+        assert rules.leftovers(self.RECORD, request_) == []
 
-    def test_counts_its_calls(self, fake: ApiGateway) -> None:
-        api = SimpleNamespace(client=fake, ids={})
-        create(api, "free", "alice")
-        refusal(lambda: create(api, "free", "alice"))
-        assert fake.calls == {"CreateUsagePlanKey": 2}
+    def test_what_it_wants_is_none(self) -> None:
+        """What has never been named is no leftover while it is wanted."""
+        assert rules.leftovers(Record({FREE: Hold("c")}), update(FREE, FREE)) == []
 
 
-class TestProxy:
-    """What the proxy has besides."""
+class TestFence:
+    """The newest request wins."""
 
-    def test_one_of_many_at_a_time_is_let_in(self, proxied: SimpleNamespace) -> None:
-        def attempt(pair: tuple[str, str]) -> str:
-            try:
-                create(proxied, *pair)
-            except ClientError as error:
-                return str(error.response["Error"]["Message"])
-            return "created"
+    @pytest.mark.parametrize(
+        ("first", "second", "superseded"),
+        [
+            pytest.param(create(at=1), delete(at=7), True, id="a newer one"),
+            pytest.param(update(at=8), delete(at=3), False, id="an older one"),
+            pytest.param(update(at=6), update(id_="u2", at=6), True, id="the same second: the later arrival"),
+            pytest.param(update(at=6), update(at=6), False, id="itself again"),
+            pytest.param(update(at=None), delete(at=7), False, id="without an issue time of its own"),
+            pytest.param(update(at=6), delete(at=None), False, id="without an issue time of the other"),
+        ],
+    )
+    def test_who_is_superseded(self, first: Create | Update, second: Request, superseded: bool) -> None:
+        """A request that is not older than what stands there supersedes it; without issue times there is no fence."""
+        record = arrived(first, second)
+        if not superseded:
+            rules.check_superseded(record, first)
+            return
+        with pytest.raises(SupersededError, match="Superseded"):
+            rules.check_superseded(record, first)
+        with pytest.raises(SupersededError):
+            rules.take_hold(State(record, {FREE: by()}), first)
 
-        proxied.proxy.door.seconds = 1
-        with ThreadPoolExecutor(2) as pool:
-            answers = sorted(pool.map(attempt, [("free", "alice"), ("pro", "bob")]))
-        assert answers == [rules.BUSY.message, "created"]
+    def test_a_late_one_does_not_move_the_fence_back(self) -> None:
+        """Requests may arrive in any order."""
+        late = update(FREE, PRO, at=6)
+        record = arrived(update(FREE, GOLD, id_="new", at=10), late)
+        assert (record.newest, record.issued, record.wants) == ("new", 10, GOLD)
+        with pytest.raises(SupersededError):
+            rules.check_superseded(record, late)
 
-    def test_keeps_a_record(self, proxied: SimpleNamespace) -> None:
-        create(proxied, "free", "alice")
-        refusal(lambda: create(proxied, "pro", "alice"))
-        assert [(call.operation, call.status) for call in proxied.proxy.calls] == [
-            ("CreateUsagePlanKey", 201),
-            ("CreateUsagePlanKey", 409),
-        ]
-        assert proxied.proxy.calls[0].key == proxied.ids["alice"]
-        assert proxied.proxy.calls[0].plan == proxied.ids["free"]
+    @pytest.mark.parametrize(
+        ("requests", "wants"),
+        [
+            pytest.param([create(FREE)], FREE, id="Create"),
+            pytest.param([create(FREE), update(FREE, PRO)], PRO, id="Update"),
+            pytest.param([update(FREE, PRO), delete(FREE)], PRO, id="a Delete of the old leaves the new"),
+            pytest.param([create(FREE), delete(FREE)], None, id="a Delete of what is wanted"),
+            pytest.param([create(FREE), delete("invented")], None, id="a Delete with an invented id"),
+            pytest.param([update("former", FREE), delete("former")], FREE, id="a Delete of a former provider's id"),
+            pytest.param([update(FREE, PRO, at=6), delete(PRO, at=3)], PRO, id="an older Delete"),
+            pytest.param([create(FREE, at=None)], None, id="without an issue time nothing is known"),
+        ],
+    )
+    def test_what_is_wanted(self, requests: list[Request], wants: Association | None) -> None:
+        """A Delete leaves standing what is wanted unless it names it, or carries a foreign id that no Update has brought."""
+        assert arrived(*requests).wants == wants
 
-    def test_fails_when_told_to(self, proxied: SimpleNamespace) -> None:
-        proxied.proxy.fail_next("CreateUsagePlanKey", rules.too_many(7))
-        with pytest.raises(proxied.client.exceptions.TooManyRequestsException) as caught:
-            create(proxied, "free", "alice")
-        assert caught.value.response["ResponseMetadata"]["HTTPHeaders"]["retry-after"] == "7"
-        create(proxied, "free", "alice")
+    def test_an_event_names_what_its_id_says(self) -> None:
+        """From then on it is CloudFormation's; also when the event is late, and also for a Delete."""
+        holds = {FREE: Hold("c"), PRO: Hold("u0"), GOLD: Hold("u1")}
+        record = arrived(update(FREE, GOLD, at=9), delete(PRO, at=1), record=Record(holds, issued=8))
+        assert {held: hold.named for held, hold in record.holds.items()} == {FREE: True, PRO: True, GOLD: False}
 
-    def test_loses_an_answer_when_told_to(self, proxied: SimpleNamespace) -> None:
-        proxied.proxy.lose_next("CreateUsagePlanKey")
-        with pytest.raises(ConnectionClosedError):
-            create(proxied, "free", "alice")
-        get(proxied, "free", "alice")
+    def test_foreign_ids_that_updates_bring_are_remembered(self) -> None:
+        """An Update's is a former provider's; a Delete's may be CloudFormation's invention."""
+        assert arrived(update("former"), delete("invented")).foreign == {digest("former")}
 
-    def test_hands_everything_else_on(self, proxied: SimpleNamespace) -> None:
-        made = proxied.client.create_api_key(name="Carol")
-        assert proxied.client.get_api_key(apiKey=made["id"])["name"] == "Carol"
+    def test_a_create_begins_a_new_life(self) -> None:
+        """What is held from an earlier one was retained, so it is named; what the Create itself holds already is not."""
+        record = arrived(create(id_="c2"), record=Record({FREE: Hold("c1"), PRO: Hold("c2")}))
+        assert record.holds == {FREE: Hold("c1", named=True), PRO: Hold("c2")}
 
-    def test_refuses_beyond_the_burst(self, proxied: SimpleNamespace) -> None:
-        def burst() -> None:
-            for _ in range(200):
-                proxied.client.get_usage_plans()
+    @pytest.mark.parametrize(("request_", "spared"), [(create(PRO), None), (update(), None), (delete(), FREE)])
+    def test_what_was_spared_is_spared_from_deletes_alone(self, request_: Request, spared: Association | None) -> None:
+        """The mark ends with the next Create or Update."""
+        assert arrived(request_, record=Record(spared=FREE)).spared == spared
 
-        with pytest.raises(proxied.client.exceptions.TooManyRequestsException) as caught:
-            burst()
-        assert caught.value.response["ResponseMetadata"]["HTTPHeaders"]["retry-after"] == "1"
+    def test_what_has_been_answered_arrives_no_more(self) -> None:
+        """A request that comes again after its answer changes nothing, whatever it would say."""
+        record = Record({FREE: Hold("c")}, answers={"d": Answer(success=True, id="x")})
+        assert arrived(delete(FREE), record=record) == record
+
+
+class TestAnswers:
+    """The same request, the same answer."""
+
+    @staticmethod
+    def answer(at: int = NOW, *, success: bool = True) -> Answer:
+        return Answer(success=success, id="x", at=at)
+
+    def test_the_first_one_stands(self) -> None:
+        """Never two different answers."""
+        record = rules.answered(Record(), create(), self.answer())
+        assert rules.answered(record, create(), self.answer(success=False)) == record
+        assert record.answers == {"c": self.answer()}
+
+    def test_they_are_remembered_for_a_day(self) -> None:
+        """An older one is dropped when another is written."""
+        record = Record(answers={"old": self.answer(NOW - REMEMBERED), "new": self.answer(NOW - REMEMBERED + 1)})
+        assert set(rules.answered(record, create(), self.answer()).answers) == {"new", "c"}
+
+    def test_the_oldest_are_dropped_when_there_are_too_many(self) -> None:
+        """A holder's page cannot outgrow DynamoDB's limit."""
+        answers = {f"r{age}": self.answer(NOW - age) for age in range(1, MOST_ANSWERS + 1)}
+        kept = rules.answered(Record(answers=answers), create(), self.answer()).answers
+        assert set(kept) == set(answers) - {f"r{MOST_ANSWERS}"} | {"c"}
+
+    INVALID = Invalid(id="i", physical_id=None, wanted=FREE, faults=("?",), issued=1, **COMMON)
+
+    @pytest.mark.parametrize(
+        ("request_", "hold", "success", "spared"),
+        [
+            pytest.param(create(), Hold("c0"), False, FREE, id="a failed Create"),
+            pytest.param(INVALID, Hold("c0"), False, FREE, id="a Create with unusable properties"),
+            pytest.param(create(), Hold("c"), False, None, id="what it took itself is not spared"),
+            pytest.param(create(), None, False, None, id="what is not held neither"),
+            pytest.param(create(), Hold("c0"), True, None, id="after a success its Delete is meant"),
+            pytest.param(update(), Hold("c0"), False, None, id="after a failed Update no Delete follows"),
+        ],
+    )
+    def test_a_failed_create_spares_what_was_retained(
+        self, request_: Request, hold: Hold | None, success: bool, spared: Association | None
+    ) -> None:
+        """CloudFormation follows a failed Create with a Delete of its id; what an earlier life retained outlives that."""
+        record = Record({FREE: hold} if hold else {}, issued=1, arrived=(request_.id,))
+        assert rules.answered(record, request_, self.answer(success=success)).spared == spared
+
+    def test_a_create_that_was_superseded_spares_nothing(self) -> None:
+        """A newer Create of the same resource has attached what it had wanted, and the Delete to come is for that."""
+        record = Record({FREE: Hold("c0")}, issued=2, arrived=("c2",), wants=FREE)
+        after = rules.answered(record, create(at=1), self.answer(success=False))
+        assert (after.spared, after.wants) == (None, FREE)
+
+
+def test_how_long_things_last() -> None:
+    """Answers and fences last for a day."""
+    assert REMEMBERED == 24 * 60 * 60
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        ("A", "A of stack one"),
+        ("CBA", "A of stack one, B of stack one, C of stack one"),
+        ("DCBA", "A of stack one, B of stack one, C of stack one and 1 more"),
+    ],
+    ids=["one", "three", "four"],
+)
+def test_holders_are_named_three_at_most(names: str, text: str) -> None:
+    """A Reason has room for some, always in the same order."""
+    assert rules.listed((Holder("arn:aws:cloudformation:eu-west-1:1:stack/one/1", name) for name in names), THIS) == text
+
+
+@pytest.mark.parametrize(
+    ("request_", "looked_at"),
+    [
+        pytest.param(create(FREE), [FREE], id="Create"),
+        pytest.param(update(PRO, FREE), [FREE, PRO], id="Update"),
+        pytest.param(delete(PRO), [PRO], id="Delete"),
+        pytest.param(delete("invented"), [], id="a foreign id"),
+        pytest.param(TestAnswers.INVALID, [FREE], id="unusable properties"),
+    ],
+)
+def test_what_serving_begins_with(request_: Request, looked_at: list[Association]) -> None:
+    """What is wanted and what the id names are read from the ledger at once."""
+    assert rules.looked_at(request_) == looked_at
+
+
+def test_a_page_that_was_not_read_is_an_error() -> None:
+    """Of what was not read nobody knows the holders."""
+    with pytest.raises(KeyError):
+        ledger(by(), of=PRO).entry(FREE)
+
+
+class TestLeftAlone:
+    """The Reason says who holds what blocks the key, and what to do."""
+
+    SAID = "That association is held by {}, so it was left alone. {}"
+    TWICE = (
+        "To rename a resource and move its key, deploy twice: first give it the new logical id with the plan that it has, then "
+        "change the plan. If it was retained, declare it again first. Else remove it there first"
+    )
+
+    @pytest.mark.parametrize(
+        ("entry", "by_whom", "what_to_do"),
+        [
+            pytest.param(
+                by(THIS, before=True),
+                "A of stack one, and was there before it",
+                "It was adopted: to move it, first set OnExisting to Take, deploy, then change the plan",
+                id="adopted",
+            ),
+            pytest.param(
+                by(THIS),
+                "A of stack one",
+                "It was retained: to move it, first declare this resource with the plan that it has there, deploy, then change "
+                "the plan",
+                id="retained",
+            ),
+            pytest.param(by(SIBLING), "B of stack one", TWICE, id="another of this stack"),
+            pytest.param(by(THIS, SIBLING), "A of stack one, B of stack one", TWICE, id="this one and another of its stack"),
+            pytest.param(
+                by(NAMESAKE),
+                "A of stack one (2)",
+                f"Remove it there first. {rules.way_out([NAMESAKE])}",
+                id="a stranger",
+            ),
+            pytest.param(
+                by(SIBLING, NAMESAKE),
+                "B of stack one, A of stack one (2)",
+                f"Remove it there first. {rules.way_out([SIBLING])}",
+                id="another of this stack and a stranger",
+            ),
+            pytest.param(by(), "no stack", "Remove it there first", id="nobody"),
+        ],
+    )
+    def test_it_says_who_holds_it_and_what_to_do(self, entry: Entry, by_whom: str, what_to_do: str) -> None:
+        assert rules.left_alone(entry, update(FREE, PRO)) == self.SAID.format(by_whom, what_to_do)
+
+    def test_the_way_out_is_an_event_for_the_first_holder(self) -> None:
+        assert rules.way_out([NAMESAKE, SIBLING]) == (
+            'If that stack is gone, invoke the function by hand with {"LetGo": {"StackId": '
+            '"arn:aws:cloudformation:eu-west-1:1:stack/one/1", "LogicalResourceId": "B"}}'
+        )
+
+    def test_a_refusal_for_an_existing_association_ends_with_what_take_does(self) -> None:
+        with pytest.raises(FailedError, match=r"from the next Update on, own it$"):
+            rules.check_existing(create())
+
+    def test_a_superseded_request_is_told_that_nothing_was_touched(self) -> None:
+        with pytest.raises(SupersededError, match=r"^Superseded: .*; nothing was touched$"):
+            rules.check_superseded(arrived(create(at=1), delete(at=2)), create(at=1))
+
+
+class TestMarks:
+    """Each mark stands for one request, and ends with it."""
+
+    def test_deaths_at_another_request_do_not_count(self) -> None:
+        record = rules.begin(Record(died="other", deaths=2), create())
+        assert record == Record(begun="c", died="c", deaths=0)
+
+    def test_rest_takes_off_its_own_mark_and_keeps_the_deaths(self) -> None:
+        assert rules.rest(Record(begun="c", died="c", deaths=1), create()) == Record(died="c", deaths=1)
+        assert rules.rest(Record(begun="other"), create()) == Record(begun="other")
+
+    def test_every_foreign_id_is_remembered(self) -> None:
+        record = arrived(update("former", at=1), update("another", id_="u2", at=2))
+        assert record.foreign == {digest("former"), digest("another")}
+
+    def test_an_id_that_no_text_can_hold_has_a_digest_too(self) -> None:
+        assert digest("\ud800") != digest("\ud801")
+
+    def test_the_requests_of_an_earlier_second_are_forgotten(self) -> None:
+        assert arrived(create(at=1), update(at=2)).arrived == ("u",)
+
+    def test_a_new_life_has_left_nothing(self) -> None:
+        record = arrived(create(id_="c2"), record=Record({FREE: Hold("c1", left=NOW)}))
+        assert record.holds == {FREE: Hold("c1", named=True)}
+
+    @pytest.mark.parametrize(("age", "lost"), [(REMEMBERED, False), (REMEMBERED - 1, True)])
+    def test_what_an_update_left_may_be_lost_for_a_day(self, age: int, lost: bool) -> None:
+        record = Record({FREE: Hold("c", left=NOW - age)})
+        assert rules.may_be_lost(record, update(PRO, FREE), NOW) is lost
+
+    def test_an_update_that_succeeds_ends_what_was_left(self) -> None:
+        record = rules.answered(Record({FREE: Hold("c", left=NOW)}), update(), Answer(success=True, id=FREE.id, at=NOW))
+        assert record.holds == {FREE: Hold("u")}
+
+    def test_after_a_failed_update_the_resource_wants_what_it_had(self) -> None:
+        record = arrived(update(FREE, PRO))
+        assert rules.answered(record, update(FREE, PRO), Answer(success=False, id=FREE.id, at=NOW)).wants == FREE
+
+    def test_where_nothing_was_attached_again_nobody_has_begun(self) -> None:
+        state = ledger(by(THIS, begun_by="c again"))
+        earlier = by(THIS, begun_by=NOBODY)
+        assert rules.not_attached_anew(state, create(), FREE, earlier).entry(FREE) == earlier
+
+    def test_no_detaching_is_renewed_where_none_was_begun(self) -> None:
+        assert rules.renewed(ledger(by(THIS)), FREE, NOW) == ledger(by(THIS))
+
+    @pytest.mark.parametrize(
+        ("hold", "moves"),
+        [
+            pytest.param(None, True, id="not held"),
+            pytest.param(Hold("u"), True, id="held by this Update"),
+            pytest.param(Hold("c"), False, id="held before: a rollback"),
+        ],
+    )
+    def test_a_rollback_takes_nothing_over(self, hold: Hold | None, moves: bool) -> None:
+        request = update(FREE, PRO, TAKE)
+        request.took = True
+        record = Record({PRO: hold} if hold else {})
+        assert rules.may_move(ledger(by(THIS, before=True), record), request, FREE) is moves
+
+    @pytest.mark.parametrize("request_", [delete(FREE), delete("invented")], ids=["itself moved away from", "a foreign id"])
+    def test_what_was_moved_away_from_stays_unless_the_present_association_goes(self, request_: Delete) -> None:
+        state = State(Record({FREE: Hold("c"), PRO: Hold("u")}), {FREE: by(THIS, moved="u"), PRO: by(THIS, moved="u2")})
+        assert rules.let_go_of_moved(state, request_) == state

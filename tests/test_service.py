@@ -19,11 +19,11 @@ from tests.aws.fake import ApiGateway as StrictApi
 from tests.aws.fake import Key, Plan
 from tests.memory import Clock, MemoryLedger
 from usage_plan_key.api_gateway import ApiGateway
-from usage_plan_key.association import Association, Holder
+from usage_plan_key.errors import FailedError, OutOfTimeError, TurnOverError
 from usage_plan_key.ledger import EventsWord
-from usage_plan_key.lifecycle import NOBODY, REMEMBERED, Answer, Entry, FailedError, State
+from usage_plan_key.model import NOBODY, REMEMBERED, Answer, Association, Entry, Holder, State
 from usage_plan_key.request import MOST_SKEW, Create, Delete, Invalid, OnExisting, Request, Update
-from usage_plan_key.retry import BEFORE_CALL, CONNECT_TIMEOUT, READ_TIMEOUT, Deadline, OutOfTimeError, TurnOverError
+from usage_plan_key.retry import BEFORE_CALL, CONNECT_TIMEOUT, READ_TIMEOUT, Deadline
 from usage_plan_key.service import Served, Service
 
 FAIL, ADOPT, TAKE = OnExisting
@@ -1873,7 +1873,7 @@ class TestEachStep:
         def refuse(*_: Any, **__: Any) -> Any:
             raise FailedError("the ledger is out of reach")
 
-        monkeypatch.setattr("usage_plan_key.lifecycle.rest", refuse)
+        monkeypatch.setattr("usage_plan_key.rules.rest", refuse)
         cfn.script[CREATE] = itertools.repeat(fails(BUSY))
         with pytest.raises(TurnOverError):
             self.received_again(cfn, cfn.a_create("A", FREE), seconds=60).serve()

@@ -23,9 +23,8 @@ from tests.aws.fake import Key, Plan
 from tests.aws.rules import SHARED_STAGES, Refusal
 from tests.memory import Clock, Inline, MemoryLedger
 from usage_plan_key.api_gateway import ApiGateway
-from usage_plan_key.association import Association, Holder
-from usage_plan_key.invocation import Invocation
-from usage_plan_key.lifecycle import Answer, Record, State
+from usage_plan_key.model import Answer, Association, Holder, Record, State
+from usage_plan_key.provider import Invocation
 from usage_plan_key.queue import Queue
 from usage_plan_key.request import Create, Delete, OnExisting, Request, Update
 from usage_plan_key.retry import Deadline

@@ -19,7 +19,7 @@ from samtranslator.yaml_helper import yaml_parse
 
 from prune import OPERATIONS
 from usage_plan_key import queue, retry
-from usage_plan_key.invocation import CLOSING_TIME
+from usage_plan_key.provider import CLOSING_TIME
 from usage_plan_key.request import LONGEST_SERVICE_TIMEOUT
 
 ROOT = Path(__file__).parents[1]

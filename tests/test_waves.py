@@ -12,7 +12,7 @@ from benchmarks import policies, storms
 from benchmarks.model import MOST_RECEIVES, MOST_ROUNDS, Account, Fifo
 from benchmarks.waves import Result, furnish, wave
 from benchmarks.world import World
-from usage_plan_key.invocation import Invocation
+from usage_plan_key.provider import Invocation
 from usage_plan_key.queue import VISIBILITY, Queue
 
 both_batches = pytest.mark.parametrize("worst", [False, True], ids=["kind", "worst"])

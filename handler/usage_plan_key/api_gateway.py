@@ -12,45 +12,18 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from botocore.exceptions import (
     BotoCoreError,
-    ChecksumError,
     ClientError,
-    ConnectTimeoutError,
-    EndpointConnectionError,
-    HTTPClientError,
-    ProxyConnectionError,
 )
-from botocore.exceptions import ConnectionError as NoConnectionError
-from botocore.parsers import ResponseParserError
 
-from .association import Association
-from .lifecycle import FailedError, MissingError, attaching
-from .retry import Again, Attempts, Deadline, OutOfTimeError, persist
+from .errors import FailedError, MissingError, OutOfTimeError, UnreadableError
+from .model import Association
+from .retry import Again, Attempts, Deadline, _code, _message, persist, transient
+from .rules import attaching
 
 if TYPE_CHECKING:
     from mypy_boto3_apigateway import APIGatewayClient
 
 logger = logging.getLogger(__name__)
-
-#: Seconds for which a quota is tried. It is answered like a rate, and no waiting mends it.
-QUOTA_PATIENCE: Final = 30.0
-#: Codes of AWS's that come with 400 and mean 429, and those after which a call may have been served.
-#: https://docs.aws.amazon.com/apigateway/latest/api/CommonErrors.html and botocore's standard retry mode
-#: (https://docs.aws.amazon.com/sdkref/latest/guide/feature-retry-behavior.html)
-THROTTLED: Final = frozenset(
-    {
-        "Throttling",
-        "ThrottlingException",
-        "ThrottledException",
-        "RequestThrottled",
-        "RequestThrottledException",
-        "TooManyRequestsException",
-        "RequestLimitExceeded",
-        "BandwidthLimitExceeded",
-        "SlowDown",
-        "PriorRequestNotComplete",
-    }
-)
-TIMED_OUT: Final = frozenset({"RequestTimeout", "RequestTimeoutException"})
 #: Looks at a conflict that nothing explains. One that is passing is over by then: what it was has changed meanwhile.
 MOST_UNEXPLAINED: Final = 3
 #: Seconds for which a plan's stages are remembered. A move that is known to be one takes two calls, not six.
@@ -89,34 +62,6 @@ class Rival(NamedTuple):
 
     def __str__(self) -> str:
         return f"usage plan {self.association.plan_id} ({self.plan_name}) for the API stage {', '.join(self.stages)}"
-
-
-class UnreadableError(Exception):
-    """Raised when a reply says that a call was served and cannot be read: a proxy's page, say, or one that was cut short."""
-
-
-def transient(error: Exception) -> Again | None:
-    """Tell whether AWS may be asked again.
-
-    429 carries `Retry-After`. "try again later" is the one text that is matched: API Gateway serves one CreateUsagePlanKey
-    at a time in a region and answers the others 409 with it, 400 in old reports
-    (https://github.com/serverless/serverless/issues/12065). LimitExceededException without `Retry-After` is how API Gateway
-    reports a quota (https://github.com/hashicorp/terraform-provider-aws/issues/37605), and has been seen for a rate.
-    """
-    if isinstance(error, EndpointConnectionError | ConnectTimeoutError | ProxyConnectionError):
-        return Again()  # It never got there.
-    if isinstance(error, HTTPClientError | NoConnectionError | UnreadableError | ChecksumError | ResponseParserError):
-        return Again(unclear=True)
-    if not isinstance(error, ClientError):
-        return None
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if status >= 500 or _code(error) in TIMED_OUT:
-        return Again(unclear=True)
-    if _code(error) == "LimitExceededException" and status == 429 and not _retry_after(error):
-        return Again(patience=QUOTA_PATIENCE)
-    if status == 429 or _code(error) in THROTTLED:
-        return Again(after=_retry_after(error), busy=True)
-    return Again(busy=True) if "try again later" in _message(error).lower() else None
 
 
 class ApiGateway:
@@ -346,21 +291,3 @@ def _rival(association: Association, plan: Any, wanted: Any) -> Rival | None:
 
 def _stages(plan: Any) -> set[str]:
     return {f"{stage.get('apiId')}:{stage.get('stage')}" for stage in plan.get("apiStages", [])}
-
-
-def _code(error: BaseException) -> str:
-    return error.response.get("Error", {}).get("Code", "") if isinstance(error, ClientError) else type(error).__name__
-
-
-def _message(error: Exception) -> str:
-    # A reply may have null there.
-    return str(error.response.get("Error", {}).get("Message") or "") if isinstance(error, ClientError) else str(error)
-
-
-def _retry_after(error: ClientError) -> float:
-    """Read `Retry-After`, in seconds; botocore hands it over as a header and as `retryAfterSeconds`."""
-    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-    try:
-        return max(0.0, float(str(headers.get("retry-after") or error.response.get("retryAfterSeconds") or 0)))
-    except (TypeError, ValueError):
-        return 0.0

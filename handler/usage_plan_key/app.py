@@ -17,11 +17,11 @@ import boto3
 from aws_lambda_powertools import Logger
 from botocore.config import Config
 
-from .answer import Sender, check_value_host
 from .api_gateway import ApiGateway
-from .invocation import Invocation, about
 from .ledger import Table
+from .provider import Invocation, about
 from .queue import Queue
+from .response import Sender, check_value_host
 from .retry import CONNECT_TIMEOUT, READ_TIMEOUT, SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT
 
 

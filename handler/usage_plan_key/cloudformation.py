@@ -8,9 +8,8 @@ from typing import Any
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from .api_gateway import transient
-from .lifecycle import FailedError
-from .retry import Deadline, persist
+from .errors import FailedError
+from .retry import Deadline, persist, transient
 
 
 def stack_is_gone(client: Any, stack_id: str, function_arn: str, deadline: Deadline) -> bool:

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from botocore.exceptions import BotoCoreError, ClientError
 
-from .api_gateway import transient
-from .association import Association, Holder
-from .lifecycle import NOBODY, REMEMBERED, Answer, Entry, FailedError, Hold, Record, State, digest
+from .errors import FailedError
+from .model import NOBODY, REMEMBERED, Answer, Association, Entry, Hold, Holder, Record, State, digest
 from .request import Request
-from .retry import Again, Deadline, persist
+from .retry import Again, Deadline, persist, transient
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient

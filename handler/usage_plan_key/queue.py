@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from .api_gateway import UnreadableError, transient
-from .lifecycle import FailedError
-from .retry import Deadline, OutOfTimeError, persist
+from .errors import FailedError, OutOfTimeError, UnclearError, UnreadableError
+from .retry import Deadline, persist, transient
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
@@ -28,10 +27,6 @@ if TYPE_CHECKING:
 MOST_BYTES: Final = 1_048_576
 #: Seconds for which a received message is invisible; template.yaml has the same number.
 VISIBILITY: Final = 180
-
-
-class UnclearError(Exception):
-    """Raised when nobody knows whether the queue has taken a request. Tried again, it is recognised."""
 
 
 class Message(NamedTuple):

@@ -13,7 +13,8 @@ from functools import cached_property
 from typing import Any, Final
 from urllib.parse import parse_qs
 
-from .association import LONGEST_ID, Association, Holder, well_formed
+from .errors import EventError
+from .model import LONGEST_ID, Association, Holder, well_formed
 
 PROPERTIES: Final = ("UsagePlanId", "KeyId", "KeyType", "OnExisting", "IncludeValue", "VerifyTrigger")
 # CloudFormation hands these two over among the properties, though they are its own.
@@ -26,10 +27,6 @@ MOST_SKEW: Final = 60
 SIGNED_FOR: Final = 7200
 #: Epoch seconds that no request is issued at any more: what is later is no time.
 LAST_SECOND: Final = 2**33
-
-
-class EventError(ValueError):
-    """Raised when an event lacks what an answer needs: there is nobody to answer, or nothing to answer with."""
 
 
 class OnExisting(StrEnum):
@@ -171,7 +168,7 @@ Request = Create | Update | Delete | Invalid
 def parse(event: object) -> Request:
     """Read a custom resource event: any that can be answered, whatever its other fields hold.
 
-    Where ResponseURL leads is not looked at here; `answer.destination` has the one parser for that.
+    Where ResponseURL leads is not looked at here; `response.destination` has the one parser for that.
 
     Raises:
         EventError: It lacks what an answer needs.

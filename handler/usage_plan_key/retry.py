@@ -9,7 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol, TypeVar
 
-from .lifecycle import FailedError
+from botocore.exceptions import (
+    ChecksumError,
+    ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    HTTPClientError,
+    ProxyConnectionError,
+)
+from botocore.exceptions import ConnectionError as NoConnectionError
+from botocore.parsers import ResponseParserError
+
+from .errors import FailedError, NotBegunError, OutOfTimeError, TurnOverError, UnreadableError
 
 #: Seconds that one call to AWS may take: to connect, and then to be answered.
 CONNECT_TIMEOUT: Final = 2.0
@@ -53,26 +64,6 @@ class Dice(Protocol):
 
     def uniform(self, a: float, b: float, /) -> float:
         """Roll a number between the two."""
-
-
-class OutOfTimeError(FailedError):
-    """Raised when there is no time left for another attempt: CloudFormation's is nearly up."""
-
-
-class NotBegunError(OutOfTimeError):
-    """Raised when there was no time left for even one attempt."""
-
-
-class TurnOverError(OutOfTimeError):
-    """Raised when the function's time is nearly up and CloudFormation's is not: the next invocation serves the request again.
-
-    Attributes:
-        opens: Until when API Gateway has asked not to be called, in epoch seconds.
-    """
-
-    def __init__(self, text: str, opens: float = -math.inf) -> None:
-        super().__init__(text)
-        self.opens = opens
 
 
 class Again(NamedTuple):
@@ -278,3 +269,67 @@ def persist(
     except FailedError as failed:
         failed.clear = failed.clear and not attempts.unclear
         raise
+
+
+#: Seconds for which a quota is tried. It is answered like a rate, and no waiting mends it.
+QUOTA_PATIENCE: Final = 30.0
+#: Codes of AWS's that come with 400 and mean 429, and those after which a call may have been served.
+#: https://docs.aws.amazon.com/apigateway/latest/api/CommonErrors.html and botocore's standard retry mode
+#: (https://docs.aws.amazon.com/sdkref/latest/guide/feature-retry-behavior.html)
+THROTTLED: Final = frozenset(
+    {
+        "Throttling",
+        "ThrottlingException",
+        "ThrottledException",
+        "RequestThrottled",
+        "RequestThrottledException",
+        "TooManyRequestsException",
+        "RequestLimitExceeded",
+        "BandwidthLimitExceeded",
+        "SlowDown",
+        "PriorRequestNotComplete",
+    }
+)
+TIMED_OUT: Final = frozenset({"RequestTimeout", "RequestTimeoutException"})
+
+
+def transient(error: Exception) -> Again | None:
+    """Tell whether AWS may be asked again.
+
+    429 carries `Retry-After`. "try again later" is the one text that is matched: API Gateway serves one CreateUsagePlanKey
+    at a time in a region and answers the others 409 with it, 400 in old reports
+    (https://github.com/serverless/serverless/issues/12065). LimitExceededException without `Retry-After` is how API Gateway
+    reports a quota (https://github.com/hashicorp/terraform-provider-aws/issues/37605), and has been seen for a rate.
+    """
+    if isinstance(error, EndpointConnectionError | ConnectTimeoutError | ProxyConnectionError):
+        return Again()  # It never got there.
+    if isinstance(error, HTTPClientError | NoConnectionError | UnreadableError | ChecksumError | ResponseParserError):
+        return Again(unclear=True)
+    if not isinstance(error, ClientError):
+        return None
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if status >= 500 or _code(error) in TIMED_OUT:
+        return Again(unclear=True)
+    if _code(error) == "LimitExceededException" and status == 429 and not _retry_after(error):
+        return Again(patience=QUOTA_PATIENCE)
+    if status == 429 or _code(error) in THROTTLED:
+        return Again(after=_retry_after(error), busy=True)
+    return Again(busy=True) if "try again later" in _message(error).lower() else None
+
+
+def _code(error: BaseException) -> str:
+    return error.response.get("Error", {}).get("Code", "") if isinstance(error, ClientError) else type(error).__name__
+
+
+def _message(error: Exception) -> str:
+    # A reply may have null there.
+    return str(error.response.get("Error", {}).get("Message") or "") if isinstance(error, ClientError) else str(error)
+
+
+def _retry_after(error: ClientError) -> float:
+    """Read `Retry-After`, in seconds; botocore hands it over as a header and as `retryAfterSeconds`."""
+    headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    try:
+        return max(0.0, float(str(headers.get("retry-after") or error.response.get("retryAfterSeconds") or 0)))
+    except (TypeError, ValueError):
+        return 0.0

@@ -1,4 +1,4 @@
-"""Serves one request, however it came: asks the rules (`lifecycle`), writes them down (`ledger`), does them (`api_gateway`).
+"""Serves one request, however it came: asks the rules (`rules`), writes them down (`ledger`), does them (`api_gateway`).
 
 The order of the steps is what makes a death between any two of them harmless: hold, then attach; mark, detach, then let go;
 write the answer down, then send it.
@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
-from . import lifecycle
+from . import rules
 from .api_gateway import ApiGateway, InPlan, Key, Rival
-from .association import Association, Holder
+from .errors import FailedError, MissingError, TurnOverError
 from .ledger import Ledger, Rule
-from .lifecycle import MOST_DEATHS, Answer, Entry, FailedError, MissingError, Outcome, Record, Standing, State
+from .model import NOBODY, Answer, Association, Entry, Holder, Outcome, Record, Standing, State
 from .request import MOST_SKEW, Create, Delete, Request, Update, Wish
-from .retry import CONNECT_TIMEOUT, READ_TIMEOUT, Again, Deadline, TurnOverError
+from .retry import CONNECT_TIMEOUT, READ_TIMEOUT, Again, Deadline
+from .rules import MOST_DEATHS
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class Service:
 
     def arrive(self) -> None:
         """Fence: write down that the request is here, before it waits for its turn."""
-        rule = partial(_recorded, change=partial(lifecycle.arrive, request=self._request, is_over=self._deadline.is_over))
+        rule = partial(_recorded, change=partial(rules.arrive, request=self._request, is_over=self._deadline.is_over))
         self._change([], rule, answered=True)
 
     def died(self) -> bool | None:
@@ -134,8 +135,8 @@ class Service:
         if not self._fenced and (not is_over or request.physical_id is None):
             self.arrive()
         begins = self._received_before and not is_over
-        begin = partial(_recorded, change=partial(lifecycle.begin, request=request))
-        state = self._change(lifecycle.looked_at(request), begin if begins else _as_is)
+        begin = partial(_recorded, change=partial(rules.begin, request=request))
+        state = self._change(rules.looked_at(request), begin if begins else _as_is)
         self._has_begun = begins
         if is_over:
             raise FailedError("CloudFormation's time for this request (ServiceTimeout) was over before its turn came")
@@ -152,7 +153,7 @@ class Service:
     def _rest(self) -> None:
         """Take off the mark: the request goes back into the queue, and nothing has died of it."""
         if self._has_begun:
-            rule = partial(_recorded, change=partial(lifecycle.rest, request=self._request))
+            rule = partial(_recorded, change=partial(rules.rest, request=self._request))
             with contextlib.suppress(FailedError):
                 self._ledger.change(self._holder, [], rule, self._at_last())
 
@@ -175,13 +176,13 @@ class Service:
     # --- Create, Update ---
 
     def _want(self, request: Wish, state: State) -> Served:
-        lifecycle.check_superseded(state.record, request)
+        rules.check_superseded(state.record, request)
         self._finish_marks(state, but=[request.wanted])
         # Until it is known that the key is not in the plan, an earlier delivery of ours may have attached it.
         absent = False
         try:
             earlier = self._hold(request)
-            stands = lifecycle.standing(earlier, self._holder)
+            stands = rules.standing(earlier, self._holder)
             absent = stands is not Standing.THIS
             key = None if stands is Standing.NOBODY else self._api.look(request.wanted, self._watched)
             absent = absent or key is None
@@ -201,7 +202,7 @@ class Service:
             raise
         if attached and any(entry.moved == request.id for entry in state.entries.values()):
             result = Outcome.MOVED  # An earlier delivery has detached the old one, and died.
-        for leftover in lifecycle.leftovers(state.record, request):
+        for leftover in rules.leftovers(state.record, request):
             self._release(leftover, take=False)
         key = self._with_value(request, key)
         answer = Answer(success=True, id=request.wanted.id, outcome=result, key_name=key.name, at=self._now())
@@ -232,7 +233,7 @@ class Service:
 
     def _take_back(self, request: Wish) -> None:
         try:
-            self._change([request.wanted], lambda state: lifecycle.take_back(state, request))
+            self._change([request.wanted], lambda state: rules.take_back(state, request))
         except FailedError:
             self._take_back_unseen(request)
             raise
@@ -240,7 +241,7 @@ class Service:
     def _lost(self, request: Wish, missing: MissingError) -> Key | None:
         """Let a rollback succeed though its key or its plan is gone; None where this is none."""
         record = self._look_up([]).record
-        if not lifecycle.may_be_lost(record, request, self._now()):
+        if not rules.may_be_lost(record, request, self._now()):
             return None
         logger.error("LOST: %s. CloudFormation goes on as if the key were attached. The resource's next Update fails", missing)
         hold = record.holds.get(request.wanted)
@@ -255,7 +256,7 @@ class Service:
             def rule(state: State) -> State:
                 nonlocal seen
                 seen = state.entry(request.wanted)
-                return state if seen.detaching is not None else lifecycle.take_hold(state, request)
+                return state if seen.detaching is not None else rules.take_hold(state, request)
 
             try:
                 self._change([request.wanted], rule)
@@ -270,12 +271,12 @@ class Service:
                 self._finish(marker, request.wanted, seen.detaching)
                 continue
             attempt += 1
-            what = lifecycle.attaching(request.wanted)
+            what = rules.attaching(request.wanted)
             self._watched.pause(attempt, what, f"it is being detached for {marker}", Again(after=1.0))
 
     def _take_back_unseen(self, request: Wish) -> None:
         """The hold may be written, though its reply was lost: read back, or what comes next takes what is there for its own."""
-        rule = partial(lifecycle.take_back, request=request)
+        rule = partial(rules.take_back, request=request)
         with contextlib.suppress(FailedError):
             self._ledger.change(self._holder, [request.wanted], rule, self._at_last())
 
@@ -285,7 +286,7 @@ class Service:
         Gives back the key, the outcome, and whether it was this request that has attached it.
         """
         cleared = self._attach_anew(request, request.wanted) if stands is not Standing.NOBODY else None
-        result = lifecycle.outcome(request, stands, earlier, present=False)
+        result = rules.outcome(request, stands, earlier, present=False)
         attempt = 0
         try:
             if self._is_known_move(request):
@@ -307,7 +308,7 @@ class Service:
                             result = Outcome.MOVED
                         else:  # DeleteUsagePlanKey answers 202: what it was asked to detach goes a moment later.
                             attempt += 1
-                            what = lifecycle.attaching(request.wanted)
+                            what = rules.attaching(request.wanted)
                             deadline.pause(attempt, what, f"{rivals[0]} still blocks it")
         except FailedError as failed:
             if failed.clear and cleared is not None:
@@ -321,13 +322,13 @@ class Service:
         def rule(state: State) -> State:
             nonlocal cleared
             cleared = state.entry(association)
-            return lifecycle.attaching_anew(state, request, association)
+            return rules.attaching_anew(state, request, association)
 
         self._change([association], rule)
         return cleared
 
     def _not_attached_anew(self, request: Wish, association: Association, cleared: Entry) -> None:
-        self._change([association], lambda state: lifecycle.not_attached_anew(state, request, association, cleared))
+        self._change([association], lambda state: rules.not_attached_anew(state, request, association, cleared))
 
     def _present(self, request: Wish, stands: Standing, earlier: Entry) -> Outcome:
         """It was seen in the plan, and others or this resource held it before."""
@@ -336,27 +337,27 @@ class Service:
         def rule(state: State) -> State:
             nonlocal seen
             seen = state.entry(request.wanted)
-            return lifecycle.present(state, request)
+            return rules.present(state, request)
 
         state = self._change([request.wanted], rule)
-        if seen.begun_by == lifecycle.NOBODY and state.record.holds[request.wanted].request == request.id:
-            lifecycle.check_existing(request)
+        if seen.begun_by == NOBODY and state.record.holds[request.wanted].request == request.id:
+            rules.check_existing(request)
             return Outcome.ADOPTED
-        return lifecycle.outcome(request, stands, earlier, present=True)
+        return rules.outcome(request, stands, earlier, present=True)
 
     def _found(self, request: Wish) -> Outcome:
         """Attaching was refused, for it is in the plan, where nobody held it: whose it is the ledger says, read again."""
-        state = self._change([request.wanted], lambda state: lifecycle.found(state, request))
+        state = self._change([request.wanted], lambda state: rules.found(state, request))
         if not state.entry(request.wanted).before:
             return Outcome.JOINED
-        lifecycle.check_existing(request)
+        rules.check_existing(request)
         return Outcome.ADOPTED
 
     def _is_known_move(self, request: Wish) -> bool:
         """Move away at once from what the id names, where it was lately seen to keep the key from what is wanted."""
         held = request.named
         rival = self._api.known_rival(held, request.wanted, self._deadline) if held else None
-        if rival is None or not lifecycle.may_move(self._look_up([rival.association]), request, rival.association):
+        if rival is None or not rules.may_move(self._look_up([rival.association]), request, rival.association):
             return False
         return self._move_away(request, [rival])
 
@@ -370,15 +371,15 @@ class Service:
         waiting = [rival for rival in rivals if state.entry(rival.association).moved == request.id]
         rest = [rival for rival in rivals if rival not in waiting]
         for rival in rest:
-            if not lifecycle.may_move(state, request, rival.association):
+            if not rules.may_move(state, request, rival.association):
                 raise FailedError(
-                    f"{lifecycle.attaching(request.wanted)}: the key is in {rival} already, and API Gateway takes a key "
-                    f"once for each stage. {lifecycle.left_alone(state.entry(rival.association), request)}"
+                    f"{rules.attaching(request.wanted)}: the key is in {rival} already, and API Gateway takes a key "
+                    f"once for each stage. {rules.left_alone(state.entry(rival.association), request)}"
                 )
-        self._watched.moving().allow(lifecycle.attaching(request.wanted), ahead=CONNECT_TIMEOUT + READ_TIMEOUT)
+        self._watched.moving().allow(rules.attaching(request.wanted), ahead=CONNECT_TIMEOUT + READ_TIMEOUT)
         for rival in rest:
             association = rival.association
-            mark = partial(lifecycle.move_away, request=request, association=association, until=self._until)
+            mark = partial(rules.move_away, request=request, association=association, until=self._until)
             state = self._change([association], mark)
             if state.entry(association).detaching is not None:
                 self._detach(self._holder, association)
@@ -409,7 +410,7 @@ class Service:
     # --- Delete ---
 
     def _delete(self, request: Delete, state: State) -> Served:
-        released = lifecycle.releases(state.record, request)
+        released = rules.releases(state.record, request)
         if not released:
             logger.info("This resource does not hold %s: nothing is touched", request.shown_id)
         self._finish_marks(state, but=released)
@@ -436,13 +437,13 @@ class Service:
         """With the present association goes what was moved away from: under UpdateReplacePolicy Retain no Delete comes for it."""
         held = [*self._look_up([]).record.holds]
         if len(held) > 1:
-            self._change(held, partial(lifecycle.let_go_of_moved, request=request))
+            self._change(held, partial(rules.let_go_of_moved, request=request))
 
     def _release(self, association: Association, *, take: bool, then: Rule = _as_is) -> None:
         """Let go of an association; detach it first if this is its last holder and it is ours."""
 
         def rule(state: State) -> State:
-            after = lifecycle.release(state, self._holder, association, take=take, until=self._until)
+            after = rules.release(state, self._holder, association, take=take, until=self._until)
             return after if self._marked(after, association) else then(after)
 
         state = self._change([association], rule)
@@ -472,9 +473,9 @@ class Service:
             return
         except FailedError as failed:
             if failed.clear:
-                self._change([association], lambda state: lifecycle.still_attached(state, association), marker)
+                self._change([association], lambda state: rules.still_attached(state, association), marker)
             raise
-        self._change([association], lambda state: then(lifecycle.detached(state, marker, association)), marker)
+        self._change([association], lambda state: then(rules.detached(state, marker, association)), marker)
 
     def _finish_marks(self, state: State, but: Iterable[Association]) -> None:
         """Finish the detachings that a death of an earlier request of this resource has left."""
@@ -491,7 +492,7 @@ class Service:
         def rule(state: State) -> State:
             nonlocal taken_up
             taken_up = state.entry(association).detaching == until and marker in state.entry(association).holders
-            return lifecycle.renewed(state, association, self._until) if taken_up else state
+            return rules.renewed(state, association, self._until) if taken_up else state
 
         self._change([association], rule, marker)
         if taken_up:
@@ -504,13 +505,13 @@ class Service:
 
         def rule(state: State) -> State:
             if held is not None and self._request.id not in state.record.answers:
-                state = lifecycle.attached(state, self._request, held)
+                state = rules.attached(state, self._request, held)
             return self._with_answer(state, answer)
 
         return self._given(self._change([held] if held else [], rule, answered=True).record) or answer
 
     def _with_answer(self, state: State, answer: Answer) -> State:
-        return state._replace(record=lifecycle.answered(state.record, self._request, answer))
+        return state._replace(record=rules.answered(state.record, self._request, answer))
 
     def _seen_answer(self) -> Answer | None:
         return self._given(self._seen.record) if self._seen else None
@@ -542,7 +543,7 @@ class Service:
 
     def _check_superseded(self) -> None:
         def rule(state: State) -> State:
-            lifecycle.check_superseded(state.record, self._request)
+            rules.check_superseded(state.record, self._request)
             return state
 
         self._seen = None

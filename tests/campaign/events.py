@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import Any, Final
 
-from usage_plan_key.answer import MOST_BYTES
-from usage_plan_key.request import EventError
+from usage_plan_key.errors import EventError
+from usage_plan_key.response import MOST_BYTES
 
 from .world import URL_MARK, VALUE_MARK, CloudFormation, Death, Reply, World, watched
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from usage_plan_key.answer import MOST_BYTES
+from usage_plan_key.response import MOST_BYTES
 
 from .faults import FINAL, UNCLEAR
 from .readme import Readme

@@ -1,6 +1,6 @@
 """Lambda, SQS, DynamoDB, API Gateway and S3 around the function's own code, in virtual time; and CloudFormation, who asks.
 
-Independent of the rules: nothing here reads `lifecycle`. One thread; the function's calls are numbered, and faults strike there.
+Independent of the rules: nothing here reads `rules`. One thread; the function's calls are numbered, and faults strike there.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from botocore.exceptions import ClientError
 from tests.aws import fake, rules
 from tests.aws.fake import Key, Plan
 from tests.memory import Clock, Inline
-from usage_plan_key import answer, retry
-from usage_plan_key.answer import Sender
+from usage_plan_key import custom_resource, retry
 from usage_plan_key.api_gateway import ApiGateway
-from usage_plan_key.invocation import Invocation
 from usage_plan_key.ledger import Table
+from usage_plan_key.provider import Invocation
 from usage_plan_key.queue import VISIBILITY, Queue
+from usage_plan_key.response import Sender
 
 #: What must be written nowhere: parts of every key's value, and of every ResponseURL.
 VALUE_MARK: Final = "marked-value-of"
@@ -613,7 +613,7 @@ def watched(world: World) -> Iterator[None]:
     for handler, _ in others:
         handler.setLevel(logging.CRITICAL + 1)
     try:
-        with mock.patch.object(retry, "random", world.dice), mock.patch.object(answer.Resource, "_set_timeout"):
+        with mock.patch.object(retry, "random", world.dice), mock.patch.object(custom_resource.Resource, "_set_timeout"):
             yield
     finally:
         for handler, was in others:

@@ -1,18 +1,14 @@
-"""How an answer leaves: crhelper subclassed, each override beside the defect of crhelper 2.0.12 that it mends."""
+"""The response to CloudFormation: what its body holds, where it may go, and its delivery."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import re
 import ssl
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import copy_context
-from functools import partial
 from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
 
@@ -20,18 +16,15 @@ import urllib3
 from aws_lambda_powertools.metrics import MetricUnit, single_metric
 from botocore.httpsession import ProxyConfiguration
 from botocore.utils import get_environ_proxies
-from crhelper import FAILED, SUCCESS, CfnResource
+from crhelper import FAILED, SUCCESS
 from urllib3.util import Url, parse_url
 
-from .lifecycle import Answer, FailedError
-from .request import Create, EventError, Request, Update
-from .retry import SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT, Again, Deadline, OutOfTimeError, TurnOverError, persist
+from .errors import EventError, FailedError, OutOfTimeError, UndeliveredError
+from .request import Create, Request, Update
+from .retry import SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT, Again, Deadline, persist
 from .service import Served
 
 logger = logging.getLogger(__name__)
-# Defect: crhelper logs the event, the pre-signed URL and the answer at DEBUG, and errors with all that they carry.
-# And urllib3 each URL that it asks.
-_HUSHED: Final = ((logging.getLogger("crhelper"), logging.CRITICAL + 1), (logging.getLogger("urllib3"), logging.ERROR))
 
 #: Of the function's metrics.
 NAMESPACE: Final = "UsagePlanKey"
@@ -39,177 +32,7 @@ NAMESPACE: Final = "UsagePlanKey"
 MOST_BYTES: Final = 4096
 #: How many redirects in a row one PUT follows.
 MOST_REDIRECTS: Final = 5
-#: Seconds before the function's end at which the guard answers for a request that hangs. Enough to write the answer down and to
-#: deliver it, and less than what is left after the last call that is begun and takes all its time.
-GUARD_TIME: Final = 10.0
 _PUT_TIMEOUT: Final = urllib3.Timeout(connect=SHORT_CONNECT_TIMEOUT, read=SHORT_READ_TIMEOUT)
-
-
-class UndeliveredError(Exception):
-    """Raised when an answer could not be delivered: the invocation fails, so that the request is served again."""
-
-
-@contextlib.contextmanager
-def _as_if_local() -> Iterator[None]:
-    """Make crhelper's constructor believe that it runs under sam local."""
-    name = "AWS_SAM_LOCAL"
-    before = os.environ.get(name)
-    os.environ[name] = "true"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-def _fresh() -> Mapping[str, Any]:
-    """Have crhelper's constructor make an instance's attributes, once: every new instance begins with these.
-
-    Defect: it sets the levels of five loggers, which empties the caches of all of them.
-    Defect: three boto3 clients are made for polling, which is not used here; AWS_SAM_LOCAL skips them.
-    Defect: the root logger's level is set; handing in the one that it has keeps it.
-    Defect: every Delete sleeps for two minutes.
-    """
-    with _as_if_local():
-        level: Any = logging.getLogger().level
-        return vars(CfnResource(log_level=level, boto_level="ERROR", sleep_on_delete=0))
-
-
-_FRESH: Final = _fresh()
-
-
-class Resource(CfnResource):
-    """One request's crhelper. Each request has a new one, so no state of an earlier one can be in it."""
-
-    _context: Any
-    _timer: Any
-
-    def __init__(
-        self,
-        request: Request,
-        serve: Callable[[], Served],
-        give_up: Callable[[], Served],
-        deliver: Callable[[bytes], None],
-        where: str,
-    ) -> None:
-        """Prepare.
-
-        Args:
-            request: The request that is answered.
-            serve: Serves it.
-            give_up: Called in another thread when the function's time is nearly up and `serve` hangs.
-            deliver: Delivers the answer's body; called once.
-            where: Where the log is, from `where`; every FAILED Reason ends with it.
-        """
-        vars(self).update(_FRESH)
-        for talker, level in _HUSHED:
-            if talker.level != level:
-                talker.setLevel(level)
-        self._request = request
-        self._serve = serve
-        self._give_up = give_up
-        self._deliver = deliver
-        self._where = where
-        self._lock = threading.Lock()
-        self._body = b""
-        self._handed_over = False
-        self._guards_error: Exception | None = None
-        self._guard_is_done = threading.Event()
-        self._postponed: TurnOverError | None = None
-
-    def answer(self, event: Mapping[str, Any], context: Any) -> None:
-        """Serve the request and deliver the answer.
-
-        Raises:
-            TurnOverError: It has none yet: the request is to be served again.
-            UndeliveredError: It could not be delivered.
-        """
-        self(event, context)
-        if self._postponed:
-            raise self._postponed
-        if not self._hand_over():
-            # The guard is delivering. Lambda freezes whatever still runs when this returns.
-            self._guard_is_done.wait()
-            if self._guards_error:
-                raise self._guards_error
-
-    def _get_func(self) -> Callable[[Mapping[str, Any], Any], str]:
-        """Defect: a top-level `CrHelperPoll` in the event makes crhelper call its polling function, and nothing is served."""
-        return self._serve_it
-
-    def _serve_it(self, event: Mapping[str, Any], context: Any) -> str:
-        """Defect: crhelper gives a failed Create a random id, and CloudFormation sends its Delete with that id."""
-        try:
-            self._put_together(self._serve)
-        except TurnOverError as error:
-            self._postponed = error
-        return self._request.answer_id
-
-    def _put_together(self, make: Callable[[], Served]) -> None:
-        """Make the answer's body, unless there is one. Whatever goes wrong there becomes a FAILED one.
-
-        Raises:
-            TurnOverError: `make` has no answer yet.
-        """
-        try:
-            served = make()
-            made = body(self._request, served, self._where)
-        except TurnOverError:
-            raise
-        except Exception as error:
-            logger.exception("An internal error")
-            made = self._internal_error(f"{type(error).__name__}: {error}")
-        with self._lock:
-            self._body = self._body or made
-
-    def _internal_error(self, reason: str) -> bytes:
-        reason = f"An internal error, please report it: {reason}"
-        return body(self._request, Served(Answer(success=False, id=self._request.answer_id, reason=reason)), self._where)
-
-    def _send(self, status: str | None = None, reason: str = "", send_response: object = None) -> None:
-        """Defects: see below.
-
-        Any status of the PUT is success; network errors are retried for ever, without a time-out on the socket; the answer may
-        exceed 4,096 bytes; Reason keeps its last 240 characters; a TLS context is made for every answer.
-        So what crhelper would send is not sent: `_put_together` has made the answer, unless crhelper failed before it served.
-        """
-        with self._lock:
-            if not self._body and not self._postponed:
-                self._body = self._internal_error(reason)
-
-    def _hand_over(self) -> bool:
-        """Deliver the answer, once; False for whoever comes second."""
-        with self._lock:
-            late, self._handed_over = self._handed_over, True
-        if not late:
-            self._deliver(self._body)
-        return not late
-
-    def _log_setup(self, event: Mapping[str, Any], context: Any) -> None:
-        """Defect: the root logger's level and its handlers' formatters are replaced at every invocation."""
-
-    def _set_timeout(self) -> None:
-        """Defect: the guard strikes half a second before the end, too late for a PUT that is tried again."""
-        seconds = self._context.get_remaining_time_in_millis() / 1000 - GUARD_TIME
-        self._timer = threading.Timer(seconds, partial(copy_context().run, self._timeout))
-        self._timer.daemon = True
-        self._timer.start()
-
-    def _timeout(self) -> None:
-        """Defect: the guard answers with an empty id, and the call under way then answers a second time.
-
-        Here its answer is written down like any other, and the first that was stands, in the ledger and in `_body`.
-        """
-        try:
-            logger.error("The function's time is nearly up, and a call hangs")
-            self._put_together(self._give_up)
-            self._hand_over()
-        except Exception as error:  # noqa: BLE001  # it goes to the thread that waits
-            self._guards_error = error
-        finally:
-            self._guard_is_done.set()
 
 
 def where(context: object) -> str:

@@ -1,4 +1,4 @@
-"""How an answer leaves: each override of answer.py mends a defect that plain crhelper has, which the same test shows."""
+"""How an answer leaves: each override of custom_resource.py mends a defect that plain crhelper has, which the same test shows."""
 
 from __future__ import annotations
 
@@ -21,23 +21,13 @@ import pytest
 import urllib3
 from crhelper import CfnResource
 
-from usage_plan_key import answer as answer_module
-from usage_plan_key.answer import (
-    GUARD_TIME,
-    MOST_BYTES,
-    MOST_REDIRECTS,
-    Resource,
-    Sender,
-    UndeliveredError,
-    body,
-    check_value_host,
-    destination,
-    redacted,
-    where,
-)
-from usage_plan_key.lifecycle import Answer, FailedError
-from usage_plan_key.request import EventError, Request, parse
-from usage_plan_key.retry import Deadline, OutOfTimeError, TurnOverError
+from usage_plan_key import custom_resource, response
+from usage_plan_key.custom_resource import GUARD_TIME, Resource
+from usage_plan_key.errors import EventError, FailedError, OutOfTimeError, TurnOverError, UndeliveredError
+from usage_plan_key.model import Answer
+from usage_plan_key.request import Request, parse
+from usage_plan_key.response import MOST_BYTES, MOST_REDIRECTS, Sender, body, check_value_host, destination, redacted, where
+from usage_plan_key.retry import Deadline
 from usage_plan_key.service import Served
 
 from .memory import Clock
@@ -211,7 +201,7 @@ class TestMended:
         monkeypatch.delenv("AWS_SAM_LOCAL", raising=False)
         if before is not None:
             monkeypatch.setenv("AWS_SAM_LOCAL", before)
-        with answer_module._as_if_local():
+        with custom_resource._as_if_local():
             assert os.environ["AWS_SAM_LOCAL"] == "true"
         assert os.environ.get("AWS_SAM_LOCAL") == before
 
@@ -410,15 +400,15 @@ class TestSender:
 
     def test_what_could_not_be_made_ready_is_made_anew(self, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
         """Or no later request of the same process would be answered."""
-        sender, made = Sender(), answer_module._tls
+        sender, made = Sender(), response._tls
 
         def no_context() -> ssl.SSLContext:
             raise MemoryError
 
-        monkeypatch.setattr(answer_module, "_tls", no_context)
+        monkeypatch.setattr(response, "_tls", no_context)
         with pytest.raises(MemoryError):
             sender.prepare().result()
-        monkeypatch.setattr(answer_module, "_tls", made)
+        monkeypatch.setattr(response, "_tls", made)
         sender.deliver(parse(event(sink)), Deadline(60.0, Clock()), b"{}")
         assert len(sink.puts) == 1
         assert sender.prepare() is sender.prepare(), "and what was made serves all that follow"
@@ -563,8 +553,8 @@ class TestSender:
         assert capsys.readouterr().out == ""
 
     def test_does_not_wait_for_one_who_hangs(self, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert answer_module._PUT_TIMEOUT.read_timeout == 2.0
-        monkeypatch.setattr(answer_module, "_PUT_TIMEOUT", urllib3.Timeout(connect=1, read=0.1))
+        assert response._PUT_TIMEOUT.read_timeout == 2.0
+        monkeypatch.setattr(response, "_PUT_TIMEOUT", urllib3.Timeout(connect=1, read=0.1))
         sink.replies = ["hang", 200]
         began = time.monotonic()
         self.deliver(sink)
@@ -581,7 +571,7 @@ class TestSender:
         assert str(raised.value) == "Could not deliver the answer to 127.0.0.1: no time is left"
         assert raised.value.__suppress_context__, "urllib3's errors name the URL"
         assert everything.secrets(sink.url) == []
-        tried_again = [record for record in everything.records if record.name == "usage_plan_key.answer"]
+        tried_again = [record for record in everything.records if record.name == "usage_plan_key.response"]
         assert len(tried_again) == len(sink.puts) > 1
 
     def test_an_error_that_names_the_url_is_named_by_its_type_alone(
@@ -1150,7 +1140,7 @@ class TestInFull:
     def test_what_every_instance_begins_with_is_made_without_a_trace(self, levels: None) -> None:
         root = logging.getLogger()
         root.setLevel(15)
-        made = answer_module._fresh()
+        made = custom_resource._fresh()
         assert (root.level, made["_sleep_on_delete"]) == (15, 0)
         assert logging.getLogger("botocore").level == logging.ERROR
 

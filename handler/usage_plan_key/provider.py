@@ -19,15 +19,17 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 
 from aws_lambda_powertools.metrics import MetricUnit, single_metric
 
-from .answer import NAMESPACE, Resource, Sender, destination, redacted, where
 from .api_gateway import ApiGateway
-from .association import Holder
 from .cloudformation import stack_is_gone
+from .custom_resource import Resource
+from .errors import EventError, FailedError, NotBegunError, TurnOverError, UnclearError
 from .ledger import EventsWord, Table
-from .lifecycle import FailedError, Outcome, abandon
-from .queue import VISIBILITY, Message, Queue, UnclearError, messages
-from .request import MOST_SKEW, Create, Delete, EventError, Request, Update, parse
-from .retry import BEFORE_LOOK, Clock, Deadline, NotBegunError, TurnOverError
+from .model import Holder, Outcome
+from .queue import VISIBILITY, Message, Queue, messages
+from .request import MOST_SKEW, Create, Delete, Request, Update, parse
+from .response import NAMESPACE, Sender, destination, redacted, where
+from .retry import BEFORE_LOOK, Clock, Deadline
+from .rules import abandon
 from .service import Served, Service
 
 logger = logging.getLogger(__name__)

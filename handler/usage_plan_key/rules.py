@@ -37,196 +37,18 @@ A resource lets go of an association (Delete, or an Update that finds what a sup
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from enum import Enum, StrEnum
-from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from collections.abc import Iterable
+from typing import Final
 
-from .association import Association, Holder
+from .errors import FailedError, SupersededError
+from .model import NOBODY, REMEMBERED, Answer, Association, Entry, Hold, Holder, Outcome, Record, Standing, State, digest
 from .request import Create, Delete, OnExisting, Request, Update, Wish
 
-#: Seconds for which given answers, and a holder that holds nothing, are remembered.
-REMEMBERED: Final = 24 * 60 * 60
 #: Answers remembered at most, and requests of one second, so that a holder's item cannot outgrow DynamoDB's 400 KB.
 MOST_ANSWERS: Final = 50
 #: Deaths of functions at one request, after which it is answered FAILED.
 MOST_DEATHS: Final = 3
-#: `Entry.begun_by` where no request has set about attaching.
-NOBODY: Final = ""
-
-
-#: What nothing stands in yet; it cannot be changed.
-_NONE: Final[Mapping[Any, Any]] = MappingProxyType({})
-
-
-class Outcome(StrEnum):
-    """What a Create or an Update came to."""
-
-    ATTACHED = "ATTACHED"
-    VERIFIED = "VERIFIED"
-    REPAIRED = "REPAIRED"
-    JOINED = "JOINED"
-    ADOPTED = "ADOPTED"
-    TAKEN = "TAKEN"
-    MOVED = "MOVED"
-    LOST = "LOST"
-
-
-class Standing(Enum):
-    """Who holds an association, seen from one resource."""
-
-    NOBODY = "nobody"
-    THIS = "this resource"
-    SIBLING = "another resource of this stack"
-    STRANGERS = "other stacks alone"
-
-
-class FailedError(Exception):
-    """Raised when a request is to be answered FAILED; its text is the Reason.
-
-    Attributes:
-        clear: Nothing can have been attached by this attempt, so what it wrote down can be taken back.
-    """
-
-    def __init__(self, reason: str, *, clear: bool = True) -> None:
-        super().__init__(reason)
-        self.clear = clear
-
-
-class MissingError(FailedError):
-    """Raised when API Gateway has no such key or no such plan."""
-
-
-class SupersededError(FailedError):
-    """Raised when CloudFormation has sent a newer request for the same resource: it has given this one up."""
-
-
-class Answer(NamedTuple):
-    """What CloudFormation is told, but for the key's value. `at` is when it was given, in epoch seconds."""
-
-    success: bool
-    id: str
-    reason: str = ""
-    outcome: str = ""
-    key_name: str = ""
-    at: int = 0
-
-
-class Hold(NamedTuple):
-    """That a resource holds an association.
-
-    Attributes:
-        request: The RequestId that took hold of it.
-        named: An event's id has named it since, or an earlier life of the resource left it: then it is
-            CloudFormation's to delete or to retain, and nobody else's.
-        left: When an Update that has gone on to another one was answered SUCCESS, in epoch seconds; 0 for none, and when a Delete
-            for this one has come.
-        failed: The request that took hold of it was answered FAILED, so CloudFormation has never believed that it is attached.
-        key_name: As it was last answered.
-    """
-
-    request: str
-    named: bool = False
-    left: int = 0
-    failed: bool = False
-    key_name: str = ""
-
-
-class Record(NamedTuple):
-    """A resource's page in the ledger.
-
-    Attributes:
-        holds: The associations that it holds.
-        issued: When the newest request that has arrived was issued, in epoch seconds (0: none that says).
-        arrived: The RequestIds of that second, as they arrived.
-        closed: The newest one is a Delete with an id that CloudFormation has invented.
-        wants: The association that it wants.
-        foreign: Digests of the foreign ids that Updates have brought, a former provider's: one may hold a key's value.
-        spared: What a Create wanted that was refused, while an earlier life of the resource held it.
-        answers: The answers given, by RequestId.
-        digest: Of the properties that were last answered SUCCESS.
-        begun: The RequestId that is being served after it was received before; one that is found standing is a death.
-        died: The RequestId whose deaths are counted.
-        deaths: How many functions have died at it.
-    """
-
-    holds: Mapping[Association, Hold] = _NONE
-    issued: int = 0
-    arrived: tuple[str, ...] = ()
-    closed: bool = False
-    wants: Association | None = None
-    foreign: frozenset[str] = frozenset()
-    spared: Association | None = None
-    answers: Mapping[str, Answer] = _NONE
-    digest: str = ""
-    begun: str = ""
-    died: str = ""
-    deaths: int = 0
-
-    @property
-    def newest(self) -> str:
-        """The RequestId of the newest request that has arrived; empty for none."""
-        return self.arrived[-1] if self.arrived else ""
-
-
-class Entry(NamedTuple):
-    """An association's page in the ledger.
-
-    Attributes:
-        holders: The resources that hold it.
-        before: It was attached before any of them.
-        taken: An Update with `Take` has made it theirs all the same.
-        detaching: Its last holder has set about detaching it. Until when the function that does so can run, in epoch seconds:
-            a mark that outlives it was left by a death.
-        moved: The RequestId that detached it for a move; it stays held.
-        begun_by: The request that has last set about attaching it; NOBODY; None where it is attached, and nobody asks since when.
-    """
-
-    holders: frozenset[Holder] = frozenset()
-    before: bool = False
-    taken: bool = False
-    detaching: int | None = None
-    moved: str | None = None
-    begun_by: str | None = None
-
-    def others(self, holder: Holder) -> list[Holder]:
-        """All holders but this one."""
-        return sorted(self.holders - {holder})
-
-    def owned(self, *, take: bool) -> bool:
-        """Whether its last holder may detach it: it was attached by us, or it was taken and that still stands."""
-        return (self.taken and take) if self.before else self.begun_by != NOBODY
-
-
-class State(NamedTuple):
-    """What the ledger says of one resource and of the associations that are looked at. `versions` is for the ledger."""
-
-    record: Record
-    entries: Mapping[Association, Entry]
-    versions: Mapping[str, str | None] = _NONE
-
-    def entry(self, association: Association) -> Entry:
-        """The page of an association; a KeyError where it was not read, for then nothing is known of its holders."""
-        return self.entries[association]
-
-    def with_entry(self, association: Association, entry: Entry) -> State:
-        """With another page for an association."""
-        return self._replace(entries={**self.entries, association: entry})
-
-    def held(self, holder: Holder, association: Association, hold: Hold) -> State:
-        """With the association held: both pages always change together."""
-        entry = self.entry(association)
-        record = self.record._replace(holds={**self.record.holds, association: hold})
-        return self._replace(record=record).with_entry(association, entry._replace(holders=entry.holders | {holder}))
-
-    def let_go(self, holder: Holder, association: Association) -> State:
-        """With the association let go. With its last holder all that is known of it goes."""
-        left = self.entry(association).holders - {holder}
-        entry = self.entry(association)._replace(holders=left, detaching=None) if left else Entry()
-        holds = {held: hold for held, hold in self.record.holds.items() if held != association}
-        return self._replace(record=self.record._replace(holds=holds)).with_entry(association, entry)
 
 
 # --- The fence: the newest request wins ---
@@ -621,11 +443,6 @@ def _succeeded(record: Record, request: Create | Update, answer: Answer) -> Reco
         hold = holds[request.wanted]
         holds[request.wanted] = hold._replace(request=request.id, left=0, failed=False, key_name=answer.key_name)
     return record._replace(holds=holds, digest=request.digest)
-
-
-def digest(physical_id: str) -> str:
-    """Shorten a foreign id to what tells it from others, and nothing else."""
-    return hashlib.sha256(physical_id.encode(errors="backslashreplace")).hexdigest()[:32]
 
 
 def attaching(association: Association) -> str:
