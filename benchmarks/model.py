@@ -32,7 +32,7 @@ from tests.aws.rules import Bucket, Door, Refusal
 from usage_plan_key import custom_resource, retry
 from usage_plan_key.api_gateway import ApiGateway
 from usage_plan_key.ledger import Table
-from usage_plan_key.provider import Invocation
+from usage_plan_key.provider import Provider
 from usage_plan_key.queue import VISIBILITY, Queue
 from usage_plan_key.request import Request
 from usage_plan_key.response import Sender
@@ -379,9 +379,9 @@ class Account:
         for _ in range(lanes if queue else 0):
             self.world.spawn(self._lane)
 
-    def invocation(self) -> Invocation:
+    def invocation(self) -> Provider:
         """A new execution environment of the function."""
-        return Invocation(
+        return Provider(
             api=ApiGateway(cast("Any", self.gateway)),
             table=Table(cast("Any", self.table), "ledger") if self._ledger else None,
             queue=Queue(cast("Any", self.fifo), Fifo.URL, "undelivered") if self._queue and not self.world.frozen else None,
@@ -425,7 +425,7 @@ class Account:
         """Have a request served in no time, before the beginning."""
         self.world.frozen = True
         sent = self.send(kind, stack, logical, key, plan, delays=())
-        self.invocation().by_cloudformation(sent.event, Context(self.world, self.world.time() + 900))
+        self.invocation().on_event(sent.event, Context(self.world, self.world.time() + 900))
         if not sent.success:
             raise AssertionError(sent.answers)
         self.world.frozen = False
@@ -441,7 +441,7 @@ class Account:
             self._wait_for_room()
             time = self._timeout if self._queue else 900.0
             process = Process(self.world.time() + time, self.fate([]) if self._queue else self.fate([sent.event]))
-            call = partial(self.invocation().by_cloudformation, sent.event, Context(self.world, process.ends))
+            call = partial(self.invocation().on_event, sent.event, Context(self.world, process.ends))
             try:
                 self.world.within(process, call)
             except (Exception, Death) as error:  # noqa: BLE001  # a function may end in any way
@@ -476,7 +476,7 @@ class Account:
             self.invocations += 1
             events = [json.loads(record["body"])["event"] for record in records]
             process = Process(self.world.time() + self._timeout, self.fate(events), rounds=rounds)
-            call = partial(environment.by_queue, records, Context(self.world, process.ends))
+            call = partial(environment.on_batch, records, Context(self.world, process.ends))
             try:
                 reply = self.world.within(process, call)
             except (Exception, Death):  # noqa: BLE001  # a function may end in any way; its messages come again
@@ -516,7 +516,7 @@ def _simulated(world: World) -> Iterator[None]:
     """What is not handed in to the function's code: its dice, and crhelper's guard, a timer in real time."""
     logging.disable(logging.CRITICAL)
     try:
-        with mock.patch.object(retry, "random", world.dice), mock.patch.object(custom_resource.Resource, "_set_timeout"):
+        with mock.patch.object(retry, "random", world.dice), mock.patch.object(custom_resource.CustomResource, "_set_timeout"):
             yield
     finally:
         logging.disable(logging.NOTSET)

@@ -5,7 +5,7 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 from usage_plan_key.ledger import Rule
-from usage_plan_key.model import Association, Entry, Holder, Record, State
+from usage_plan_key.model import Association, AssociationRecord, Holder, ResourceRecord, Snapshot
 from usage_plan_key.retry import Deadline
 
 
@@ -26,23 +26,23 @@ class MemoryLedger:
     """The pages as they would stand in the table. `on_write` is called before and after each write, and may raise."""
 
     def __init__(self) -> None:
-        self.records: dict[Holder, Record] = {}
-        self.entries: dict[Association, Entry] = {}
+        self.records: dict[Holder, ResourceRecord] = {}
+        self.entries: dict[Association, AssociationRecord] = {}
 
     def change(
-        self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline, seen: State | None = None
-    ) -> State:
+        self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline, seen: Snapshot | None = None
+    ) -> Snapshot:
         deadline.allow("Could not ask the ledger")
-        before = State(
-            self.records.get(holder, Record()),
-            {association: self.entries.get(association, Entry()) for association in associations},
+        before = Snapshot(
+            self.records.get(holder, ResourceRecord()),
+            {association: self.entries.get(association, AssociationRecord()) for association in associations},
         )
         after = rule(before)
         if after != before:
             self.written(holder, after)
         return after
 
-    def written(self, holder: Holder, after: State) -> None:
+    def written(self, holder: Holder, after: Snapshot) -> None:
         """One transaction. Pages that hold nothing go, as in the table."""
         self.records[holder] = after.record
         self.entries |= after.entries

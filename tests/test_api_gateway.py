@@ -190,7 +190,7 @@ class TestEveryCall:
         with pytest.raises(FailedError, match=f"LimitExceededException: {message}") as raised:
             do(aws)
         assert not isinstance(raised.value, OutOfTimeError)
-        assert raised.value.clear
+        assert raised.value.nothing_changed
         assert aws.waited == 30
         aws.stub._queue.clear()  # type: ignore[attr-defined]
 
@@ -270,7 +270,7 @@ class TestEveryCall:
         verb = {CREATE: "POST", GET: "GET", DELETE: "DELETE"}[operation]
         path = "keys" if operation == CREATE else "keys/a1b2c3d4e5"
         assert f"apigateway:{verb} on arn:PARTITION:apigateway:eu-central-1::/usageplans/p9r0p1/{path}," in str(raised.value)
-        assert raised.value.clear
+        assert raised.value.nothing_changed
 
     @each_call
     def test_a_bad_request_says_so_with_ids_and_region(self, aws: Aws, operation: str, do: Do, reply: Any, result: Any) -> None:
@@ -312,7 +312,7 @@ class TestAttach:
         either = "usage plan p9r0p1 or API key a1b2c3d4e5"
         thing = {"plan": "usage plan p9r0p1", "key": "API key a1b2c3d4e5"}.get(missing, either)
         assert f": there is no {thing} in eu-central-1. Check the id" in str(raised.value)
-        assert raised.value.clear
+        assert raised.value.nothing_changed
 
     def test_a_conflict_with_the_key_in_the_plan_is_a_duplicate(self, aws: Aws) -> None:
         aws.refuses(CREATE, 409, "ConflictException", "whatever").answers(GET, KEY)
@@ -377,7 +377,7 @@ class TestAttach:
             self.script_unexplained(aws)
         with pytest.raises(FailedError, match=r"key a1b2c3d4e5 to usage plan p9r0p1 in eu-central-1: Not now") as raised:
             aws.attach()
-        assert raised.value.clear
+        assert raised.value.nothing_changed
 
     @pytest.mark.parametrize(
         ("status", "code", "clear"),
@@ -395,7 +395,7 @@ class TestAttach:
         aws.refuses(CREATE, status, code)
         with pytest.raises(FailedError) as raised:
             aws.attach()
-        assert raised.value.clear is (clear and not lost)
+        assert raised.value.nothing_changed is (clear and not lost)
 
     @pytest.mark.parametrize("how", ["no permission", "out of time"])
     @pytest.mark.parametrize("what", ["key", "plan", "plans"])
@@ -413,14 +413,14 @@ class TestAttach:
             aws.refuses(last, 429, "TooManyRequestsException", retry_after="9999")
         with pytest.raises(FailedError) as raised:
             aws.attach()
-        assert not raised.value.clear
+        assert not raised.value.nothing_changed
 
     def test_being_throttled_out_of_time_leaves_nothing_to_hold(self, aws: Aws) -> None:
         """It was refused each time, so it is not attached: what a Delete found held would be somebody else's."""
         aws.refuses(CREATE, 429, "TooManyRequestsException", retry_after="9999")
         with pytest.raises(OutOfTimeError) as raised:
             aws.attach()
-        assert raised.value.clear
+        assert raised.value.nothing_changed
 
     @pytest.mark.parametrize(
         ("operation", "resource"),
@@ -538,7 +538,7 @@ class TestDetach:
             aws.refuses(DELETE, 409, "ConflictException", "not this one")
         with pytest.raises(FailedError, match="ConflictException: not this one") as raised:
             aws.detach()
-        assert raised.value.clear is not lost
+        assert raised.value.nothing_changed is not lost
 
     def test_an_unexplained_conflict_may_be_passing(self, aws: Aws) -> None:
         aws.refuses(DELETE, 409, "ConflictException", "not this one").answers(DELETE)
@@ -576,7 +576,7 @@ class TestBadRequest:
                 aws.refuses(PLANS, 403, "AccessDeniedException")
         with pytest.raises(FailedError, match="bad request: cannot reference multiple Usage Plans") as raised:
             aws.attach()
-        assert raised.value.clear
+        assert raised.value.nothing_changed
         assert aws.waited == 0
 
     def test_a_plan_that_is_gone_is_missing(self, aws: Aws) -> None:
@@ -680,7 +680,7 @@ class TestReplies:
         script += [(status, kind, body, len(body) + more)] * 30
         with pytest.raises(OutOfTimeError) as raised:
             api.attach(WANTED, Deadline(60, Clock(), random.Random(0)))
-        assert not raised.value.clear
+        assert not raised.value.nothing_changed
 
     def test_a_page_is_no_sign_that_it_is_detached(self, replies: Any) -> None:
         api, script = replies

@@ -24,7 +24,7 @@ from moto import mock_aws
 from usage_plan_key import api_gateway, retry
 from usage_plan_key.custom_resource import GUARD_TIME
 from usage_plan_key.errors import EventError, UndeliveredError
-from usage_plan_key.provider import Invocation
+from usage_plan_key.provider import Provider
 
 from .aws.fake import ApiGateway, Key, Plan
 from .memory import Clock
@@ -96,7 +96,7 @@ class World:
         self._monkeypatch.setattr(self.app, "_invocation", replace(self.invocation, **parts))
 
     @property
-    def invocation(self) -> Invocation:
+    def invocation(self) -> Provider:
         return self.app._invocation  # type: ignore[no-any-return]  # a reloaded module
 
     def invoke(self, event: Mapping[str, Any], seconds: float = 900) -> Any:

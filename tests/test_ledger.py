@@ -23,7 +23,17 @@ from tests.memory import Clock
 from usage_plan_key import ledger
 from usage_plan_key.errors import FailedError, OutOfTimeError
 from usage_plan_key.ledger import SHAPE, Table
-from usage_plan_key.model import NOBODY, REMEMBERED, Answer, Association, Entry, Hold, Holder, Record, State
+from usage_plan_key.model import (
+    NOBODY,
+    REMEMBERED,
+    Association,
+    AssociationRecord,
+    Hold,
+    Holder,
+    ResourceRecord,
+    Response,
+    Snapshot,
+)
 from usage_plan_key.retry import BEFORE_SHORT_CALL, Deadline
 
 if TYPE_CHECKING:
@@ -77,19 +87,19 @@ def pages(dynamodb: DynamoDBClient) -> dict[str, dict[str, Any]]:
     return {item["pk"]["S"]: dict(item) for item in dynamodb.scan(TableName=NAME)["Items"]}
 
 
-def hold(holder: Holder, association: Association = FREE) -> Callable[[State], State]:
+def hold(holder: Holder, association: Association = FREE) -> Callable[[Snapshot], Snapshot]:
     return lambda state: state.held(holder, association, Hold(f"request of {holder.logical_id}"))
 
 
-def let_go(holder: Holder, association: Association = FREE) -> Callable[[State], State]:
+def let_go(holder: Holder, association: Association = FREE) -> Callable[[Snapshot], Snapshot]:
     return lambda state: state.let_go(holder, association)
 
 
-def as_is(state: State) -> State:
+def as_is(state: Snapshot) -> Snapshot:
     return state
 
 
-def said(state: State) -> State:
+def said(state: Snapshot) -> Snapshot:
     """What the pages say, whichever version of them it was."""
     return state._replace(versions={})
 
@@ -102,16 +112,16 @@ class TestPages:
     texts = st.text(max_size=20)
     holders = st.builds(Holder, texts, texts)
     numbers = st.integers(0, 2**40)
-    answers = st.builds(Answer, st.booleans(), st.text(min_size=1), texts, texts, texts, numbers)
+    answers = st.builds(Response, st.booleans(), st.text(min_size=1), texts, texts, texts, numbers)
     records = st.builds(
-        Record,
+        ResourceRecord,
         holds=st.dictionaries(associations, st.builds(Hold, texts, st.booleans(), numbers, st.booleans(), texts), max_size=3),
         issued=numbers,
         arrived=st.lists(texts, max_size=3).map(tuple),
         closed=st.booleans(),
         wants=st.none() | associations,
         foreign=st.frozensets(texts, max_size=3),
-        spared=st.none() | associations,
+        retained=st.none() | associations,
         answers=st.dictionaries(texts, answers, max_size=3),
         digest=texts,
         begun=texts,
@@ -119,12 +129,12 @@ class TestPages:
         deaths=numbers,
     )
     entries = st.builds(
-        Entry,
+        AssociationRecord,
         holders=st.frozensets(holders, min_size=1, max_size=3),
-        before=st.booleans(),
-        taken=st.booleans(),
+        preexisting=st.booleans(),
+        taken_over=st.booleans(),
         detaching=st.none() | st.integers(ledger.TRUSTED + 1, 2**40),
-        moved=st.none() | st.text(min_size=1, max_size=20),
+        moved_by=st.none() | st.text(min_size=1, max_size=20),
         begun_by=st.none() | st.text(),
     )
 
@@ -134,29 +144,31 @@ class TestPages:
         return {name: TypeDeserializer().deserialize(value) for name, value in written.items()}
 
     @given(records)
-    def test_of_a_resource(self, record: Record) -> None:
+    def test_of_a_resource(self, record: ResourceRecord) -> None:
         """Nothing of a holder's page is lost on the way."""
         assert ledger._record(self.through_dynamodb(ledger._record_page(A, record, NOW))) == record
 
     @given(entries)
-    def test_of_an_association(self, entry: Entry) -> None:
+    def test_of_an_association(self, entry: AssociationRecord) -> None:
         """Nothing of an association's page is lost on the way."""
         assert ledger._entry(self.through_dynamodb(ledger._entry_page(FREE, entry))) == entry
 
     def test_a_mark_without_its_end_is_trusted_for_15_minutes(self) -> None:
         """An earlier version wrote when it set about detaching; it understands what this one writes."""
-        page = ledger._entry_page(FREE, Entry(frozenset({A}), detaching=NOW))
+        page = ledger._entry_page(FREE, AssociationRecord(frozenset({A}), detaching=NOW))
         assert page["detaching"] == NOW - 15 * 60
         del page["until"]
         assert ledger._entry(page).detaching == NOW
 
     def test_in_the_table(self, table: Table, dynamodb: DynamoDBClient) -> None:
         """Both pages change together, under the declared key; without any, all is empty."""
-        assert said(table.change(A, [FREE], as_is, deadline())) == State(Record(), {FREE: Entry()})
-        record = Record(issued=7, arrived=("r",), answers={"r": Answer(success=True, id="x", outcome="ATTACHED", at=NOW)})
+        assert said(table.change(A, [FREE], as_is, deadline())) == Snapshot(ResourceRecord(), {FREE: AssociationRecord()})
+        record = ResourceRecord(
+            issued=7, arrived=("r",), answers={"r": Response(success=True, id="x", outcome="ATTACHED", at=NOW)}
+        )
         written = table.change(A, [FREE], lambda state: hold(A)(state._replace(record=record)), deadline())
         assert said(table.change(A, [FREE], as_is, deadline())) == said(written)
-        assert written.entry(FREE) == Entry(frozenset({A}))
+        assert written.entry(FREE) == AssociationRecord(frozenset({A}))
         assert set(pages(dynamodb)) == {f"holder#{A.stack_id}#A", "association#alice:free"}
         assert [key["AttributeName"] for key in DECLARED["KeySchema"]] == ["pk"]
 
@@ -164,12 +176,12 @@ class TestPages:
         """As many as are asked for, each once."""
         table.change(A, [FREE, PRO, FREE], lambda state: hold(A, PRO)(hold(A, FREE)(state)), deadline())
         assert set(table.change(B, [PRO, FREE], as_is, deadline()).entries) == {FREE, PRO}
-        assert table.change(B, [PRO], as_is, deadline()).entries == {PRO: Entry(frozenset({A}))}
+        assert table.change(B, [PRO], as_is, deadline()).entries == {PRO: AssociationRecord(frozenset({A}))}
 
     def test_holders_do_not_see_each_other(self, table: Table) -> None:
         """A page belongs to one resource of one stack; a stack's ARN has no place for another's."""
         table.change(A, [FREE], hold(A), deadline())
-        assert table.change(B, [], as_is, deadline()).record == Record()
+        assert table.change(B, [], as_is, deadline()).record == ResourceRecord()
 
     def test_a_page_without_holders_goes(self, table: Table, dynamodb: DynamoDBClient) -> None:
         """Of an association that nobody holds nothing is known."""
@@ -188,7 +200,7 @@ class TestPages:
     def test_what_a_rule_raises_goes_through(self, table: Table, dynamodb: DynamoDBClient) -> None:
         """And nothing is written."""
 
-        def refuse(_: State) -> State:
+        def refuse(_: Snapshot) -> Snapshot:
             raise FailedError("refused")
 
         with pytest.raises(FailedError, match=r"^refused$"):
@@ -200,7 +212,7 @@ class TestPages:
         ttl = DECLARED["TimeToLiveSpecification"]["AttributeName"]
         assert (ttl, DECLARED["TimeToLiveSpecification"]["Enabled"]) == ("expires", True)
         expires = []
-        for rule in (lambda state: state._replace(record=Record(issued=1)), hold(A), let_go(A)):
+        for rule in (lambda state: state._replace(record=ResourceRecord(issued=1)), hold(A), let_go(A)):
             table.change(A, [FREE], rule, deadline())
             expires.append(pages(dynamodb)[f"holder#{A.stack_id}#A"].get(ttl))
         assert expires == [{"N": str(NOW + REMEMBERED)}, None, {"N": str(NOW + REMEMBERED)}]
@@ -210,11 +222,11 @@ class TestAtOnce:
     """Two write to the same page."""
 
     @staticmethod
-    def interrupted(by: Callable[[], object], rule: Callable[[State], State]) -> Callable[[State], State]:
+    def interrupted(by: Callable[[], object], rule: Callable[[Snapshot], Snapshot]) -> Callable[[Snapshot], Snapshot]:
         """Somebody writes between this one's first reading and its writing."""
         pending = [by]
 
-        def interrupted(state: State) -> State:
+        def interrupted(state: Snapshot) -> Snapshot:
             if pending:
                 pending.pop()()
             return rule(state)
@@ -249,7 +261,7 @@ class TestAtOnce:
     def test_what_a_rule_says_to_what_stands_by_then(self, table: Table) -> None:
         """It may refuse after all."""
 
-        def alone(state: State) -> State:
+        def alone(state: Snapshot) -> Snapshot:
             if state.entry(FREE).holders:
                 raise FailedError("held by now")
             return hold(A)(state)
@@ -257,13 +269,15 @@ class TestAtOnce:
         rule = self.interrupted(lambda: table.change(B, [FREE], hold(B), deadline()), alone)
         with pytest.raises(FailedError, match="held by now"):
             table.change(A, [FREE], rule, deadline())
-        assert said(table.change(A, [FREE], as_is, deadline())) == State(Record(), {FREE: Entry(frozenset({B}))})
+        assert said(table.change(A, [FREE], as_is, deadline())) == Snapshot(
+            ResourceRecord(), {FREE: AssociationRecord(frozenset({B}))}
+        )
 
     def test_others_keep_changing_it(self, table: Table) -> None:
         """It goes on until the time is up, and then says so."""
         turns = iter(range(10_000))
 
-        def never(state: State) -> State:
+        def never(state: Snapshot) -> Snapshot:
             order = next(turns)
             table.change(A, [], lambda state: state._replace(record=state.record._replace(issued=order + 1)), deadline())
             return state._replace(record=state.record._replace(digest="x"))
@@ -324,7 +338,7 @@ class TestSeen:
         table.change(B, [FREE], hold(B), deadline())
         assert table.change(A, [FREE], as_is, deadline(), seen).entry(FREE).holders == {B}
 
-        def only_with_another(state: State) -> State:
+        def only_with_another(state: Snapshot) -> Snapshot:
             if not state.entry(FREE).holders:
                 raise FailedError("nobody")
             return hold(A)(state)
@@ -342,7 +356,7 @@ class TestErrors:
             stub.assert_no_pending_responses()
 
     @staticmethod
-    def change(stub: Stubber, clock: Clock | None = None, seconds: float = 60) -> State:
+    def change(stub: Stubber, clock: Clock | None = None, seconds: float = 60) -> Snapshot:
         dynamodb: Any = stub.client
         return Table(dynamodb, NAME).change(A, [FREE], hold(A), deadline(seconds, clock))
 
@@ -405,7 +419,7 @@ class TestErrors:
         self.cancelled(stub, "transact_write_items", "TransactionConflict", "ConditionalCheckFailed")
         stub.add_response("transact_get_items", {"Responses": [{}, {"Item": {"pk": {"S": "x"}, "before": {"BOOL": True}}}]})
         stub.add_response("transact_write_items", {})
-        assert self.change(stub).entry(FREE) == Entry(frozenset({A}), before=True)
+        assert self.change(stub).entry(FREE) == AssociationRecord(frozenset({A}), preexisting=True)
 
     def test_attempts_of_one_write_are_one_transaction(self) -> None:
         """A write whose reply was lost is not done twice: its attempts carry the same token, and other writes another."""
@@ -482,11 +496,14 @@ class TestErrors:
         for page in ({"pk": f"holder#{A.stack_id}#A", **held}, {"pk": "association#alice:free", "holders": [who], "anew": "r"}):
             dynamodb.put_item(TableName=NAME, Item={name: TypeSerializer().serialize(value) for name, value in page.items()})
         state = table.change(A, [FREE], as_is, deadline())
-        assert state.record == Record({FREE: Hold("r", named=True)}, issued=NOW, arrived=("r",), wants=FREE)
-        assert state.entry(FREE) == Entry(frozenset({A}))
+        assert state.record == ResourceRecord({FREE: Hold("r", named=True)}, issued=NOW, arrived=("r",), wants=FREE)
+        assert state.entry(FREE) == AssociationRecord(frozenset({A}))
 
     def test_a_page_says_how_far_the_attaching_is(self) -> None:
-        entries = {"wanted": Entry(frozenset({A}), begun_by=NOBODY), "attaching": Entry(frozenset({A}), begun_by="r")}
-        entries["attached"] = Entry(frozenset({A}))
+        entries = {
+            "wanted": AssociationRecord(frozenset({A}), begun_by=NOBODY),
+            "attaching": AssociationRecord(frozenset({A}), begun_by="r"),
+        }
+        entries["attached"] = AssociationRecord(frozenset({A}))
         assert {ledger._entry_page(FREE, entry)["state"] for entry in entries.values()} == set(entries)
         assert all(ledger._entry_page(FREE, entry)["state"] == state for state, entry in entries.items())

@@ -22,10 +22,10 @@ from tests.aws.fake import ApiGateway as StrictApi
 from tests.aws.fake import Key, Plan
 from tests.memory import Clock, Inline, MemoryLedger
 from usage_plan_key.api_gateway import ApiGateway
-from usage_plan_key.custom_resource import Resource
+from usage_plan_key.custom_resource import CustomResource
 from usage_plan_key.errors import EventError, FailedError, TurnOverError, UnclearError
-from usage_plan_key.provider import CLOSING_TIME, GIVING_TIME, LAST_SECONDS, PATIENCE, Invocation, _threads, about
-from usage_plan_key.queue import MOST_BYTES, VISIBILITY, Queue, messages
+from usage_plan_key.provider import CLOSING_TIME, GIVING_TIME, LAST_SECONDS, PATIENCE, Provider, _threads, about
+from usage_plan_key.queue import LONGEST_MESSAGE, VISIBILITY, Queue, messages
 from usage_plan_key.request import SIGNED_FOR, Request
 from usage_plan_key.retry import BEFORE_LOOK, Deadline
 
@@ -92,7 +92,7 @@ class World:
         self.seconds = 90.0
         self.stacks: dict[str, str | Exception] = {}
         """What CloudFormation says of stacks."""
-        self.function = Invocation(
+        self.function = Provider(
             api=ApiGateway(self),  # type: ignore[arg-type]  # a fake
             sender=self,  # type: ignore[arg-type]  # a fake
             table=self.ledger,  # type: ignore[arg-type]  # a fake
@@ -146,7 +146,7 @@ class World:
             "ResponseURL": f"https://x/?Expires={int(self.clock.now) + SIGNED_FOR}",
             "ResourceProperties": {"KeyId": name, "UsagePlanId": "free"},
         } | more
-        assert self.function.by_cloudformation(event, self) is None
+        assert self.function.on_event(event, self) is None
         return event
 
     def records(self, *receives: int, first: float | None = None) -> list[dict[str, Any]]:
@@ -167,7 +167,7 @@ class World:
         """Serve a batch; what is reported to come again. The function's time is its own."""
         self.ends = self.clock.now + self.seconds
         try:
-            return [item["itemIdentifier"] for item in self.function.by_queue(records, self)["batchItemFailures"]]
+            return [item["itemIdentifier"] for item in self.function.on_batch(records, self)["batchItemFailures"]]
         finally:
             self.ends = math.inf
 
@@ -231,7 +231,7 @@ class TestArriving:
         assert not world.answers
 
     @pytest.mark.parametrize("kind", ["Create", "Delete"])
-    @pytest.mark.parametrize(("size", "fits"), [(250_000, True), (1_000_000, True), (MOST_BYTES, False)])
+    @pytest.mark.parametrize(("size", "fits"), [(250_000, True), (1_000_000, True), (LONGEST_MESSAGE, False)])
     def test_what_does_not_fit_into_a_message_is_answered_failed(self, world: World, kind: str, size: int, fits: bool) -> None:
         properties = {"KeyId": "alice", "UsagePlanId": "free", "VerifyTrigger": "x" * size}
         id_ = {"PhysicalResourceId": "alice:free"} if kind == "Delete" else {}
@@ -244,7 +244,7 @@ class TestArriving:
     @pytest.mark.parametrize("kind", ["Create", "Delete"])
     def test_an_unexpected_error_is_a_failed_answer(self, world: World, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """Else CloudFormation would wait for an hour in silence."""
-        monkeypatch.setattr("usage_plan_key.rules.arrive", lambda *_, **__: 1 / 0)
+        monkeypatch.setattr("usage_plan_key.rules.fence", lambda *_, **__: 1 / 0)
         world.arrives("alice", kind, **({"PhysicalResourceId": "alice:free"} if kind == "Delete" else {}))
         assert world.served() == [("Alice", "FAILED")]
         assert "An internal error, please report it: ZeroDivisionError" in world.answers[0]["Reason"]
@@ -572,8 +572,8 @@ class TestDying:
                 raise RuntimeError("broken")
             real(self, event, context)
 
-        real = Resource.answer
-        monkeypatch.setattr(Resource, "answer", answer)
+        real = CustomResource.answer
+        monkeypatch.setattr(CustomResource, "answer", answer)
         assert sorted(world.serve()) == ["message-0", "message-2"]
         assert world.served() == [("Bob", "SUCCESS")]
         assert world.sqs.given_back == ["receipt-2"]
@@ -1045,11 +1045,11 @@ class TestCalls:
     def test_a_message_of_just_the_greatest_size_is_queued(self, world: World) -> None:
         event = {"StackId": "s", "RequestId": "r", "Filler": ""}
         self.queue(world).put(event, 5, Deadline(60, world.clock))
-        event["Filler"] = "x" * (MOST_BYTES - len(world.sqs.sent[0]["MessageBody"]))
+        event["Filler"] = "x" * (LONGEST_MESSAGE - len(world.sqs.sent[0]["MessageBody"]))
         self.queue(world).put(event, 5, Deadline(60, world.clock))
-        assert len(world.sqs.sent[1]["MessageBody"]) == MOST_BYTES
+        assert len(world.sqs.sent[1]["MessageBody"]) == LONGEST_MESSAGE
         event["Filler"] += "x"
-        with pytest.raises(FailedError, match=f"it has {MOST_BYTES + 1} bytes, and a message takes {MOST_BYTES}"):
+        with pytest.raises(FailedError, match=f"it has {LONGEST_MESSAGE + 1} bytes, and a message takes {LONGEST_MESSAGE}"):
             self.queue(world).put(event, 5, Deadline(60, world.clock))
 
     def test_a_body_that_is_no_json_has_no_event(self) -> None:
@@ -1259,7 +1259,7 @@ class TestTold:
         world.arrives("alice")
         world.arrives("carol")
         world.arrives("bob", stack="two")
-        monkeypatch.setattr(Invocation, "_serve", serve)
+        monkeypatch.setattr(Provider, "_handle", serve)
         began = world.clock.now
         assert world.serve() == ["message-0", "message-1", "message-2"]
         assert served == [
@@ -1292,9 +1292,9 @@ class TestTold:
         assert deadline._end - world.clock.now == left
         assert checked == ["Create-one-alice"]
 
-    @pytest.mark.parametrize("by_queue", [False, True], ids=["by CloudFormation", "by the queue"])
+    @pytest.mark.parametrize("on_batch", [False, True], ids=["by CloudFormation", "by the queue"])
     def test_who_gives_up_has_all_the_time_that_is_left(
-        self, world: World, monkeypatch: pytest.MonkeyPatch, *, by_queue: bool
+        self, world: World, monkeypatch: pytest.MonkeyPatch, *, on_batch: bool
     ) -> None:
         given: list[Any] = []
 
@@ -1311,16 +1311,16 @@ class TestTold:
             return change(holder, associations, rule, deadline, seen)
 
         change = world.ledger.change
-        if by_queue:
+        if on_batch:
             world.arrives("alice")
         else:
             world.function = replace(world.function, queue=None)
-        monkeypatch.setattr("usage_plan_key.provider.Resource", Hangs)
-        if by_queue:
+        monkeypatch.setattr("usage_plan_key.provider.CustomResource", Hangs)
+        if on_batch:
             world.serve()
         else:
             world.arrives("alice")
-        assert given[0] == (True, world.seconds - (LAST_SECONDS if by_queue else 0))
+        assert given[0] == (True, world.seconds - (LAST_SECONDS if on_batch else 0))
         assert given[1].reason == "No answer in time: a call of the function hangs. Look into its log, and deploy again"
 
     def test_what_a_batch_logs_before_its_first_request_is_about_none(self, world: World) -> None:
@@ -1333,7 +1333,7 @@ class TestTold:
     ) -> None:
         caplog.set_level(logging.DEBUG, "usage_plan_key")
         world.arrives("alice")
-        monkeypatch.setattr(Resource, "answer", lambda *_: 1 / 0)
+        monkeypatch.setattr(CustomResource, "answer", lambda *_: 1 / 0)
         assert world.serve() == ["message-0"]
         assert self.log(caplog)[1:] == [
             ("DEBUG", "Its turn has come: Create alice:free, OnExisting Fail"),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from usage_plan_key.errors import EventError
 from usage_plan_key.model import LONGEST_ID, Association, Holder, well_formed
-from usage_plan_key.request import PROPERTIES, Create, Delete, Invalid, OnExisting, Request, Update, Wish, parse
+from usage_plan_key.request import PROPERTIES, Create, CreateOrUpdate, Delete, Invalid, OnExisting, Request, Update, parse
 
 HANDLER = Path(__file__).parents[1] / "handler"
 STACK = "arn:aws:cloudformation:eu-west-1:123456789012:stack/customers/5a1e6f40"
@@ -91,7 +91,7 @@ class TestKinds:
         request = parse(event("Update", PhysicalResourceId=id_))
         assert isinstance(request, Update)
         assert (request.physical_id, request.wanted, request.in_place) == (id_, Association("a1b2c3d4e5", "f7r3e3"), in_place)
-        assert request.named == Association.parse(id_)
+        assert request.identified == Association.parse(id_)
 
     @pytest.mark.parametrize(
         ("old", "took"),
@@ -547,7 +547,7 @@ class TestAnyEvent:
                 assert kind != "Delete"
                 assert request.faults
                 assert re.fullmatch("[ -~…]+", "; ".join(request.faults))
-            case Wish():
+            case CreateOrUpdate():
                 assert type(request).__name__ == kind
                 assert Association.parse(request.wanted.id) == request.wanted
                 json.dumps(vars(request), default=str).encode()

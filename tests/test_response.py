@@ -22,11 +22,11 @@ import urllib3
 from crhelper import CfnResource
 
 from usage_plan_key import custom_resource, response
-from usage_plan_key.custom_resource import GUARD_TIME, Resource
+from usage_plan_key.custom_resource import GUARD_TIME, CustomResource
 from usage_plan_key.errors import EventError, FailedError, OutOfTimeError, TurnOverError, UndeliveredError
-from usage_plan_key.model import Answer
+from usage_plan_key.model import Response
 from usage_plan_key.request import Request, parse
-from usage_plan_key.response import MOST_BYTES, MOST_REDIRECTS, Sender, body, check_value_host, destination, redacted, where
+from usage_plan_key.response import LONGEST_RESPONSE, MOST_REDIRECTS, Sender, body, check_value_host, destination, redacted, where
 from usage_plan_key.retry import Deadline
 from usage_plan_key.service import Served
 
@@ -37,7 +37,7 @@ EVENTS = {path.stem: json.loads(path.read_text()) for path in sorted(Path("event
 ID = "a1b2c3d4e5:f7r3e3"
 VALUE = "s3cr3t-s3cr3t-s3cr3t-s3cr3t"
 WHERE = "function usage-plan-key, log group /aws/lambda/usage-plan-key, log stream 2026/03/02/[$LATEST]5f3c"
-ATTACHED = Served(Answer(success=True, id=ID, outcome="ATTACHED", key_name="alice"))
+ATTACHED = Served(Response(success=True, id=ID, outcome="ATTACHED", key_name="alice"))
 
 
 class Context:
@@ -69,7 +69,7 @@ class Prepare(Protocol):
 
 
 def hopeless(request: Request) -> Served:
-    return Served(Answer(success=False, id=request.answer_id, reason="No answer in time"))
+    return Served(Response(success=False, id=request.answer_id, reason="No answer in time"))
 
 
 class Ours:
@@ -81,7 +81,7 @@ class Ours:
     def __call__(self, event: Mapping[str, Any], serve: Serve, give_up: Serve | None = None) -> Run:
         request = parse(event)
         deliver = partial(self._sender.deliver, request, Deadline(60, Clock()))
-        resource = Resource(request, serve, give_up or partial(hopeless, request), deliver, where(Context()))
+        resource = CustomResource(request, serve, give_up or partial(hopeless, request), deliver, where(Context()))
         return partial(resource.answer, event)
 
 
@@ -174,7 +174,7 @@ def event(sink: Sink, name: str = "create", **changes: Any) -> dict[str, Any]:
 
 
 def failed(reason: str = "The plan is full") -> Served:
-    return Served(Answer(success=False, id=ID, reason=reason))
+    return Served(Response(success=False, id=ID, reason=reason))
 
 
 def attached() -> Served:
@@ -306,9 +306,9 @@ class TestMended:
 
     @mended
     def test_an_answer_has_at_most_4096_bytes(self, kind: type[Prepare], sink: Sink) -> None:
-        named = Answer(success=True, id=ID, outcome="ATTACHED", key_name="🔑" * 1024)
+        named = Response(success=True, id=ID, outcome="ATTACHED", key_name="🔑" * 1024)
         kind()(event(sink), lambda: Served(named))(Context())
-        assert len(sink.puts[0].body) <= MOST_BYTES
+        assert len(sink.puts[0].body) <= LONGEST_RESPONSE
 
     @mended
     @pytest.mark.parametrize("letter", ["x", "ß", "€", "🔑", '"', "\\", "\n", "\x00"], ids=ascii)
@@ -320,7 +320,7 @@ class TestMended:
         (answer,) = sink.answers
         assert answer["Reason"].startswith("What matters. " + letter * 200)
         assert answer["Reason"].endswith(f" ({WHERE})")
-        assert len(sink.puts[0].body) <= MOST_BYTES
+        assert len(sink.puts[0].body) <= LONGEST_RESPONSE
 
     @mended
     def test_one_tls_context_serves_all(self, kind: type[Prepare], sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -810,7 +810,7 @@ class TestAlwaysAnswered:
         """The one answer's Reason."""
         delivered: list[bytes] = []
         asked = {**EVENTS["create"], **changes}
-        Resource(parse(asked), serve, give_up, delivered.append, WHERE).answer(asked, Context(seconds))
+        CustomResource(parse(asked), serve, give_up, delivered.append, WHERE).answer(asked, Context(seconds))
         (answer,) = [json.loads(one) for one in delivered]
         assert (answer["Status"], answer["PhysicalResourceId"]) == ("FAILED", ID)
         assert answer["Reason"].endswith(f" ({WHERE})")
@@ -824,7 +824,7 @@ class TestAlwaysAnswered:
 
     def test_an_answer_that_cannot_be_put_together(self) -> None:
         odd: Any = object()
-        named = Answer(success=True, id=ID, outcome="ATTACHED", key_name=odd)
+        named = Response(success=True, id=ID, outcome="ATTACHED", key_name=odd)
         assert self.failed(lambda: Served(named)).startswith("An internal error, please report it: TypeError: ")
 
     def test_time_that_is_up_unexpectedly(self) -> None:
@@ -854,7 +854,7 @@ class TestAlwaysAnswered:
         context = Context()
         context.get_remaining_time_in_millis = lambda: int("soon")  # type: ignore[method-assign]  # a stand-in
         asked = EVENTS["create"]
-        Resource(parse(asked), attached, failed, delivered.append, WHERE).answer(asked, context)
+        CustomResource(parse(asked), attached, failed, delivered.append, WHERE).answer(asked, context)
         (answer,) = [json.loads(one) for one in delivered]
         assert (answer["Status"], answer["PhysicalResourceId"]) == ("FAILED", ID)
         assert answer["Reason"].startswith("An internal error, please report it: invalid literal")
@@ -865,7 +865,7 @@ class TestAlwaysAnswered:
         delivered: list[bytes] = []
         keys = {"CrHelperPoll": True, "CrHelperData": "x", "CrHelperPermission": 1, "CrHelperRule": None}
         asked = {**EVENTS[name], **keys}
-        Resource(parse(asked), attached, failed, delivered.append, WHERE).answer(asked, Context())
+        CustomResource(parse(asked), attached, failed, delivered.append, WHERE).answer(asked, Context())
         assert [json.loads(one)["Status"] for one in delivered] == ["SUCCESS"]
 
     def test_what_is_served_again_is_not_answered(self) -> None:
@@ -876,7 +876,7 @@ class TestAlwaysAnswered:
 
         asked = EVENTS["create"]
         with pytest.raises(TurnOverError, match="the turn is over"):
-            Resource(parse(asked), serve, failed, delivered.append, WHERE).answer(asked, Context())
+            CustomResource(parse(asked), serve, failed, delivered.append, WHERE).answer(asked, Context())
         assert delivered == []
 
 
@@ -926,7 +926,7 @@ class TestGuard:
             return failed()
 
         asked = EVENTS["create"]
-        resource = Resource(parse(asked), serve, give_up, delivered.append, WHERE)
+        resource = CustomResource(parse(asked), serve, give_up, delivered.append, WHERE)
         resource.answer(asked, Context(GUARD_TIME + 0.05))
         time.sleep(0.2)
         assert [json.loads(one)["Status"] for one in delivered] == ["SUCCESS" if first == "call" else "FAILED"]
@@ -935,7 +935,7 @@ class TestGuard:
         """Between the guard's answer and its delivery the call under way may end."""
         delivered: list[bytes] = []
         asked = EVENTS["create"]
-        resource = Resource(parse(asked), attached, failed, delivered.append, WHERE)
+        resource = CustomResource(parse(asked), attached, failed, delivered.append, WHERE)
         resource._put_together(failed)
         resource.answer(asked, Context())
         assert [json.loads(one)["Status"] for one in delivered] == ["FAILED"]
@@ -955,7 +955,7 @@ class TestGuard:
             return ATTACHED
 
         asked = EVENTS["create"]
-        resource = Resource(parse(asked), serve, failed, deliver, WHERE)
+        resource = CustomResource(parse(asked), serve, failed, deliver, WHERE)
         resource.answer(asked, Context(GUARD_TIME + 0.05))
         count = len(delivered)
         time.sleep(0.3)  # So that no thread outlives the test.
@@ -974,7 +974,7 @@ class TestGuard:
             return ATTACHED
 
         asked = EVENTS["create"]
-        resource = Resource(parse(asked), serve, failed, deliver, WHERE)
+        resource = CustomResource(parse(asked), serve, failed, deliver, WHERE)
         with pytest.raises(UndeliveredError):
             resource.answer(asked, Context(GUARD_TIME + 0.05))
 
@@ -1016,7 +1016,7 @@ class TestBody:
         """Whatever the bytes before it, the cut falls between two characters."""
         served = failed("." * extra + letter * 4000)
         sent = body(parse(EVENTS["create"]), served, WHERE)
-        assert MOST_BYTES - len(letter.encode()) < len(sent) <= MOST_BYTES
+        assert LONGEST_RESPONSE - len(letter.encode()) < len(sent) <= LONGEST_RESPONSE
         reason = json.loads(sent.decode())["Reason"]
         assert reason.strip(".").startswith(letter * 700)
         assert reason.endswith(f"{letter}… ({WHERE})")
@@ -1025,9 +1025,9 @@ class TestBody:
     def test_a_keys_name_is_cut_too(self, letter: str) -> None:
         asked = {**EVENTS["create"], "StackId": EVENTS["create"]["StackId"] + "x" * 300}
         asked["ResourceProperties"] = {**asked["ResourceProperties"], "IncludeValue": "true"}
-        named = Answer(success=True, id=ID, outcome="ATTACHED", key_name=letter * 4000)
+        named = Response(success=True, id=ID, outcome="ATTACHED", key_name=letter * 4000)
         sent = body(parse(asked), Served(named, VALUE), WHERE)
-        assert MOST_BYTES - len(json.dumps(letter, ensure_ascii=False).encode()) < len(sent) <= MOST_BYTES
+        assert LONGEST_RESPONSE - len(json.dumps(letter, ensure_ascii=False).encode()) < len(sent) <= LONGEST_RESPONSE
         data = json.loads(sent.decode())["Data"]
         assert data["Value"] == VALUE
         assert data["KeyName"] == letter * (len(data["KeyName"]) - 1) + "…"
@@ -1037,11 +1037,11 @@ class TestBody:
     @pytest.mark.parametrize("success", [True, False])
     def test_a_long_id_cuts_all_else(self, name: str, length: int, *, success: bool) -> None:
         asked = {**EVENTS["update-verify"], name: "i" * length}
-        answer = Answer(
+        answer = Response(
             success=success, id=asked["PhysicalResourceId"], reason="r" * 4000, outcome="ATTACHED", key_name="k" * 999
         )
         sent = body(parse(asked), Served(answer), WHERE)
-        assert length < len(sent) <= MOST_BYTES
+        assert length < len(sent) <= LONGEST_RESPONSE
         read = json.loads(sent)
         assert read[name] == "i" * length
         if not success:
@@ -1052,7 +1052,7 @@ class TestBody:
     @pytest.mark.parametrize("success", [True, False])
     def test_what_does_not_fit_at_all_is_sent_and_told(self, everything: Lines, *, success: bool) -> None:
         asked = {**EVENTS["update-verify"], "StackId": "i" * 5000}
-        answer = Answer(
+        answer = Response(
             success=success, id=asked["PhysicalResourceId"], reason="r" * 4000, outcome="ATTACHED", key_name="k" * 999
         )
         sent = body(parse(asked), Served(answer), WHERE)
@@ -1063,11 +1063,11 @@ class TestBody:
     @pytest.mark.parametrize("left", range(8))
     def test_no_room_is_left_over_and_none_is_missing(self, left: int) -> None:
         """Where there is no room for one letter there is none for the sign that something was cut."""
-        empty = len(body(parse(EVENTS["create"]), Served(Answer(success=True, id=ID, outcome="ATTACHED")), WHERE))
-        asked = {**EVENTS["create"], "StackId": EVENTS["create"]["StackId"] + "x" * (MOST_BYTES - empty - left)}
-        named = Answer(success=True, id=ID, outcome="ATTACHED", key_name="k" * 9)
+        empty = len(body(parse(EVENTS["create"]), Served(Response(success=True, id=ID, outcome="ATTACHED")), WHERE))
+        asked = {**EVENTS["create"], "StackId": EVENTS["create"]["StackId"] + "x" * (LONGEST_RESPONSE - empty - left)}
+        named = Response(success=True, id=ID, outcome="ATTACHED", key_name="k" * 9)
         sent = body(parse(asked), Served(named), WHERE)
-        assert len(sent) <= MOST_BYTES
+        assert len(sent) <= LONGEST_RESPONSE
         assert json.loads(sent)["Data"]["KeyName"] == ("k" * (left - 3) + "…" if left >= 3 else "")
 
     @pytest.mark.parametrize("name", ["StackId", "RequestId", "LogicalResourceId", "PhysicalResourceId"])
@@ -1075,9 +1075,9 @@ class TestBody:
     def test_a_lone_surrogate_breaks_nothing(self, name: str, *, success: bool) -> None:
         asked = {**EVENTS["update-verify"], name: "i\ud83di"}
         text = "\ude00" * 3000
-        answer = Answer(success=success, id=asked["PhysicalResourceId"], reason=text, outcome="ATTACHED", key_name=text)
+        answer = Response(success=success, id=asked["PhysicalResourceId"], reason=text, outcome="ATTACHED", key_name=text)
         sent = body(parse(asked), Served(answer), "stream \ud800")
-        assert MOST_BYTES - 6 < len(sent) <= MOST_BYTES
+        assert LONGEST_RESPONSE - 6 < len(sent) <= LONGEST_RESPONSE
         read = json.loads(sent)
         assert read[name] == "i\ud83di"
         assert (read["Data"]["KeyName"] if success else read["Reason"]).startswith("\ude00" * 300)
@@ -1087,7 +1087,7 @@ class TestBody:
         asked = {**EVENTS["update-verify"]}
         asked["ResourceProperties"] = {**asked["ResourceProperties"], "IncludeValue": "true"}
         request = parse(asked)
-        lost = Answer(success=True, id=request.answer_id, outcome="LOST", key_name="alice")
+        lost = Response(success=True, id=request.answer_id, outcome="LOST", key_name="alice")
         answer = json.loads(body(request, Served(lost, ""), WHERE))
         data = answer["Data"]
         assert (answer["Status"], answer["NoEcho"]) == ("SUCCESS", True)
@@ -1116,9 +1116,9 @@ class TestBody:
     def test_the_longest_event_fits(self) -> None:
         asked = {**EVENTS["delete"], "PhysicalResourceId": "€" * 341, "LogicalResourceId": "L" * 255}
         asked["StackId"] = f"arn:aws-us-gov:cloudformation:us-gov-west-1:123456789012:stack/{'s' * 128}/{'u' * 36}"
-        answer = Answer(success=False, id=asked["PhysicalResourceId"], reason="€" * 4000)
+        answer = Response(success=False, id=asked["PhysicalResourceId"], reason="€" * 4000)
         sent = body(parse(asked), Served(answer), "l" * 512)
-        assert len(sent) <= MOST_BYTES
+        assert len(sent) <= LONGEST_RESPONSE
         assert json.loads(sent)["PhysicalResourceId"] == asked["PhysicalResourceId"]
 
     def test_no_value_is_printed(self) -> None:
@@ -1145,7 +1145,7 @@ class TestInFull:
         assert logging.getLogger("botocore").level == logging.ERROR
 
     def test_an_internal_error_is_failed(self) -> None:
-        resource = Resource(parse(EVENTS["create"]), attached, attached, lambda _: None, WHERE)
+        resource = CustomResource(parse(EVENTS["create"]), attached, attached, lambda _: None, WHERE)
         told = json.loads(resource._internal_error("no such thing"))
         reason = f"An internal error, please report it: no such thing ({WHERE})"
         assert (told["Status"], told["PhysicalResourceId"], told["Reason"]) == ("FAILED", ID, reason)

@@ -25,7 +25,7 @@ from usage_plan_key.retry import (
     Again,
     Attempts,
     Deadline,
-    persist,
+    retry,
 )
 
 
@@ -81,7 +81,7 @@ class TestBackOff:
     def test_full_jitter(self) -> None:
         """Anything from nothing up to a cap, which doubles and ends at the last one."""
         clock, dice = Sleepless(), Dice()
-        persist(failing(8), "x", Deadline(999, clock, dice), again())
+        retry(failing(8), "x", Deadline(999, clock, dice), again())
         caps = [0.5, 1, 2, 4, 8, 16, 20, 20]
         assert dice.rolled == [(0, cap) for cap in caps]
         assert clock.slept == caps
@@ -91,7 +91,7 @@ class TestBackOff:
     def test_its_bounds(self, times: int, seed: int) -> None:
         """However long it goes on."""
         clock = Sleepless()
-        persist(failing(times), "x", Deadline(99_999, clock, Random(seed)), again())
+        retry(failing(times), "x", Deadline(99_999, clock, Random(seed)), again())
         assert len(clock.slept) == times
         assert all(0 <= seconds <= CAPS[1] for seconds in clock.slept)
 
@@ -99,14 +99,14 @@ class TestBackOff:
     def test_retry_after_is_a_minimum(self, at_least: float, slept: float) -> None:
         """What the server asks for is waited at least, also beyond the cap."""
         clock = Sleepless()
-        persist(failing(1), "x", Deadline(9999, clock, Dice()), again(after=at_least))
+        retry(failing(1), "x", Deadline(9999, clock, Dice()), again(after=at_least))
         assert clock.slept == [slept]
 
     def test_a_busy_api_gateway_is_waited_for_without_backing_off(self) -> None:
         """The other worker keeps it busy for a batch at most; for all else the function backs off."""
         clock, dice = Sleepless(), Dice()
         verdicts = iter([Again(busy=True), Again(busy=True), Again(after=15), Again()])
-        persist(failing(4), "x", Deadline(99, clock, dice), lambda _: next(verdicts))
+        retry(failing(4), "x", Deadline(99, clock, dice), lambda _: next(verdicts))
         assert dice.rolled == [BUSY_PAUSE, BUSY_PAUSE, (0, 2), (0, 4)]
         assert clock.slept == [2, 2, 15, 4]
 
@@ -114,7 +114,7 @@ class TestBackOff:
         """It is not slept through for nothing."""
         clock = Sleepless()
         with pytest.raises(OutOfTimeError, match="after 1 attempts in 0 s"):
-            persist(failing(1), "x", Deadline(60, clock), again(after=60 - BEFORE_CALL + 0.1))
+            retry(failing(1), "x", Deadline(60, clock), again(after=60 - BEFORE_CALL + 0.1))
         assert not clock.slept
 
 
@@ -136,24 +136,24 @@ class TestDeadline:
         """With just enough it is begun, with less it is not, and the Reason says what to do."""
         nobody = () if kind is not Deadline.watched else (lambda: None,)
         enough, less = (kind(Deadline(left, Clock(0.0)), *nobody) for left in (needed, needed - 0.1))
-        assert persist(failing(0), "x", enough, again()) == "served"
+        assert retry(failing(0), "x", enough, again()) == "served"
         attempts = Attempts()
         with pytest.raises(OutOfTimeError, match=r"^Could not do it: no time was left to begin\. Raise ServiceTimeout"):
-            persist(failing(0), "Could not do it", less, again(), attempts)
+            retry(failing(0), "Could not do it", less, again(), attempts)
         assert attempts.count == 0
 
     def test_jitter_ends_at_the_last_moment_at_which_an_attempt_can_be_made(self) -> None:
         """Then there is one more, and no pause after it."""
         clock = Clock(0.0)
         with pytest.raises(OutOfTimeError, match="after 3 attempts in 1 s"):
-            persist(failing(9), "x", Deadline(BEFORE_CALL + 1, clock, Dice()), again())
+            retry(failing(9), "x", Deadline(BEFORE_CALL + 1, clock, Dice()), again())
         assert clock.now == 1
 
     @pytest.mark.parametrize("seed", range(12))
     def test_with_25_seconds_left_a_throttled_call_has_another_attempt(self, seed: int) -> None:
         """Its pause ends where another attempt can still be made."""
         deadline = Deadline(25, Clock(0.0), Random(seed))
-        assert persist(failing(1), "x", deadline, again(after=2, busy=True)) == "served"
+        assert retry(failing(1), "x", deadline, again(after=2, busy=True)) == "served"
 
     def test_the_short_one_is_the_same_deadline(self) -> None:
         """What writes down and delivers still fits in when API Gateway's time is over."""
@@ -174,9 +174,9 @@ class TestDeadline:
 
         deadline = Deadline(999, clock)
         with pytest.raises(SupersededError):
-            persist(failing(1), "x", deadline.watched(superseded), again(after=100))
+            retry(failing(1), "x", deadline.watched(superseded), again(after=100))
         assert clock.now == 2 * SLICE
-        assert persist(failing(1), "x", deadline, again(after=100)) == "served"
+        assert retry(failing(1), "x", deadline, again(after=100)) == "served"
 
 
 class TestTurn:
@@ -187,14 +187,14 @@ class TestTurn:
         clock, looked = Sleepless(), []
         deadline = Deadline(3600, clock, turn=90).watched(lambda: looked.append(clock.now))
         with pytest.raises(TurnOverError):
-            persist(failing(1), "Could not do it", deadline, again(after=100))
+            retry(failing(1), "Could not do it", deadline, again(after=100))
         assert clock.slept == [20, 20, 20, 90 - BEFORE_CALL - 60]
         assert looked == [20, 40, 60, 90 - BEFORE_CALL]
 
     def test_no_call_begins_after_it(self) -> None:
         deadline = Deadline(3600, Clock(0.0), turn=BEFORE_CALL - 0.1)
         with pytest.raises(TurnOverError, match="the function's time is nearly up"):
-            persist(failing(0), "x", deadline, again())
+            retry(failing(0), "x", deadline, again())
         with pytest.raises(TurnOverError):
             deadline.allow_turn("x")
         deadline.short().allow("x")
@@ -203,7 +203,7 @@ class TestTurn:
         """What would outlast it fails at once, instead of going back."""
         clock = Clock(0.0)
         with pytest.raises(OutOfTimeError, match="ServiceTimeout") as raised:
-            persist(failing(1), "x", Deadline(100, clock, turn=50), again(after=99))
+            retry(failing(1), "x", Deadline(100, clock, turn=50), again(after=99))
         assert type(raised.value) is OutOfTimeError
         assert clock.now == 0
 
@@ -211,21 +211,21 @@ class TestTurn:
         """And says until when API Gateway has asked not to be called."""
         clock = Clock(0.0)
         with pytest.raises(TurnOverError) as raised:
-            persist(failing(99), "x", Deadline(3600, clock, turn=90, patience=5), again(after=30))
+            retry(failing(99), "x", Deadline(3600, clock, turn=90, patience=5), again(after=30))
         assert (clock.now, raised.value.opens) == (0, 30)
-        assert persist(failing(1), "x", Deadline(3600, clock, turn=90, patience=5), again(after=4)) == "served"
+        assert retry(failing(1), "x", Deadline(3600, clock, turn=90, patience=5), again(after=4)) == "served"
 
     def test_until_then_no_call_to_api_gateway_begins_and_others_do(self) -> None:
         clock = Clock(0.0)
         deadline = Deadline(3600, clock, turn=90, opens=30)
-        assert persist(failing(0), "x", deadline.short(), again()) == "served"
+        assert retry(failing(0), "x", deadline.short(), again()) == "served"
         assert clock.now == 0
-        assert persist(failing(0), "x", deadline, again()) == "served"
+        assert retry(failing(0), "x", deadline, again()) == "served"
         assert clock.now == 30
 
     def test_a_pause_within_it_is_waited_in_full(self) -> None:
         clock = Clock(0.0)
-        assert persist(failing(1), "x", Deadline(3600, clock, turn=90), again(after=50)) == "served"
+        assert retry(failing(1), "x", Deadline(3600, clock, turn=90), again(after=50)) == "served"
         assert clock.now == 50
 
 
@@ -235,21 +235,21 @@ class TestPersist:
     def test_until_it_is_served(self) -> None:
         """The attempts are counted for the caller."""
         attempts = Attempts()
-        assert persist(failing(3), "x", Deadline(99, Clock(0.0)), again(), attempts) == "served"
+        assert retry(failing(3), "x", Deadline(99, Clock(0.0)), again(), attempts) == "served"
         assert attempts == Attempts(count=4)
 
     def test_refused_for_good(self) -> None:
         """What is not to be tried again goes through as it is, without a pause."""
         clock = Sleepless()
         with pytest.raises(RefusedError, match="refusal 1"):
-            persist(failing(9), "x", Deadline(99, clock), lambda _: None)
+            retry(failing(9), "x", Deadline(99, clock), lambda _: None)
         assert not clock.slept
 
     def test_until_no_time_is_left(self) -> None:
         """The Reason has what was done, the number of attempts, the time, the last error and what to do."""
         clock = Clock(1000.0)
         with pytest.raises(OutOfTimeError) as raised:
-            persist(failing(999, clock, 10), "Could not do it", Deadline(100, clock, Random(1)), again(after=10))
+            retry(failing(999, clock, 10), "Could not do it", Deadline(100, clock, Random(1)), again(after=10))
         assert str(raised.value) == (
             "Could not do it: gave up after 5 attempts in 90 s, for the time of CloudFormation (ServiceTimeout) or of the "
             "function is nearly up. The last error: refusal 5. Deploy again when that is over"
@@ -259,7 +259,7 @@ class TestPersist:
         """What is tried for a while alone fails with its own error, and has its last attempt when that while is over."""
         clock = Clock(0.0)
         with pytest.raises(RefusedError):
-            persist(failing(999), "x", Deadline(999, clock, Dice()), again(patience=30))
+            retry(failing(999), "x", Deadline(999, clock, Dice()), again(patience=30))
         assert clock.now == 30
 
     def test_patience_counts_from_the_first_such_error(self) -> None:
@@ -267,7 +267,7 @@ class TestPersist:
         clock = Clock(0.0)
         verdicts = iter([*[Again(after=20)] * 3, *[Again(patience=30)] * 999])
         with pytest.raises(RefusedError):
-            persist(failing(999), "x", Deadline(999, clock, Dice()), lambda _: next(verdicts))
+            retry(failing(999), "x", Deadline(999, clock, Dice()), lambda _: next(verdicts))
         assert clock.now == 60 + 30
 
     def test_no_call_begins_too_late_where_the_look_has_taken_long(self) -> None:
@@ -279,7 +279,7 @@ class TestPersist:
 
         attempts = Attempts()
         with pytest.raises(OutOfTimeError):
-            persist(failing(99), "x", Deadline(BEFORE_CALL + 40, clock).watched(slow), again(after=15), attempts)
+            retry(failing(99), "x", Deadline(BEFORE_CALL + 40, clock).watched(slow), again(after=15), attempts)
         assert attempts.count == 1
 
     @pytest.mark.parametrize("unclear", [True, False], ids=["unclear", "clear"])
@@ -287,19 +287,19 @@ class TestPersist:
         """It is remembered of any attempt, for a success, a refusal for good and the end of the time alike."""
         verdicts = iter([Again(unclear=unclear), Again()])
         attempts = Attempts()
-        persist(failing(2), "x", Deadline(99, Clock(0.0)), lambda _: next(verdicts), attempts)
+        retry(failing(2), "x", Deadline(99, Clock(0.0)), lambda _: next(verdicts), attempts)
         assert attempts.unclear is unclear
 
         first = iter([Again(unclear=unclear)])
         attempts = Attempts()
         with pytest.raises(RefusedError):
-            persist(failing(2), "x", Deadline(99, Clock(0.0)), lambda _: next(first, None), attempts)
+            retry(failing(2), "x", Deadline(99, Clock(0.0)), lambda _: next(first, None), attempts)
         assert attempts.unclear is unclear
 
         forever = iter([Again(unclear=unclear)])
         with pytest.raises(OutOfTimeError) as raised:
-            persist(failing(999), "x", Deadline(99, Clock(0.0)), lambda _: next(forever, Again()))
-        assert raised.value.clear is not unclear
+            retry(failing(999), "x", Deadline(99, Clock(0.0)), lambda _: next(forever, Again()))
+        assert raised.value.nothing_changed is not unclear
 
     @pytest.mark.parametrize("unclear", [True, False], ids=["unclear", "clear"])
     def test_given_up_and_whether_one_may_have_been_served(self, unclear: bool) -> None:
@@ -309,14 +309,14 @@ class TestPersist:
             raise SupersededError("newer")
 
         with pytest.raises(FailedError) as raised:
-            persist(failing(1), "x", Deadline(99, Clock(0.0)).watched(superseded), again(unclear=unclear))
-        assert raised.value.clear is not unclear
+            retry(failing(1), "x", Deadline(99, Clock(0.0)).watched(superseded), again(unclear=unclear))
+        assert raised.value.nothing_changed is not unclear
 
     def test_no_time_for_the_next_of_several(self) -> None:
         """What an earlier attempt left unclear stays so when the next one cannot begin."""
         with pytest.raises(OutOfTimeError) as raised:
-            persist(failing(1), "x", Deadline(1, Clock(0.0)), again(), Attempts(count=1, unclear=True))
-        assert not raised.value.clear
+            retry(failing(1), "x", Deadline(1, Clock(0.0)), again(), Attempts(count=1, unclear=True))
+        assert not raised.value.nothing_changed
 
 
 class TestWords:
@@ -324,10 +324,10 @@ class TestWords:
 
     def test_a_request_that_makes_way_says_for_what(self) -> None:
         with pytest.raises(TurnOverError, match=r"^Could not do it: refusal 1\.$") as raised:
-            persist(failing(1), "Could not do it", Deadline(3600, Clock(0.0), turn=90), again(after=100))
+            retry(failing(1), "Could not do it", Deadline(3600, Clock(0.0), turn=90), again(after=100))
         assert raised.value.opens == -math.inf, "its own turn was over, and the wait with it"
         with pytest.raises(TurnOverError, match=r"^Could not do it: refusal 1\.$"):
-            persist(failing(1), "Could not do it", Deadline(3600, Clock(0.0), turn=90, patience=5), again(after=30))
+            retry(failing(1), "Could not do it", Deadline(3600, Clock(0.0), turn=90, patience=5), again(after=30))
 
     def test_a_call_that_may_not_begin_in_this_turn_says_which(self) -> None:
         deadline = Deadline(3600, Clock(0.0), turn=BEFORE_CALL - 0.1)
@@ -337,15 +337,15 @@ class TestWords:
     def test_an_unclear_attempt_makes_the_failure_unclear_and_a_clear_one_clear(self) -> None:
         for unclear in (True, False):
             with pytest.raises(OutOfTimeError) as raised:
-                persist(failing(9), "x", Deadline(BEFORE_CALL, Clock(0.0)), again(unclear=unclear))
-            assert raised.value.clear is (not unclear)
+                retry(failing(9), "x", Deadline(BEFORE_CALL, Clock(0.0)), again(unclear=unclear))
+            assert raised.value.nothing_changed is (not unclear)
 
     def test_the_last_errors_full_stop_is_not_doubled(self) -> None:
         def call() -> str:
             raise RefusedError("Try later. . X")
 
         with pytest.raises(OutOfTimeError, match=r"The last error: Try later\. \. X\. Deploy again when that is over$"):
-            persist(call, "x", Deadline(BEFORE_CALL, Clock(0.0)), again())
+            retry(call, "x", Deadline(BEFORE_CALL, Clock(0.0)), again())
 
 
 class TestAhead:
@@ -373,14 +373,14 @@ class TestAhead:
 
         attempts, deadline = Attempts(), Deadline(BEFORE_CALL + 15, clock).watched(slow)
         with pytest.raises(OutOfTimeError, match="^Could not do it: " + ("gave up" if count == 2 else "no time was left")):
-            persist(failing(99), "Could not do it", deadline, again(after=15), attempts)
+            retry(failing(99), "Could not do it", deadline, again(after=15), attempts)
         assert attempts.count == count
 
     def test_who_is_to_make_way_waits_for_all_of_that(self) -> None:
         clock = Clock(0.0)
-        assert persist(failing(1), "x", Deadline(3600, clock, turn=90, patience=4), again(after=4)) == "served"
+        assert retry(failing(1), "x", Deadline(3600, clock, turn=90, patience=4), again(after=4)) == "served"
 
     def test_who_makes_way_unasked_keeps_api_gateway_open(self) -> None:
         with pytest.raises(TurnOverError) as raised:
-            persist(failing(99), "x", Deadline(3600, Clock(0.0), Dice(), turn=90, patience=0.1), again())
+            retry(failing(99), "x", Deadline(3600, Clock(0.0), Dice(), turn=90, patience=0.1), again())
         assert raised.value.opens == -math.inf

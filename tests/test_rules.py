@@ -9,18 +9,18 @@ from usage_plan_key.errors import FailedError, SupersededError
 from usage_plan_key.model import (
     NOBODY,
     REMEMBERED,
-    Answer,
     Association,
-    Entry,
+    AssociationRecord,
     Hold,
     Holder,
     Outcome,
-    Record,
+    ResourceRecord,
+    Response,
+    Snapshot,
     Standing,
-    State,
     digest,
 )
-from usage_plan_key.request import Create, Delete, Invalid, OnExisting, Request, Update, Wish
+from usage_plan_key.request import Create, CreateOrUpdate, Delete, Invalid, OnExisting, Request, Update
 from usage_plan_key.rules import MOST_ANSWERS
 
 FREE, PRO, GOLD = (Association("alice", plan) for plan in ("free", "pro", "gold"))
@@ -53,22 +53,24 @@ def delete(had: Association | str = FREE, *, id_: str = "d", at: int | None = 3)
     return Delete(id=id_, physical_id=had.id if isinstance(had, Association) else had, issued=at, **COMMON)
 
 
-def by(*holders: Holder, **marks: Any) -> Entry:
-    return Entry(frozenset(holders), **marks)
+def by(*holders: Holder, **marks: Any) -> AssociationRecord:
+    return AssociationRecord(frozenset(holders), **marks)
 
 
-def ledger(entry: Entry, record: Record | None = None, of: Association = FREE, hold: Hold | None = None) -> State:
+def ledger(
+    entry: AssociationRecord, record: ResourceRecord | None = None, of: Association = FREE, hold: Hold | None = None
+) -> Snapshot:
     """Both pages: what `entry` says that this resource holds stands in its record too."""
-    record = record or Record()
+    record = record or ResourceRecord()
     if THIS in entry.holders:
         record = record._replace(holds={of: hold or Hold("earlier")} | dict(record.holds))
-    return State(record, {of: entry})
+    return Snapshot(record, {of: entry})
 
 
-def arrived(*requests: Request, record: Record | None = None) -> Record:
-    record = record or Record()
+def arrived(*requests: Request, record: ResourceRecord | None = None) -> ResourceRecord:
+    record = record or ResourceRecord()
     for request in requests:
-        record = rules.arrive(record, request)
+        record = rules.fence(record, request)
     return record
 
 
@@ -86,7 +88,7 @@ class TestWanting:
             pytest.param(by(NAMESAKE), Standing.STRANGERS, id="a deleted stack's namesake is a stranger"),
         ],
     )
-    def test_who_holds_it(self, entry: Entry, stands: Standing) -> None:
+    def test_who_holds_it(self, entry: AssociationRecord, stands: Standing) -> None:
         """A stack is its ARN, not its name; whoever else holds it, this resource's own hold counts first, then a sibling's."""
         assert rules.standing(entry, THIS) is stands
 
@@ -99,13 +101,17 @@ class TestWanting:
             pytest.param(create(FREE, TAKE), by(), True, Outcome.ADOPTED, id="nobody, present, Take: adopted first"),
             pytest.param(update(), by(THIS), True, Outcome.VERIFIED, id="this, present: verified"),
             pytest.param(update(FREE, FREE, TAKE), by(THIS), True, Outcome.VERIFIED, id="this, own already: nothing to take"),
-            pytest.param(update(FREE, FREE, TAKE), by(THIS, before=True), True, Outcome.TAKEN, id="this, before, Take: taken"),
-            pytest.param(update(FREE, FREE, ADOPT), by(THIS, before=True), True, Outcome.VERIFIED, id="this, before, Adopt"),
-            pytest.param(update(PRO, FREE, TAKE), by(THIS, before=True), True, Outcome.VERIFIED, id="Take with another id"),
-            pytest.param(create(FREE, TAKE), by(THIS, before=True), True, Outcome.ATTACHED, id="this, Create with Take"),
+            pytest.param(
+                update(FREE, FREE, TAKE), by(THIS, preexisting=True), True, Outcome.TAKEN, id="this, before, Take: taken"
+            ),
+            pytest.param(update(FREE, FREE, ADOPT), by(THIS, preexisting=True), True, Outcome.VERIFIED, id="this, before, Adopt"),
+            pytest.param(update(PRO, FREE, TAKE), by(THIS, preexisting=True), True, Outcome.VERIFIED, id="Take with another id"),
+            pytest.param(create(FREE, TAKE), by(THIS, preexisting=True), True, Outcome.ATTACHED, id="this, Create with Take"),
             pytest.param(create(), by(THIS), True, Outcome.ATTACHED, id="this, present, Create: repeated"),
             pytest.param(update(), by(THIS), False, Outcome.REPAIRED, id="this, absent: repaired"),
-            pytest.param(update(FREE, FREE, TAKE), by(THIS, before=True), False, Outcome.REPAIRED, id="before, gone: repaired"),
+            pytest.param(
+                update(FREE, FREE, TAKE), by(THIS, preexisting=True), False, Outcome.REPAIRED, id="before, gone: repaired"
+            ),
             pytest.param(create(), by(THIS), False, Outcome.ATTACHED, id="this, absent, Create: attached"),
             pytest.param(create(), by(SIBLING), True, Outcome.JOINED, id="sibling, present: joined"),
             pytest.param(create(), by(SIBLING), False, Outcome.REPAIRED, id="sibling, absent: repaired"),
@@ -113,13 +119,13 @@ class TestWanting:
             pytest.param(create(FREE, TAKE), by(NAMESAKE), False, Outcome.REPAIRED, id="strangers, absent: repaired"),
         ],
     )
-    def test_what_it_comes_to(self, request_: Wish, entry: Entry, present: bool, expected: Outcome) -> None:
+    def test_what_it_comes_to(self, request_: CreateOrUpdate, entry: AssociationRecord, present: bool, expected: Outcome) -> None:
         """Who held it and whether it was in the plan decide the outcome."""
         assert rules.outcome(request_, rules.standing(entry, THIS), entry, present=present) is expected
 
     @pytest.mark.parametrize("on_existing", OnExisting)
     @pytest.mark.parametrize("entry", [by(), by(SIBLING), by(SIBLING, NAMESAKE)], ids=["nobody", "sibling", "both"])
-    def test_hold_comes_first(self, entry: Entry, on_existing: OnExisting) -> None:
+    def test_hold_comes_first(self, entry: AssociationRecord, on_existing: OnExisting) -> None:
         """Before anything is attached the holder stands on both pages, with the RequestId."""
         state = rules.take_hold(ledger(entry), create(FREE, on_existing))
         assert state.entry(FREE).holders == entry.holders | {THIS}
@@ -164,21 +170,21 @@ class TestBefore:
             pytest.param(by(THIS, SIBLING), False, id="somebody has joined since, and attached it"),
         ],
     )
-    def test_it_is_marked(self, entry: Entry, before: bool) -> None:
+    def test_it_is_marked(self, entry: AssociationRecord, before: bool) -> None:
         """What was in the plan when the first who held it came to attach it was there before all."""
-        after = rules.found(ledger(entry), create(FREE, ADOPT)).entry(FREE)
-        assert after == (entry._replace(before=True, begun_by=None) if before else entry)
+        after = rules.found_attached(ledger(entry), create(FREE, ADOPT)).entry(FREE)
+        assert after == (entry._replace(preexisting=True, begun_by=None) if before else entry)
 
     def test_attaching_anew_makes_it_ours(self) -> None:
         """What is attached again by us was not there before us any more, and is not `taken` from anybody."""
-        state = ledger(by(THIS, before=True, taken=True))
-        assert rules.attaching_anew(state, create(FREE), FREE).entry(FREE) == by(THIS, begun_by="c again")
+        state = ledger(by(THIS, preexisting=True, taken_over=True))
+        assert rules.reattaching(state, create(FREE), FREE).entry(FREE) == by(THIS, begun_by="c again")
 
     def test_a_move_that_is_undone_leaves_the_marks_as_they_were(self) -> None:
         """It was moved away from, and comes back: whose it was, it is."""
-        marks = {"before": True, "taken": True}
-        state = ledger(by(THIS, moved="u", **marks))
-        assert rules.attaching_anew(state, create(FREE), FREE).entry(FREE) == by(THIS, begun_by="c again", **marks)
+        marks = {"preexisting": True, "taken_over": True}
+        state = ledger(by(THIS, moved_by="u", **marks))
+        assert rules.reattaching(state, create(FREE), FREE).entry(FREE) == by(THIS, begun_by="c again", **marks)
 
     @pytest.mark.parametrize(
         ("by_whom", "marked"),
@@ -188,41 +194,41 @@ class TestBefore:
         """Attaching anew was refused: what was there before us, or was put back meanwhile, still is not ours."""
         request = create(FREE)
         cleared = by(THIS, begun_by="c again" if by_whom == "this" else "other")
-        earlier = by(THIS, before=True, taken=True, moved="u")
-        after = rules.not_attached_anew(ledger(cleared), request, FREE, earlier).entry(FREE)
+        earlier = by(THIS, preexisting=True, taken_over=True, moved_by="u")
+        after = rules.not_reattached(ledger(cleared), request, FREE, earlier).entry(FREE)
         assert after == (earlier if marked else cleared)
 
     def test_only_an_update_that_had_it_as_its_id_takes_it(self) -> None:
         """So no rollback of what found it, nor of the change to `Take`, can detach it."""
-        before = by(THIS, before=True)
+        before = by(THIS, preexisting=True)
         assert rules.takes(update(FREE, FREE, TAKE), before)
         assert not rules.takes(create(FREE, TAKE), before)
         assert not rules.takes(update(PRO, FREE, TAKE), before)
         assert not rules.takes(update(FREE, FREE, ADOPT), before)
         assert not rules.takes(update(FREE, FREE, TAKE), by(THIS))
-        assert not rules.takes(update(FREE, FREE, TAKE), by(SIBLING, before=True))
+        assert not rules.takes(update(FREE, FREE, TAKE), by(SIBLING, preexisting=True))
 
     def test_taking_is_written_down(self) -> None:
         """The mark `taken` is added to `before`, which stays."""
-        state = rules.present(ledger(by(THIS, before=True)), update(FREE, FREE, TAKE))
-        assert state.entry(FREE) == by(THIS, before=True, taken=True)
+        state = rules.present(ledger(by(THIS, preexisting=True)), update(FREE, FREE, TAKE))
+        assert state.entry(FREE) == by(THIS, preexisting=True, taken_over=True)
 
     def test_a_change_back_from_take_keeps_the_mark(self) -> None:
         """`taken` is history; whether it still stands is for the Delete's own properties to say."""
-        state = ledger(by(THIS, before=True, taken=True))
+        state = ledger(by(THIS, preexisting=True, taken_over=True))
         assert rules.present(state, update()) == state
 
     @pytest.mark.parametrize(
         ("entry", "take", "owned"),
         [
             pytest.param(by(THIS), False, True, id="attached by us"),
-            pytest.param(by(THIS, before=True), False, False, id="before"),
-            pytest.param(by(THIS, before=True), True, False, id="before, Take but not taken"),
-            pytest.param(by(THIS, before=True, taken=True), True, True, id="taken"),
-            pytest.param(by(THIS, before=True, taken=True), False, False, id="taken, and Take is no longer said"),
+            pytest.param(by(THIS, preexisting=True), False, False, id="before"),
+            pytest.param(by(THIS, preexisting=True), True, False, id="before, Take but not taken"),
+            pytest.param(by(THIS, preexisting=True, taken_over=True), True, True, id="taken"),
+            pytest.param(by(THIS, preexisting=True, taken_over=True), False, False, id="taken, and Take is no longer said"),
         ],
     )
-    def test_whose_it_is(self, entry: Entry, take: bool, owned: bool) -> None:
+    def test_whose_it_is(self, entry: AssociationRecord, take: bool, owned: bool) -> None:
         """What we attached is ours; what was there before us only if it was taken and the Delete still says `Take`."""
         assert entry.owned(take=take) is owned
 
@@ -233,16 +239,16 @@ class TestTakingBack:
     def test_what_this_request_held_is_let_go(self) -> None:
         """The hold is taken back by the request that took it; nothing remains of a page without holders."""
         state = rules.take_hold(ledger(by()), create())
-        assert rules.take_back(state, create()) == State(Record(), {FREE: by()})
+        assert rules.take_back(state, create()) == Snapshot(ResourceRecord(), {FREE: by()})
 
     def test_others_keep_theirs(self) -> None:
         """Who held it before holds it still, as it was."""
-        earlier = by(SIBLING, before=True)
+        earlier = by(SIBLING, preexisting=True)
         state = rules.take_hold(ledger(earlier), create())
-        assert rules.take_back(state, create()) == State(Record(), {FREE: earlier})
+        assert rules.take_back(state, create()) == Snapshot(ResourceRecord(), {FREE: earlier})
 
     @pytest.mark.parametrize("entry", [by(THIS), by(SIBLING)], ids=["held by an earlier request", "let go of meanwhile"])
-    def test_what_it_has_not_taken_is_not_touched(self, entry: Entry) -> None:
+    def test_what_it_has_not_taken_is_not_touched(self, entry: AssociationRecord) -> None:
         """A repair that fails does not make a resource lose what it held, nor anybody else."""
         assert rules.take_back(ledger(entry), create()) == ledger(entry)
 
@@ -258,28 +264,32 @@ class TestMoving:
         pytest.param(update(FREE, PRO), by(THIS, SIBLING), Hold("c"), False, id="a sibling holds it too"),
         pytest.param(update(FREE, PRO), by(SIBLING), None, False, id="a sibling alone holds it"),
         pytest.param(update(FREE, PRO), by(), None, False, id="nobody holds it"),
-        pytest.param(update(FREE, PRO), by(THIS, before=True), Hold("c"), False, id="it was there before"),
-        pytest.param(update(FREE, PRO, TAKE), by(THIS, before=True), Hold("c"), False, id="before, and not taken"),
-        pytest.param(update(FREE, PRO, TAKE), by(THIS, before=True, taken=True), Hold("c"), True, id="taken"),
-        pytest.param(update(FREE, PRO), by(THIS, before=True, taken=True), Hold("c"), False, id="taken, no longer said"),
+        pytest.param(update(FREE, PRO), by(THIS, preexisting=True), Hold("c"), False, id="it was there before"),
+        pytest.param(update(FREE, PRO, TAKE), by(THIS, preexisting=True), Hold("c"), False, id="before, and not taken"),
+        pytest.param(update(FREE, PRO, TAKE), by(THIS, preexisting=True, taken_over=True), Hold("c"), True, id="taken"),
+        pytest.param(
+            update(FREE, PRO), by(THIS, preexisting=True, taken_over=True), Hold("c"), False, id="taken, no longer said"
+        ),
     )
 
     @pytest.mark.parametrize(("request_", "entry", "hold", "may"), MAY)
-    def test_who_may(self, request_: Wish, entry: Entry, hold: Hold | None, may: bool) -> None:
+    def test_who_may(self, request_: CreateOrUpdate, entry: AssociationRecord, hold: Hold | None, may: bool) -> None:
         """A resource detaches for a move only what it holds alone, what is its own, and what is of its present life."""
         assert rules.may_move(ledger(entry, hold=hold), request_, FREE) is may
 
     @pytest.mark.parametrize(("request_", "entry", "hold", "may"), MAY)
-    def test_marked_before_it_is_detached(self, request_: Wish, entry: Entry, hold: Hold | None, may: bool) -> None:
+    def test_marked_before_it_is_detached(
+        self, request_: CreateOrUpdate, entry: AssociationRecord, hold: Hold | None, may: bool
+    ) -> None:
         """The mark says when and for which request, and is set only where the move is allowed at that very moment."""
         after = rules.move_away(ledger(entry, hold=hold), request_, FREE, NOW).entry(FREE)
-        assert after == (entry._replace(detaching=NOW, moved="u") if may else entry)
+        assert after == (entry._replace(detaching=NOW, moved_by="u") if may else entry)
 
     def test_the_detached_one_stays_held(self) -> None:
         """What was detached for a move is held until CloudFormation's Delete for it, which then lets go without detaching."""
         state = rules.move_away(ledger(by(THIS)), update(FREE, PRO), FREE, NOW)
         state = rules.detached(state, THIS, FREE)
-        assert state == ledger(by(THIS, moved="u"))
+        assert state == ledger(by(THIS, moved_by="u"))
         state = rules.release(state, THIS, FREE, take=False, until=NOW)
         assert state == ledger(by())
 
@@ -297,17 +307,22 @@ class TestLettingGo:
         [
             pytest.param(by(THIS), False, by(THIS, detaching=NOW), id="last holder: marked, to be detached"),
             pytest.param(by(THIS, SIBLING), False, by(SIBLING), id="one of several: out of the set"),
-            pytest.param(by(THIS, NAMESAKE, before=True), False, by(NAMESAKE, before=True), id="the mark outlives it"),
-            pytest.param(by(THIS, before=True), False, by(), id="there before us: stays attached"),
-            pytest.param(by(THIS, before=True), True, by(), id="there before us, Take never served by an Update"),
-            pytest.param(by(THIS, before=True, taken=True), False, by(), id="taken, Take no longer said"),
-            pytest.param(by(THIS, before=True, taken=True), True, by(THIS, before=True, taken=True, detaching=NOW), id="taken"),
-            pytest.param(by(THIS, moved="u"), False, by(), id="moved away from: detached already"),
+            pytest.param(by(THIS, NAMESAKE, preexisting=True), False, by(NAMESAKE, preexisting=True), id="the mark outlives it"),
+            pytest.param(by(THIS, preexisting=True), False, by(), id="there before us: stays attached"),
+            pytest.param(by(THIS, preexisting=True), True, by(), id="there before us, Take never served by an Update"),
+            pytest.param(by(THIS, preexisting=True, taken_over=True), False, by(), id="taken, Take no longer said"),
+            pytest.param(
+                by(THIS, preexisting=True, taken_over=True),
+                True,
+                by(THIS, preexisting=True, taken_over=True, detaching=NOW),
+                id="taken",
+            ),
+            pytest.param(by(THIS, moved_by="u"), False, by(), id="moved away from: detached already"),
             pytest.param(by(THIS, detaching=NOW - 5), False, by(THIS, detaching=NOW), id="being detached: taken up again"),
             pytest.param(by(SIBLING), False, by(SIBLING), id="not held: nothing is touched"),
         ],
     )
-    def test_release(self, entry: Entry, take: bool, left: Entry) -> None:
+    def test_release(self, entry: AssociationRecord, take: bool, left: AssociationRecord) -> None:
         """The last holder of what is ours marks it first; whoever else lets go is taken out at once."""
         state = rules.release(ledger(entry), THIS, FREE, take=take, until=NOW)
         assert state.entry(FREE) == left
@@ -315,7 +330,7 @@ class TestLettingGo:
 
     def test_no_delete_releases_what_the_newest_request_wants(self) -> None:
         """A newer request may want it again by the time that its Delete is served."""
-        state = ledger(by(THIS), Record(wants=FREE))
+        state = ledger(by(THIS), ResourceRecord(wants=FREE))
         assert rules.release(state, THIS, FREE, take=False, until=NOW) == state
 
     def test_after_the_detaching_the_holder_is_taken_out(self) -> None:
@@ -327,7 +342,7 @@ class TestLettingGo:
         assert ledger(by(THIS, SIBLING, detaching=NOW)).let_go(THIS, FREE).entry(FREE) == by(SIBLING)
 
     @pytest.mark.parametrize("entry", [by(THIS), by(SIBLING, detaching=NOW)], ids=["the mark is gone", "another's mark"])
-    def test_a_detaching_that_somebody_else_finished_changes_nothing(self, entry: Entry) -> None:
+    def test_a_detaching_that_somebody_else_finished_changes_nothing(self, entry: AssociationRecord) -> None:
         """Whoever comes late to the end of a detaching leaves alone who holds it by then."""
         assert rules.detached(ledger(entry), THIS, FREE) == ledger(entry)
 
@@ -336,26 +351,31 @@ class TestDelete:
     """What a Delete releases."""
 
     HOLDS: tuple[Any, ...] = (
-        pytest.param(delete(FREE), Record({FREE: Hold("c"), PRO: Hold("u")}), [FREE], id="what its id names"),
-        pytest.param(delete(FREE), Record({PRO: Hold("u")}), [], id="not what it does not hold"),
-        pytest.param(delete(FREE), Record({FREE: Hold("c")}, wants=FREE), [], id="not what is wanted again"),
-        pytest.param(delete(FREE), Record({FREE: Hold("c")}, spared=FREE), [], id="not what a failed Create had not taken"),
+        pytest.param(delete(FREE), ResourceRecord({FREE: Hold("c"), PRO: Hold("u")}), [FREE], id="what its id names"),
+        pytest.param(delete(FREE), ResourceRecord({PRO: Hold("u")}), [], id="not what it does not hold"),
+        pytest.param(delete(FREE), ResourceRecord({FREE: Hold("c")}, wants=FREE), [], id="not what is wanted again"),
         pytest.param(
-            delete("invented"), Record({FREE: Hold("c"), PRO: Hold("u")}), [FREE, PRO], id="an invented id: all of its own"
+            delete(FREE), ResourceRecord({FREE: Hold("c")}, retained=FREE), [], id="not what a failed Create had not taken"
         ),
         pytest.param(
-            delete("invented"), Record({FREE: Hold("c0", named=True), PRO: Hold("c")}), [PRO], id="not what was retained"
+            delete("invented"),
+            ResourceRecord({FREE: Hold("c"), PRO: Hold("u")}),
+            [FREE, PRO],
+            id="an invented id: all of its own",
+        ),
+        pytest.param(
+            delete("invented"), ResourceRecord({FREE: Hold("c0", named=True), PRO: Hold("c")}), [PRO], id="not what was retained"
         ),
         pytest.param(
             delete("former"),
-            Record({FREE: Hold("u")}, foreign=frozenset({digest("former")})),
+            ResourceRecord({FREE: Hold("u")}, foreign=frozenset({digest("former")})),
             [],
             id="not for a former provider's id",
         ),
     )
 
     @pytest.mark.parametrize(("request_", "record", "released"), HOLDS)
-    def test_releases(self, request_: Delete, record: Record, released: list[Association]) -> None:
+    def test_releases(self, request_: Delete, record: ResourceRecord, released: list[Association]) -> None:
         """An id that names an association releases that one, an invented one what its cancelled Create took."""
         assert rules.releases(record, request_) == released
 
@@ -363,20 +383,20 @@ class TestDelete:
 class TestLeftovers:
     """What an Update finds that a superseded one left."""
 
-    RECORD = Record({FREE: Hold("c", named=True), PRO: Hold("u0"), GOLD: Hold("u1", named=True)})
+    RECORD = ResourceRecord({FREE: Hold("c", named=True), PRO: Hold("u0"), GOLD: Hold("u1", named=True)})
 
     def test_what_no_id_has_named_is_released(self) -> None:
         """What an id has named is CloudFormation's to delete or to retain."""
         assert rules.leftovers(self.RECORD, update(FREE, FREE)) == [PRO]
 
     @pytest.mark.parametrize("request_", [create(FREE), update(GOLD, FREE)], ids=["Create", "replacement"])
-    def test_only_an_update_in_place_releases_anything(self, request_: Wish) -> None:
+    def test_only_an_update_in_place_releases_anything(self, request_: CreateOrUpdate) -> None:
         """After a replacement CloudFormation sends Deletes itself."""
         assert rules.leftovers(self.RECORD, request_) == []
 
     def test_what_it_wants_is_none(self) -> None:
         """What has never been named is no leftover while it is wanted."""
-        assert rules.leftovers(Record({FREE: Hold("c")}), update(FREE, FREE)) == []
+        assert rules.leftovers(ResourceRecord({FREE: Hold("c")}), update(FREE, FREE)) == []
 
 
 class TestFence:
@@ -402,7 +422,7 @@ class TestFence:
         with pytest.raises(SupersededError, match="Superseded"):
             rules.check_superseded(record, first)
         with pytest.raises(SupersededError):
-            rules.take_hold(State(record, {FREE: by()}), first)
+            rules.take_hold(Snapshot(record, {FREE: by()}), first)
 
     def test_a_late_one_does_not_move_the_fence_back(self) -> None:
         """Requests may arrive in any order."""
@@ -432,7 +452,7 @@ class TestFence:
     def test_an_event_names_what_its_id_says(self) -> None:
         """From then on it is CloudFormation's; also when the event is late, and also for a Delete."""
         holds = {FREE: Hold("c"), PRO: Hold("u0"), GOLD: Hold("u1")}
-        record = arrived(update(FREE, GOLD, at=9), delete(PRO, at=1), record=Record(holds, issued=8))
+        record = arrived(update(FREE, GOLD, at=9), delete(PRO, at=1), record=ResourceRecord(holds, issued=8))
         assert {held: hold.named for held, hold in record.holds.items()} == {FREE: True, PRO: True, GOLD: False}
 
     def test_foreign_ids_that_updates_bring_are_remembered(self) -> None:
@@ -441,17 +461,17 @@ class TestFence:
 
     def test_a_create_begins_a_new_life(self) -> None:
         """What is held from an earlier one was retained, so it is named; what the Create itself holds already is not."""
-        record = arrived(create(id_="c2"), record=Record({FREE: Hold("c1"), PRO: Hold("c2")}))
+        record = arrived(create(id_="c2"), record=ResourceRecord({FREE: Hold("c1"), PRO: Hold("c2")}))
         assert record.holds == {FREE: Hold("c1", named=True), PRO: Hold("c2")}
 
     @pytest.mark.parametrize(("request_", "spared"), [(create(PRO), None), (update(), None), (delete(), FREE)])
     def test_what_was_spared_is_spared_from_deletes_alone(self, request_: Request, spared: Association | None) -> None:
         """The mark ends with the next Create or Update."""
-        assert arrived(request_, record=Record(spared=FREE)).spared == spared
+        assert arrived(request_, record=ResourceRecord(retained=FREE)).retained == spared
 
     def test_what_has_been_answered_arrives_no_more(self) -> None:
         """A request that comes again after its answer changes nothing, whatever it would say."""
-        record = Record({FREE: Hold("c")}, answers={"d": Answer(success=True, id="x")})
+        record = ResourceRecord({FREE: Hold("c")}, answers={"d": Response(success=True, id="x")})
         assert arrived(delete(FREE), record=record) == record
 
 
@@ -459,24 +479,24 @@ class TestAnswers:
     """The same request, the same answer."""
 
     @staticmethod
-    def answer(at: int = NOW, *, success: bool = True) -> Answer:
-        return Answer(success=success, id="x", at=at)
+    def answer(at: int = NOW, *, success: bool = True) -> Response:
+        return Response(success=success, id="x", at=at)
 
     def test_the_first_one_stands(self) -> None:
         """Never two different answers."""
-        record = rules.answered(Record(), create(), self.answer())
+        record = rules.answered(ResourceRecord(), create(), self.answer())
         assert rules.answered(record, create(), self.answer(success=False)) == record
         assert record.answers == {"c": self.answer()}
 
     def test_they_are_remembered_for_a_day(self) -> None:
         """An older one is dropped when another is written."""
-        record = Record(answers={"old": self.answer(NOW - REMEMBERED), "new": self.answer(NOW - REMEMBERED + 1)})
+        record = ResourceRecord(answers={"old": self.answer(NOW - REMEMBERED), "new": self.answer(NOW - REMEMBERED + 1)})
         assert set(rules.answered(record, create(), self.answer()).answers) == {"new", "c"}
 
     def test_the_oldest_are_dropped_when_there_are_too_many(self) -> None:
         """A holder's page cannot outgrow DynamoDB's limit."""
         answers = {f"r{age}": self.answer(NOW - age) for age in range(1, MOST_ANSWERS + 1)}
-        kept = rules.answered(Record(answers=answers), create(), self.answer()).answers
+        kept = rules.answered(ResourceRecord(answers=answers), create(), self.answer()).answers
         assert set(kept) == set(answers) - {f"r{MOST_ANSWERS}"} | {"c"}
 
     INVALID = Invalid(id="i", physical_id=None, wanted=FREE, faults=("?",), issued=1, **COMMON)
@@ -496,14 +516,14 @@ class TestAnswers:
         self, request_: Request, hold: Hold | None, success: bool, spared: Association | None
     ) -> None:
         """CloudFormation follows a failed Create with a Delete of its id; what an earlier life retained outlives that."""
-        record = Record({FREE: hold} if hold else {}, issued=1, arrived=(request_.id,))
-        assert rules.answered(record, request_, self.answer(success=success)).spared == spared
+        record = ResourceRecord({FREE: hold} if hold else {}, issued=1, arrived=(request_.id,))
+        assert rules.answered(record, request_, self.answer(success=success)).retained == spared
 
     def test_a_create_that_was_superseded_spares_nothing(self) -> None:
         """A newer Create of the same resource has attached what it had wanted, and the Delete to come is for that."""
-        record = Record({FREE: Hold("c0")}, issued=2, arrived=("c2",), wants=FREE)
+        record = ResourceRecord({FREE: Hold("c0")}, issued=2, arrived=("c2",), wants=FREE)
         after = rules.answered(record, create(at=1), self.answer(success=False))
-        assert (after.spared, after.wants) == (None, FREE)
+        assert (after.retained, after.wants) == (None, FREE)
 
 
 def test_how_long_things_last() -> None:
@@ -559,7 +579,7 @@ class TestLeftAlone:
         ("entry", "by_whom", "what_to_do"),
         [
             pytest.param(
-                by(THIS, before=True),
+                by(THIS, preexisting=True),
                 "A of stack one, and was there before it",
                 "It was adopted: to move it, first set OnExisting to Take, deploy, then change the plan",
                 id="adopted",
@@ -588,7 +608,7 @@ class TestLeftAlone:
             pytest.param(by(), "no stack", "Remove it there first", id="nobody"),
         ],
     )
-    def test_it_says_who_holds_it_and_what_to_do(self, entry: Entry, by_whom: str, what_to_do: str) -> None:
+    def test_it_says_who_holds_it_and_what_to_do(self, entry: AssociationRecord, by_whom: str, what_to_do: str) -> None:
         assert rules.left_alone(entry, update(FREE, PRO)) == self.SAID.format(by_whom, what_to_do)
 
     def test_the_way_out_is_an_event_for_the_first_holder(self) -> None:
@@ -610,12 +630,12 @@ class TestMarks:
     """Each mark stands for one request, and ends with it."""
 
     def test_deaths_at_another_request_do_not_count(self) -> None:
-        record = rules.begin(Record(died="other", deaths=2), create())
-        assert record == Record(begun="c", died="c", deaths=0)
+        record = rules.begin(ResourceRecord(died="other", deaths=2), create())
+        assert record == ResourceRecord(begun="c", died="c", deaths=0)
 
     def test_rest_takes_off_its_own_mark_and_keeps_the_deaths(self) -> None:
-        assert rules.rest(Record(begun="c", died="c", deaths=1), create()) == Record(died="c", deaths=1)
-        assert rules.rest(Record(begun="other"), create()) == Record(begun="other")
+        assert rules.rest(ResourceRecord(begun="c", died="c", deaths=1), create()) == ResourceRecord(died="c", deaths=1)
+        assert rules.rest(ResourceRecord(begun="other"), create()) == ResourceRecord(begun="other")
 
     def test_every_foreign_id_is_remembered(self) -> None:
         record = arrived(update("former", at=1), update("another", id_="u2", at=2))
@@ -628,26 +648,26 @@ class TestMarks:
         assert arrived(create(at=1), update(at=2)).arrived == ("u",)
 
     def test_a_new_life_has_left_nothing(self) -> None:
-        record = arrived(create(id_="c2"), record=Record({FREE: Hold("c1", left=NOW)}))
+        record = arrived(create(id_="c2"), record=ResourceRecord({FREE: Hold("c1", left=NOW)}))
         assert record.holds == {FREE: Hold("c1", named=True)}
 
     @pytest.mark.parametrize(("age", "lost"), [(REMEMBERED, False), (REMEMBERED - 1, True)])
     def test_what_an_update_left_may_be_lost_for_a_day(self, age: int, lost: bool) -> None:
-        record = Record({FREE: Hold("c", left=NOW - age)})
+        record = ResourceRecord({FREE: Hold("c", left=NOW - age)})
         assert rules.may_be_lost(record, update(PRO, FREE), NOW) is lost
 
     def test_an_update_that_succeeds_ends_what_was_left(self) -> None:
-        record = rules.answered(Record({FREE: Hold("c", left=NOW)}), update(), Answer(success=True, id=FREE.id, at=NOW))
+        record = rules.answered(ResourceRecord({FREE: Hold("c", left=NOW)}), update(), Response(success=True, id=FREE.id, at=NOW))
         assert record.holds == {FREE: Hold("u")}
 
     def test_after_a_failed_update_the_resource_wants_what_it_had(self) -> None:
         record = arrived(update(FREE, PRO))
-        assert rules.answered(record, update(FREE, PRO), Answer(success=False, id=FREE.id, at=NOW)).wants == FREE
+        assert rules.answered(record, update(FREE, PRO), Response(success=False, id=FREE.id, at=NOW)).wants == FREE
 
     def test_where_nothing_was_attached_again_nobody_has_begun(self) -> None:
         state = ledger(by(THIS, begun_by="c again"))
         earlier = by(THIS, begun_by=NOBODY)
-        assert rules.not_attached_anew(state, create(), FREE, earlier).entry(FREE) == earlier
+        assert rules.not_reattached(state, create(), FREE, earlier).entry(FREE) == earlier
 
     def test_no_detaching_is_renewed_where_none_was_begun(self) -> None:
         assert rules.renewed(ledger(by(THIS)), FREE, NOW) == ledger(by(THIS))
@@ -663,10 +683,12 @@ class TestMarks:
     def test_a_rollback_takes_nothing_over(self, hold: Hold | None, moves: bool) -> None:
         request = update(FREE, PRO, TAKE)
         request.took = True
-        record = Record({PRO: hold} if hold else {})
-        assert rules.may_move(ledger(by(THIS, before=True), record), request, FREE) is moves
+        record = ResourceRecord({PRO: hold} if hold else {})
+        assert rules.may_move(ledger(by(THIS, preexisting=True), record), request, FREE) is moves
 
     @pytest.mark.parametrize("request_", [delete(FREE), delete("invented")], ids=["itself moved away from", "a foreign id"])
     def test_what_was_moved_away_from_stays_unless_the_present_association_goes(self, request_: Delete) -> None:
-        state = State(Record({FREE: Hold("c"), PRO: Hold("u")}), {FREE: by(THIS, moved="u"), PRO: by(THIS, moved="u2")})
+        state = Snapshot(
+            ResourceRecord({FREE: Hold("c"), PRO: Hold("u")}), {FREE: by(THIS, moved_by="u"), PRO: by(THIS, moved_by="u2")}
+        )
         assert rules.let_go_of_moved(state, request_) == state

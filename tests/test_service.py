@@ -20,8 +20,8 @@ from tests.aws.fake import Key, Plan
 from tests.memory import Clock, MemoryLedger
 from usage_plan_key.api_gateway import ApiGateway
 from usage_plan_key.errors import FailedError, OutOfTimeError, TurnOverError
-from usage_plan_key.ledger import EventsWord
-from usage_plan_key.model import NOBODY, REMEMBERED, Answer, Association, Entry, Holder, State
+from usage_plan_key.ledger import StatelessLedger
+from usage_plan_key.model import NOBODY, REMEMBERED, Association, AssociationRecord, Holder, Response, Snapshot
 from usage_plan_key.request import MOST_SKEW, Create, Delete, Invalid, OnExisting, Request, Update
 from usage_plan_key.retry import BEFORE_CALL, CONNECT_TIMEOUT, READ_TIMEOUT, Deadline
 from usage_plan_key.service import Served, Service
@@ -151,13 +151,13 @@ class CloudFormation(MemoryLedger):
     def a_delete(self, name: str, had: str, **more: Any) -> Delete:
         return self._request(Delete, name, physical_id=had, **more)
 
-    def create(self, *what: Any, **more: Any) -> Answer:
+    def create(self, *what: Any, **more: Any) -> Response:
         return self.send(self.a_create(*what, **more)).answer
 
-    def update(self, *what: Any, **more: Any) -> Answer:
+    def update(self, *what: Any, **more: Any) -> Response:
         return self.send(self.an_update(*what, **more)).answer
 
-    def delete(self, *what: Any, **more: Any) -> Answer:
+    def delete(self, *what: Any, **more: Any) -> Response:
         return self.send(self.a_delete(*what, **more)).answer
 
     def _request(self, kind: Callable[..., R], name: str, *, stack: str = "one", **fields: Any) -> R:
@@ -166,19 +166,19 @@ class CloudFormation(MemoryLedger):
         return kind(holder=holder(name, stack), response_url="https://x", service_timeout=3600, **fields)
 
     def service(self, request: Request) -> Service:
-        ledger = self if self.has_ledger else EventsWord(request)
+        ledger = self if self.has_ledger else StatelessLedger(request)
         there, here = (3600, self.seconds) if self.resumable else (self.seconds, math.inf)
         deadline = Deadline(there, self.clock, Random(0), turn=here, dies=self.dies, is_over=self.is_over)
         return Service(request, ledger, self.warm or ApiGateway(self), deadline)  # type: ignore[arg-type]  # a fake
 
     def arrives(self, request: Request) -> None:
         """It waits for its turn."""
-        self.service(request).arrive()
+        self.service(request).fence()
 
     def send(self, request: Request) -> Served:
         service = self.service(request)
-        service.arrive()
-        return service.serve()
+        service.fence()
+        return service.handle()
 
     # What happens on the way.
 
@@ -201,7 +201,7 @@ class CloudFormation(MemoryLedger):
         """So many writes fail from now on; their calls take no time."""
         self.refused_writes = writes
 
-    def written(self, holder: Holder, after: State) -> None:
+    def written(self, holder: Holder, after: Snapshot) -> None:
         self.tick()
         if self.refused_writes:
             self.refused_writes -= 1
@@ -210,7 +210,7 @@ class CloudFormation(MemoryLedger):
         self.tick()
         if self.entries and self.lose_writes:
             self.lose_writes -= 1
-            raise FailedError("nobody knows whether it was written", clear=False)
+            raise FailedError("nobody knows whether it was written", nothing_changed=False)
 
     # Seeing.
 
@@ -222,8 +222,8 @@ class CloudFormation(MemoryLedger):
         key, plan = id_.split(":")
         (self.api.attached.add if attached else self.api.attached.remove)((key, plan))
 
-    def entry(self, id_: str) -> Entry:
-        return self.entries.get(pair(id_), Entry())
+    def entry(self, id_: str) -> AssociationRecord:
+        return self.entries.get(pair(id_), AssociationRecord())
 
     def holders(self, id_: str) -> set[Holder]:
         return set(self.entry(id_).holders)
@@ -245,7 +245,7 @@ def holder(name: str, stack: str = "one") -> Holder:
     return Holder(f"arn:aws:cloudformation:eu-west-1:1:stack/{stack}/0", name)
 
 
-def failed(answer: Answer, *words: str) -> bool:
+def failed(answer: Response, *words: str) -> bool:
     """It is FAILED, and its Reason has these words."""
     assert not answer.success
     missing = [word for word in words if word not in answer.reason]
@@ -253,7 +253,7 @@ def failed(answer: Answer, *words: str) -> bool:
     return True
 
 
-def outcome(answer: Answer) -> str:
+def outcome(answer: Response) -> str:
     assert answer.success, answer.reason
     return answer.outcome
 
@@ -500,7 +500,7 @@ class TestRefused:
         cfn.at(CREATE, fails(DENIED))
         assert failed(cfn.update("A", FREE, FREE, ADOPT))
         assert cfn.holders(FREE) == {holder("A")}
-        assert cfn.entry(FREE).before
+        assert cfn.entry(FREE).preexisting
 
     def test_a_repeated_create_that_cannot_look(self, cfn: CloudFormation) -> None:
         """Its first delivery may have attached the key, so the hold stays, and the Delete that follows detaches it."""
@@ -576,7 +576,7 @@ class TestRefused:
 
         request = cfn.a_create("A", FREE)
         cfn.tick = broken
-        assert failed(cfn.service(request).serve().answer, "no table")
+        assert failed(cfn.service(request).handle().answer, "no table")
         assert "could not be written down" in caplog.text
         assert not cfn.calls()
 
@@ -608,12 +608,12 @@ class TestMoving:
 
     def test_marked_while_it_is_detached(self, cfn: CloudFormation) -> None:
         """Mark, then detach."""
-        marks: list[Entry] = []
+        marks: list[AssociationRecord] = []
         cfn.create("A", FREE)
         cfn.at(DELETE, preceded_by(lambda: marks.append(cfn.entry(FREE))))
         request = cfn.an_update("A", FREE, PRO)
         cfn.send(request)
-        assert [(entry.detaching is not None, entry.moved) for entry in marks] == [(True, request.id)]
+        assert [(entry.detaching is not None, entry.moved_by) for entry in marks] == [(True, request.id)]
         assert cfn.entry(FREE).detaching is None
 
     def test_a_detaching_takes_a_moment(self, cfn: CloudFormation) -> None:
@@ -632,7 +632,7 @@ class TestMoving:
         cfn.at(CREATE, usual, fails(DENIED))
         assert failed(cfn.update("A", FREE, PRO), "apigateway:POST")
         assert cfn.attached == {FREE}
-        assert cfn.entries == {pair(FREE): Entry(frozenset({holder("A")}), begun_by="request-2 again")}
+        assert cfn.entries == {pair(FREE): AssociationRecord(frozenset({holder("A")}), begun_by="request-2 again")}
 
     def test_neither_way(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
         """When the old one cannot be attached again either, the Reason and an ERROR say so, and it stays held to be repaired."""
@@ -649,7 +649,7 @@ class TestMoving:
         cfn.at(CREATE, usual, fails(DENIED), served_then(LOST), fails(DENIED))
         assert failed(cfn.update("A", FREE, PRO), "could not be attached again")
         assert cfn.attached == {FREE}
-        assert cfn.entry(FREE).moved is None
+        assert cfn.entry(FREE).moved_by is None
         assert cfn.delete("A", FREE).success
         assert not cfn.attached
 
@@ -778,7 +778,7 @@ class TestResumable:
         cfn.resumable = True
         return cfn
 
-    def goes_on(self, cfn: CloudFormation, request: Request, operation: str, *steps: Step) -> Answer:
+    def goes_on(self, cfn: CloudFormation, request: Request, operation: str, *steps: Step) -> Response:
         cfn.at(operation, *steps, *[fails(BUSY)] * 999)
         with pytest.raises(OutOfTimeError):
             cfn.send(request)
@@ -876,7 +876,7 @@ class TestDelete:
         assert failed(answer, "apigateway:DELETE", "What stays attached: API key alice in usage plan free")
         assert answer.id == FREE
         assert (logging.ERROR, answer.reason) in [(level, text) for _, level, text in caplog.record_tuples]
-        assert cfn.entry(FREE) == Entry(frozenset({holder("A")}))
+        assert cfn.entry(FREE) == AssociationRecord(frozenset({holder("A")}))
         assert cfn.delete("A", FREE).success
         assert not cfn.attached
 
@@ -979,7 +979,7 @@ class TestWaiting:
         cfn.clock.now = marked
         change = cfn.change
 
-        def preceded(holder_: Holder, *rest: Any) -> State:
+        def preceded(holder_: Holder, *rest: Any) -> Snapshot:
             if holder_ == dead.holder:
                 monkeypatch.setattr(cfn, "change", change)
                 assert cfn.send(dead).answer.success
@@ -1091,7 +1091,7 @@ class TestOrder:
         assert cfn.send(request) == first
 
     def test_who_prints_what_was_served_prints_no_value(self) -> None:
-        assert "value-of-alice" not in repr(Served(Answer(success=True, id=FREE), "value-of-alice"))
+        assert "value-of-alice" not in repr(Served(Response(success=True, id=FREE), "value-of-alice"))
 
 
 Given = Callable[[CloudFormation], Request]
@@ -1184,7 +1184,7 @@ def test_a_death_between_any_two_steps_is_harmless(given: Given) -> None:
         assert cfn.attached == undisturbed.attached, f"step {last}"
         assert cfn.holders(FREE) == undisturbed.holders(FREE), f"step {last}"
         assert not [entry for entry in cfn.entries.values() if entry.detaching]
-        marks = [[(entry.before, entry.taken) for entry in ledger.entries.values()] for ledger in (cfn, undisturbed)]
+        marks = [[(entry.preexisting, entry.taken_over) for entry in ledger.entries.values()] for ledger in (cfn, undisturbed)]
         assert marks[0] == marks[1], f"step {last}"
 
 
@@ -1237,11 +1237,11 @@ class TestAtTheSameTime:
     def test_one_request_twice(self, cfn: CloudFormation, on_existing: OnExisting) -> None:
         """Both deliveries give the answer of the first, and what that attached is held and ours."""
         request = cfn.a_create("A", FREE, on_existing)
-        first: list[Answer] = []
+        first: list[Response] = []
         cfn.at(CREATE, preceded_by(lambda: first.append(cfn.send(request).answer)))
         assert cfn.send(request).answer == first[0]
         assert outcome(first[0]) == "ATTACHED"
-        assert cfn.entry(FREE) == Entry(frozenset({holder("A")}))
+        assert cfn.entry(FREE) == AssociationRecord(frozenset({holder("A")}))
 
     def test_one_request_twice_and_one_dies(self, cfn: CloudFormation) -> None:
         """What a delivery attached before it died is this resource's own."""
@@ -1253,7 +1253,7 @@ class TestAtTheSameTime:
 
         cfn.at(CREATE, preceded_by(other_delivery), served_then(Death()))
         assert cfn.send(request).answer.success
-        assert cfn.entry(FREE) == Entry(frozenset({holder("A")}))
+        assert cfn.entry(FREE) == AssociationRecord(frozenset({holder("A")}))
 
     def test_one_request_twice_and_one_is_refused(self, cfn: CloudFormation) -> None:
         """A delivery that fails takes nothing back from one that has succeeded."""
@@ -1309,7 +1309,7 @@ class TestHalfWay:
         cfn.at(DELETE, fails(DENIED))
         assert failed(cfn.update("A", FREE, FREE, ADOPT), "apigateway:DELETE")
         assert FREE in cfn.attached
-        assert not cfn.entry(FREE).before
+        assert not cfn.entry(FREE).preexisting
 
     def test_moved_back_in_vain(self, cfn: CloudFormation) -> None:
         """Where somebody has put the key into a third plan for the stage, the Reason says that the old one is detached."""
@@ -1480,7 +1480,7 @@ class TestTakenThenMoved:
         cfn.update("A", FREE, PRO, TAKE, took=True)
         assert cfn.update("A", carried, FREE, TAKE, took=True).success
         assert cfn.attached == {FREE}
-        assert cfn.entry(FREE).before
+        assert cfn.entry(FREE).preexisting
         assert cfn.delete("A", PRO, take=True).success
         assert cfn.delete("A", FREE, take=True).success
         assert cfn.attached == {FREE}, "it was never taken"
@@ -1489,16 +1489,16 @@ class TestTakenThenMoved:
         cfn.at(CREATE, usual, fails(DENIED))
         assert not cfn.update("A", FREE, PRO, TAKE, took=True).success
         assert cfn.attached == {FREE}
-        assert cfn.entry(FREE).before
-        assert cfn.entry(FREE).moved is None
+        assert cfn.entry(FREE).preexisting
+        assert cfn.entry(FREE).moved_by is None
 
     def test_a_rollback_takes_nothing_over(self, cfn: CloudFormation) -> None:
         """What it wants this resource has held before."""
         cfn.update("A", FREE, GOLD, TAKE)
         cfn.by_hand(PRO, attached=True) if FREE not in cfn.attached else None
-        assert cfn.entry(FREE).before
+        assert cfn.entry(FREE).preexisting
         assert cfn.update("A", GOLD, FREE, TAKE, took=True).success
-        assert cfn.entry(FREE).before
+        assert cfn.entry(FREE).preexisting
 
 
 class TestMovedAway:
@@ -1553,7 +1553,7 @@ class TestWhoseItIs:
         cfn.create("A", FREE)
         cfn.entries[pair(FREE)] = cfn.entry(FREE)._replace(begun_by=NOBODY)
         answer = cfn.create("B", FREE, on_existing)
-        assert cfn.entry(FREE).before
+        assert cfn.entry(FREE).preexisting
         if on_existing is FAIL:
             assert failed(answer, "it is there already")
             assert cfn.holders(FREE) == {holder("A")}
@@ -1714,7 +1714,7 @@ class TestOutOfReach:
         request = cfn.an_update("A", FREE, PRO)
         with pytest.raises(TurnOverError):
             cfn.send(request)
-        assert cfn.entry(FREE).moved == request.id
+        assert cfn.entry(FREE).moved_by == request.id
 
 
 class TestOver:
@@ -1732,17 +1732,17 @@ class TestOver:
             "delete": cfn.a_delete("A", FREE),
         }
         service = cfn.service(asked[kind])
-        answer = service.serve().answer
+        answer = service.handle().answer
         assert failed(answer, "was over before its turn came")
         assert (cfn.calls(), cfn.entries) == ({}, before)
         cfn.is_over = False
-        assert cfn.service(asked[kind]).serve().answer == answer, "the same again, though there is time"
+        assert cfn.service(asked[kind]).handle().answer == answer, "the same again, though there is time"
 
     def test_one_that_was_answered_is_given_that_answer(self, cfn: CloudFormation) -> None:
         request = cfn.a_create("A", FREE)
         given = cfn.send(request).answer
         cfn.is_over = True
-        assert cfn.service(request).serve().answer == given
+        assert cfn.service(request).handle().answer == given
         assert given.success
 
 
@@ -1750,9 +1750,9 @@ class TestDeaths:
     """A request that was received before is marked as begun; a mark that is found standing is a death."""
 
     @staticmethod
-    def serve(cfn: CloudFormation, request: Request) -> Answer:
+    def serve(cfn: CloudFormation, request: Request) -> Response:
         deadline = Deadline(3600, cfn.clock, Random(0), turn=90)
-        return Service(request, cfn, ApiGateway(cfn), deadline, again=True).serve().answer  # type: ignore[arg-type]  # a fake
+        return Service(request, cfn, ApiGateway(cfn), deadline, again=True).handle().answer  # type: ignore[arg-type]  # a fake
 
     def test_the_fourth_time_it_is_answered_failed(self, cfn: CloudFormation) -> None:
         request = cfn.a_create("A", FREE)
@@ -1818,8 +1818,8 @@ class TestSameSecond:
         cfn.arrives(update)
         cfn.arrives(rollback)
         cfn.arrives(update)
-        assert failed(cfn.service(update).serve().answer, "Superseded")
-        assert cfn.service(rollback).serve().answer.success
+        assert failed(cfn.service(update).handle().answer, "Superseded")
+        assert cfn.service(rollback).handle().answer.success
         assert cfn.attached == {FREE}
 
 
@@ -1876,20 +1876,20 @@ class TestEachStep:
         monkeypatch.setattr("usage_plan_key.rules.rest", refuse)
         cfn.script[CREATE] = itertools.repeat(fails(BUSY))
         with pytest.raises(TurnOverError):
-            self.received_again(cfn, cfn.a_create("A", FREE), seconds=60).serve()
+            self.received_again(cfn, cfn.a_create("A", FREE), seconds=60).handle()
 
     def test_the_mark_is_taken_off_in_the_requests_own_time(self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch) -> None:
         clocks: list[object] = []
         change = cfn.change
 
-        def watched(holder_: Holder, associations: Any, rule: Any, deadline: Deadline, seen: State | None = None) -> State:
+        def watched(holder_: Holder, associations: Any, rule: Any, deadline: Deadline, seen: Snapshot | None = None) -> Snapshot:
             clocks.append(deadline.clock)
             return change(holder_, associations, rule, deadline, seen)
 
         monkeypatch.setattr(cfn, "change", watched)
         cfn.script[CREATE] = itertools.repeat(fails(BUSY))
         with pytest.raises(TurnOverError):
-            self.received_again(cfn, cfn.a_create("A", FREE), seconds=60).serve()
+            self.received_again(cfn, cfn.a_create("A", FREE), seconds=60).handle()
         assert set(clocks) == {cfn.clock}
         assert cfn.records[holder("A")].begun == ""
 
@@ -1899,7 +1899,7 @@ class TestEachStep:
         cfn.lose_writes = 1
         outages = iter([0])  # Before the first write; after it, and from then on, the ledger is out of reach.
         cfn.tick = lambda: cfn.outage(next(outages, 99))
-        assert failed(cfn.service(request).serve().answer, "nobody knows whether it was written")
+        assert failed(cfn.service(request).handle().answer, "nobody knows whether it was written")
 
     def test_what_is_lost_is_logged_in_full(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
         cfn.create("A", FREE, digest="P1")
@@ -1961,7 +1961,7 @@ class TestEachStep:
         anew = int(cfn.clock.now) + 5
         change = cfn.change
 
-        def preceded(holder_: Holder, *rest: Any) -> State:
+        def preceded(holder_: Holder, *rest: Any) -> Snapshot:
             if holder_ == holder("A"):
                 monkeypatch.setattr(cfn, "change", change)
                 cfn.entries[pair(FREE)] = cfn.entry(FREE)._replace(detaching=anew)
@@ -1995,8 +1995,8 @@ class TestEachStep:
         request = cfn.a_create("A", FREE)
         cfn.arrives(request)
         cfn.outage(99)
-        answer = cfn.service(request).serve().answer
-        assert answer == Answer(success=False, id=FREE, reason="the ledger is out of reach", at=int(cfn.clock.now))
+        answer = cfn.service(request).handle().answer
+        assert answer == Response(success=False, id=FREE, reason="the ledger is out of reach", at=int(cfn.clock.now))
         assert answer.success is False
         said = "The answer could not be written down: the ledger is out of reach"
         assert ("usage_plan_key.service", logging.ERROR, said) in caplog.record_tuples
@@ -2005,7 +2005,7 @@ class TestEachStep:
         cfn.create("A", FREE)
         request = cfn.a_delete("A", FREE)
         answer = cfn.send(request).answer
-        assert answer == Answer(success=True, id=FREE, at=int(cfn.clock.now))
+        assert answer == Response(success=True, id=FREE, at=int(cfn.clock.now))
         assert cfn.records[holder("A")].answers[request.id] == answer
 
     @pytest.mark.parametrize(
@@ -2024,7 +2024,7 @@ class TestEachStep:
         written: list[Holder] = []
         write = cfn.written
 
-        def counted(holder_: Holder, after: State) -> None:
+        def counted(holder_: Holder, after: Snapshot) -> None:
             written.append(holder_)
             write(holder_, after)
 
@@ -2050,7 +2050,7 @@ class TestEachStep:
         asked: list[object] = []
         change = cfn.change
 
-        def watched(holder_: Holder, *rest: Any) -> State:
+        def watched(holder_: Holder, *rest: Any) -> Snapshot:
             asked.append(holder_)
             return change(holder_, *rest)
 
@@ -2095,7 +2095,7 @@ class TestEachStep:
         cfn.arrives(request)
         service = Service(request, cfn, ApiGateway(cfn), deadline)  # type: ignore[arg-type]  # a fake
         with pytest.raises(Death):
-            service.serve()
+            service.handle()
         return dice.rolled
 
     def test_what_an_earlier_delivery_attached_stays_held_where_the_ledger_cannot_be_read(
@@ -2107,13 +2107,13 @@ class TestEachStep:
             cfn.send(request)
         change, calls = cfn.change, iter(range(99))
 
-        def unreadable(*arguments: Any) -> State:
+        def unreadable(*arguments: Any) -> Snapshot:
             if next(calls) == 1:
                 raise FailedError("the ledger is out of reach")
             return change(*arguments)
 
         monkeypatch.setattr(cfn, "change", unreadable)
-        assert failed(cfn.service(request).serve().answer, "out of reach")
+        assert failed(cfn.service(request).handle().answer, "out of reach")
         assert cfn.holders(FREE) == {holder("A")}
 
     def test_what_an_earlier_delivery_has_not_attached_is_let_go_where_it_is_refused(self, cfn: CloudFormation) -> None:
@@ -2150,13 +2150,13 @@ class TestEachStep:
         cfn.arrives(request)
         change, calls = cfn.change, iter(range(99))
 
-        def unreadable(*arguments: Any) -> State:
+        def unreadable(*arguments: Any) -> Snapshot:
             if next(calls) == 1:
-                raise FailedError("nobody knows", clear=False)
+                raise FailedError("nobody knows", nothing_changed=False)
             return change(*arguments)
 
         monkeypatch.setattr(cfn, "change", unreadable)
-        assert cfn.service(request).serve().answer.reason == "nobody knows"
+        assert cfn.service(request).handle().answer.reason == "nobody knows"
 
     def test_a_move_that_comes_to_nothing_gives_up_while_there_is_time_to_undo_it(
         self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch
@@ -2185,14 +2185,14 @@ class TestEachStep:
         cfn.by_hand(FREE, attached=False)
         cfn.at(CREATE, served_then(LOST), fails(DENIED))
         assert failed(cfn.update("A", FREE, FREE, ADOPT))
-        assert not cfn.entry(FREE).before
+        assert not cfn.entry(FREE).preexisting
 
     def test_what_was_read_is_not_read_again(self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch) -> None:
         """Each look into the ledger is a call to DynamoDB."""
         looks: list[int] = []
         change = cfn.change
 
-        def counted(*arguments: Any) -> State:
+        def counted(*arguments: Any) -> Snapshot:
             looks[-1] += 1
             return change(*arguments)
 
@@ -2216,12 +2216,12 @@ class TestEachStep:
         """Too late, a Create alone: it begins a new life, and its Delete may follow."""
         for request in (cfn.a_create("A", FREE), cfn.an_update("B", FREE, FREE)):
             deadline = Deadline(900, cfn.clock, is_over=is_over)
-            Service(request, cfn, ApiGateway(cfn), deadline, fenced=False).serve()  # type: ignore[arg-type]  # a fake
+            Service(request, cfn, ApiGateway(cfn), deadline, fenced=False).handle()  # type: ignore[arg-type]  # a fake
         assert [cfn.records[holder(name)].issued > 0 for name in "AB"] == [True, not is_over]
 
     def test_a_request_whose_turn_is_over_says_which(self, cfn: CloudFormation) -> None:
         with pytest.raises(TurnOverError, match=r"^Could not serve Create: the function's time is nearly up$"):
-            self.received_again(cfn, cfn.a_create("A", FREE), seconds=1).serve()
+            self.received_again(cfn, cfn.a_create("A", FREE), seconds=1).handle()
 
     def test_an_internal_error_is_logged_with_its_traceback(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
         cfn.at(CREATE, fails(ZeroDivisionError()))

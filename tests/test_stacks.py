@@ -23,8 +23,8 @@ from tests.aws.fake import Key, Plan
 from tests.aws.rules import SHARED_STAGES, Refusal
 from tests.memory import Clock, Inline, MemoryLedger
 from usage_plan_key.api_gateway import ApiGateway
-from usage_plan_key.model import Answer, Association, Holder, Record, State
-from usage_plan_key.provider import Invocation
+from usage_plan_key.model import Association, Holder, ResourceRecord, Response, Snapshot
+from usage_plan_key.provider import Provider
 from usage_plan_key.queue import Queue
 from usage_plan_key.request import Create, Delete, OnExisting, Request, Update
 from usage_plan_key.retry import Deadline
@@ -35,12 +35,12 @@ STACKS = ("one", "two")
 RESOURCES = ("A", "B", "C")
 
 
-def read(put: dict[str, Any]) -> Answer:
+def read(put: dict[str, Any]) -> Response:
     """What CloudFormation is told; without when it was given, which it is not told."""
     data = put.get("Data", {})
     success = put["Status"] == "SUCCESS"
     outcome, name = data.get("Outcome", ""), data.get("KeyName", "")
-    return Answer(success, put["PhysicalResourceId"], put.get("Reason", ""), outcome, name)
+    return Response(success, put["PhysicalResourceId"], put.get("Reason", ""), outcome, name)
 
 
 class Death(BaseException):
@@ -96,7 +96,7 @@ class ShakyLedger(MemoryLedger):
         super().__init__()
         self._chaos = chaos
 
-    def written(self, holder: Holder, after: State) -> None:
+    def written(self, holder: Holder, after: Snapshot) -> None:
         strike = self._chaos.strikes("dies before", "dies after")
         if strike == "dies before":
             raise Death
@@ -157,7 +157,7 @@ class Stacks(RuleBasedStateMachine):
         """Retained once: then a holder may stay, also when it was not attached, or declared again for a while."""
         self.retains: dict[Holder, set[Association]] = {}
         """Left attached by a resource that is gone, for its policy was Retain."""
-        self.answers: dict[str, tuple[Request, Answer]] = {}
+        self.answers: dict[str, tuple[Request, Response]] = {}
         self.serial = itertools.count(1)
 
         self.taken_over: set[tuple[Holder, Association]] = set()
@@ -167,7 +167,7 @@ class Stacks(RuleBasedStateMachine):
         self.delivered: dict[str, tuple[str, str, int]] = {}
         """What was served: RequestId to body, group and how often it was received."""
         self.puts: list[dict[str, Any]] = []
-        self.function = Invocation(
+        self.function = Provider(
             api=self.gateway,
             sender=self,  # type: ignore[arg-type]  # a fake
             table=self.ledger,  # type: ignore[arg-type]  # a fake
@@ -232,12 +232,12 @@ class Stacks(RuleBasedStateMachine):
         if request.physical_id is not None:
             event["PhysicalResourceId"] = request.physical_id
         try:
-            self.function.by_cloudformation(event, self)
+            self.function.on_event(event, self)
         except Death:
             return False
         return True
 
-    def attempt(self, request: Request, rng: Random | None = None) -> Answer | None:
+    def attempt(self, request: Request, rng: Random | None = None) -> Response | None:
         """One delivery of a request; None when the function died.
 
         It shares its batch with messages that come once more: as SQS fills it, stack by stack, or, at worst, mixed.
@@ -260,7 +260,7 @@ class Stacks(RuleBasedStateMachine):
             records.append({"messageId": id_, "receiptHandle": id_, "body": body, "attributes": attributes})
         self.puts.clear()
         try:
-            failed = [item["itemIdentifier"] for item in self.function.by_queue(records, self)["batchItemFailures"]]
+            failed = [item["itemIdentifier"] for item in self.function.on_batch(records, self)["batchItemFailures"]]
         except Death:
             return None
         answers = {put["RequestId"]: read(put) for put in self.puts}
@@ -269,7 +269,7 @@ class Stacks(RuleBasedStateMachine):
             assert answers[id_] == self.answers[id_][1], "the same request, the same answer"
         return answers[request.id]
 
-    def send(self, request: Request, rng: Random) -> Answer:
+    def send(self, request: Request, rng: Random) -> Response:
         """Deliver a request until it is answered, as Lambda and the queue do."""
         wanted = getattr(request, "wanted", None)
         # The one exception that the contract names: a death or a lost reply just where somebody else has attached the key.
@@ -286,7 +286,7 @@ class Stacks(RuleBasedStateMachine):
             self.again(request)
         return answer
 
-    def answered(self, request: Request, answer: Answer) -> None:
+    def answered(self, request: Request, answer: Response) -> None:
         assert answer.id
         if isinstance(request, Delete) or not answer.success:
             assert answer.id == request.answer_id
@@ -304,14 +304,18 @@ class Stacks(RuleBasedStateMachine):
                 self.outside.discard(request.wanted)
                 if (request.holder, request.wanted) in self.taken_over:
                     self.outside.add(request.wanted)
-            if answer.outcome == "MOVED" and request.named in self.outside - self.taken and request.named != request.wanted:
+            if (
+                answer.outcome == "MOVED"
+                and request.identified in self.outside - self.taken
+                and request.identified != request.wanted
+            ):
                 assert isinstance(request, Update)
                 assert request.took
                 assert request.on_existing is OnExisting.TAKE
-                self.outside.discard(request.named)
-                self.taken_over.add((request.holder, request.named))
-        if isinstance(request, Delete) and answer.success and request.named:
-            self.taken_over.discard((request.holder, request.named))
+                self.outside.discard(request.identified)
+                self.taken_over.add((request.holder, request.identified))
+        if isinstance(request, Delete) and answer.success and request.identified:
+            self.taken_over.discard((request.holder, request.identified))
 
     def again(self, request: Request) -> None:
         """The same request comes once more: the same answer."""
@@ -326,7 +330,7 @@ class Stacks(RuleBasedStateMachine):
         rng.shuffle(stack.late)
         for request in stack.late:
             before = set(self.api.attached)
-            record = self.ledger.records.get(request.holder, Record())
+            record = self.ledger.records.get(request.holder, ResourceRecord())
             served = request.id in record.answers  # by a delivery that died just before it could tell
             answer = self.attempt(request)
             assert answer is not None
@@ -547,7 +551,7 @@ class Stacks(RuleBasedStateMachine):
             self.api.create_usage_plan_key(usagePlanId=plan, keyId=key, keyType="API_KEY")
         except ClientError:
             return
-        if association in self.ledger.entries and not self.ledger.entries[association].before:
+        if association in self.ledger.entries and not self.ledger.entries[association].preexisting:
             self.removed.discard(association)
         else:
             self.outside.add(association)

@@ -122,7 +122,7 @@ def test_what_a_function_that_always_fails_leaves_comes_into_the_dead_letter_que
 
 def test_what_fits_into_one_queue_fits_into_the_next() -> None:
     sizes = {name: it["Properties"]["MaximumMessageSize"] for name, it in RESOURCES.items() if it["Type"] == "AWS::SQS::Queue"}
-    assert sizes == dict.fromkeys(("Requests", "Undelivered", "Unanswered"), queue.MOST_BYTES)
+    assert sizes == dict.fromkeys(("Requests", "Undelivered", "Unanswered"), queue.LONGEST_MESSAGE)
 
 
 def test_the_queue_is_fifo_by_stack_and_so_is_its_dead_letter_queue() -> None:

@@ -12,7 +12,7 @@ from benchmarks import policies, storms
 from benchmarks.model import MOST_RECEIVES, MOST_ROUNDS, Account, Fifo
 from benchmarks.waves import Result, furnish, wave
 from benchmarks.world import World
-from usage_plan_key.provider import Invocation
+from usage_plan_key.provider import Provider
 from usage_plan_key.queue import VISIBILITY, Queue
 
 both_batches = pytest.mark.parametrize("worst", [False, True], ids=["kind", "worst"])
@@ -161,9 +161,9 @@ def test_what_is_sent_back_into_the_queue_is_lost_after_sixteen_rounds(monkeypat
             MessageDeduplicationId=message.receipt,
         )
 
-    by_queue = Invocation.by_queue
+    on_batch = Provider.on_batch
     monkeypatch.setattr(Queue, "give_back", send_back)
-    monkeypatch.setattr(Invocation, "by_queue", lambda *a: by_queue(*a) and {"batchItemFailures": []})
+    monkeypatch.setattr(Provider, "on_batch", lambda *a: on_batch(*a) and {"batchItemFailures": []})
     account = Account(1)
     result = throttled(3, 1, 100, account)
     assert (result.succeeded, result.rounds) == (0, MOST_ROUNDS)

@@ -17,7 +17,7 @@ from botocore.exceptions import (
 
 from .errors import FailedError, MissingError, OutOfTimeError, UnreadableError
 from .model import Association
-from .retry import Again, Attempts, Deadline, _code, _message, persist, transient
+from .retry import Again, Attempts, Deadline, code, message, retry, transient
 from .rules import attaching
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 #: Looks at a conflict that nothing explains. One that is passing is over by then: what it was has changed meanwhile.
 MOST_UNEXPLAINED: Final = 3
 #: Seconds for which a plan's stages are remembered. A move that is known to be one takes two calls, not six.
-REMEMBERED: Final = 60
+STAGES_KNOWN_FOR: Final = 60
 
 
 class Key(NamedTuple):
@@ -87,7 +87,7 @@ class ApiGateway:
             return self._attach(what, association, deadline, attempts)
         except FailedError as failed:
             # An attempt that may have been served stays one, whatever was refused or could not be looked at afterwards.
-            failed.clear = not attempts.unclear
+            failed.nothing_changed = not attempts.unclear
             raise
 
     def _attach(self, what: str, association: Association, deadline: Deadline, attempts: Attempts) -> InPlan | list[Rival]:
@@ -99,16 +99,16 @@ class ApiGateway:
                 return InPlan(_key(self._ask(call, what, deadline, association.key_id, attempts)), by_us=True)
             except (ClientError, BotoCoreError) as error:
                 refused = self._refused(what, association, error, "POST", "keys", deadline)
-                if _code(error) not in ("ConflictException", "BadRequestException"):
+                if code(error) not in ("ConflictException", "BadRequestException"):
                     raise refused from error
                 found = self._look_into(association, error, deadline, attempts)
                 if found is not None:
                     return found
-                if _code(error) == "BadRequestException":
+                if code(error) == "BadRequestException":
                     raise refused from error
                 unexplained += 1
                 if unexplained == MOST_UNEXPLAINED:
-                    raise FailedError(f"{what}: {_message(error)}") from error
+                    raise FailedError(f"{what}: {message(error)}") from error
                 deadline.pause(unexplained, what, error)
 
     def _look_into(
@@ -122,13 +122,13 @@ class ApiGateway:
         except (OutOfTimeError, MissingError):
             raise
         except FailedError:
-            if _code(error) == "ConflictException":
+            if code(error) == "ConflictException":
                 raise
             return None  # What was wrong with the request the error itself says.
 
     def known_rival(self, held: Association, wanted: Association, deadline: Deadline) -> Rival | None:
         """Tell, without a call, whether `held` was lately seen to keep its key from `wanted`."""
-        since = deadline.clock.time() - REMEMBERED
+        since = deadline.clock.time() - STAGES_KNOWN_FOR
         plans = [self._plans.get(plan_id, (0.0, {})) for plan_id in (held.plan_id, wanted.plan_id)]
         if held.key_id != wanted.key_id or held == wanted or any(at < since for at, _ in plans):
             return None
@@ -141,7 +141,7 @@ class ApiGateway:
         try:
             return _key(self._ask(call, what, deadline, association.key_id))
         except (ClientError, BotoCoreError) as error:
-            if _code(error) == "NotFoundException":
+            if code(error) == "NotFoundException":
                 return None
             raise self._refused(what, association, error, "GET", f"keys/{association.key_id}", deadline) from error
 
@@ -151,7 +151,7 @@ class ApiGateway:
         try:
             self._detach(association, deadline, attempts)
         except FailedError as failed:
-            failed.clear = not attempts.unclear
+            failed.nothing_changed = not attempts.unclear
             raise
 
     def _detach(self, association: Association, deadline: Deadline, attempts: Attempts) -> None:
@@ -162,10 +162,10 @@ class ApiGateway:
             try:
                 self._ask(call, what, deadline, None, attempts)
             except (ClientError, BotoCoreError) as error:
-                if _code(error) == "NotFoundException":
+                if code(error) == "NotFoundException":
                     return
                 unexplained += 1
-                if _code(error) == "ConflictException" and unexplained < MOST_UNEXPLAINED:
+                if code(error) == "ConflictException" and unexplained < MOST_UNEXPLAINED:
                     deadline.pause(unexplained, what, error)
                     continue
                 raise self._refused(what, association, error, "DELETE", f"keys/{association.key_id}", deadline) from error
@@ -199,7 +199,7 @@ class ApiGateway:
         try:
             plan = self._ask(call, what, deadline, association.plan_id)
         except (ClientError, BotoCoreError) as error:
-            if _code(error) == "NotFoundException":
+            if code(error) == "NotFoundException":
                 raise MissingError(self._missing(what, f"usage plan {association.plan_id}", association)) from error
             raise self._refused(what, association, error, "GET", "", deadline) from error
         self._plans[association.plan_id] = deadline.clock.time(), plan
@@ -210,18 +210,18 @@ class ApiGateway:
     ) -> FailedError:
         """Say why a call was refused for good. `path` is below the plan; None means all plans."""
         resource = "/usageplans" + ("" if path is None else f"/{association.plan_id}/{path}".rstrip("/"))
-        match _code(error):
+        match code(error):
             case "NotFoundException":
                 return MissingError(self._which_is_missing(what, association, deadline))
             case "BadRequestException":
-                return FailedError(f"{what}: API Gateway calls it a bad request: {_message(error)}. Check KeyId and UsagePlanId")
+                return FailedError(f"{what}: API Gateway calls it a bad request: {message(error)}. Check KeyId and UsagePlanId")
             case "UnauthorizedException" | "AccessDeniedException" | "AccessDenied":
                 return FailedError(
                     f"{what}: permission is missing. Allow the function's role apigateway:{verb} on "
                     # Of a service control policy, a boundary or an endpoint's policy, AWS's own text alone says so.
-                    f"arn:PARTITION:apigateway:{self._region}::{resource}, then deploy again. AWS says: {_message(error)}"
+                    f"arn:PARTITION:apigateway:{self._region}::{resource}, then deploy again. AWS says: {message(error)}"
                 )
-        return FailedError(f"{what}: {_code(error)}: {_message(error)}")
+        return FailedError(f"{what}: {code(error)}: {message(error)}")
 
     def _which_is_missing(self, what: str, association: Association, deadline: Deadline) -> str:
         """Tell by looking at the plan: the text of a 404 has been seen to be wrong, and keys would show their values."""
@@ -260,7 +260,7 @@ class ApiGateway:
                 raise UnreadableError("the reply is none of API Gateway's, or is cut short")
             return reply
 
-        return persist(readable, what, deadline, _logged(transient, what), attempts)
+        return retry(readable, what, deadline, _logged(transient, what), attempts)
 
 
 def _logged(again: Callable[[Exception], Again | None], what: str) -> Callable[[Exception], Again | None]:
@@ -269,7 +269,7 @@ def _logged(again: Callable[[Exception], Again | None], what: str) -> Callable[[
     def logged(error: Exception) -> Again | None:
         verdict = again(error)
         if verdict is not None:
-            logger.info("%s: %s, trying again", what, _code(error))
+            logger.info("%s: %s, trying again", what, code(error))
         return verdict
 
     return logged

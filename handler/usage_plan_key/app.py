@@ -19,7 +19,7 @@ from botocore.config import Config
 
 from .api_gateway import ApiGateway
 from .ledger import Table
-from .provider import Invocation, about
+from .provider import Provider, about
 from .queue import Queue
 from .response import Sender, check_value_host
 from .retry import CONNECT_TIMEOUT, READ_TIMEOUT, SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT
@@ -65,7 +65,7 @@ _check_host = partial(
     suffix=os.environ.get("RESPONSE_URL_SUFFIX"),
     emulator=os.environ.get("RESPONSE_URL_HOST"),
 )
-_invocation = Invocation(
+_invocation = Provider(
     api=ApiGateway(_apigateway),
     table=Table(_client("dynamodb", SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT), _table) if _table else None,
     queue=Queue(_client("sqs", SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT), _queue, os.environ.get("UNDELIVERED_URL"))
@@ -82,10 +82,10 @@ gc.enable()
 
 
 def handler(event: object, context: Any) -> dict[str, Any] | None:
-    """Take a request of CloudFormation's, serve a batch from the queue, or do as an operator asks; see `Invocation`."""
+    """Take a request of CloudFormation's, serve a batch from the queue, or do as an operator asks; see `Provider`."""
     match event:
         case {"Records": [{"messageId": _, "receiptHandle": _, "body": _}, *_] as records}:
-            return _invocation.by_queue(records, context)
+            return _invocation.on_batch(records, context)
         case {"LetGo": asked}:
             return _invocation.let_go(asked, context)
-    return _invocation.by_cloudformation(event, context)
+    return _invocation.on_event(event, context)

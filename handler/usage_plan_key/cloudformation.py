@@ -9,7 +9,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from .errors import FailedError
-from .retry import Deadline, persist, transient
+from .retry import Deadline, retry, transient
 
 
 def stack_is_gone(client: Any, stack_id: str, function_arn: str, deadline: Deadline) -> bool:
@@ -28,7 +28,7 @@ def stack_is_gone(client: Any, stack_id: str, function_arn: str, deadline: Deadl
         raise FailedError(f"{stack_id} is no id of a stack in this function's region and account, so nothing was let go of")
     what = f"Could not ask CloudFormation about {stack_id}"
     try:
-        reply = persist(partial(client.describe_stacks, StackName=stack_id), what, deadline, transient)
+        reply = retry(partial(client.describe_stacks, StackName=stack_id), what, deadline, transient)
     except ClientError as error:
         if error.response["Error"]["Code"] == "ValidationError":
             return True

@@ -14,7 +14,7 @@ from typing import Any, Final
 from crhelper import CfnResource
 
 from .errors import TurnOverError
-from .model import Answer
+from .model import Response
 from .request import Request
 from .response import body
 from .service import Served
@@ -59,7 +59,7 @@ def _fresh() -> Mapping[str, Any]:
 _FRESH: Final = _fresh()
 
 
-class Resource(CfnResource):
+class CustomResource(CfnResource):
     """One request's crhelper. Each request has a new one, so no state of an earlier one can be in it."""
 
     _context: Any
@@ -87,7 +87,7 @@ class Resource(CfnResource):
             if talker.level != level:
                 talker.setLevel(level)
         self._request = request
-        self._serve = serve
+        self._handle = serve
         self._give_up = give_up
         self._deliver = deliver
         self._where = where
@@ -121,7 +121,7 @@ class Resource(CfnResource):
     def _serve_it(self, event: Mapping[str, Any], context: Any) -> str:
         """Defect: crhelper gives a failed Create a random id, and CloudFormation sends its Delete with that id."""
         try:
-            self._put_together(self._serve)
+            self._put_together(self._handle)
         except TurnOverError as error:
             self._postponed = error
         return self._request.answer_id
@@ -145,7 +145,7 @@ class Resource(CfnResource):
 
     def _internal_error(self, reason: str) -> bytes:
         reason = f"An internal error, please report it: {reason}"
-        return body(self._request, Served(Answer(success=False, id=self._request.answer_id, reason=reason)), self._where)
+        return body(self._request, Served(Response(success=False, id=self._request.answer_id, reason=reason)), self._where)
 
     def _send(self, status: str | None = None, reason: str = "", send_response: object = None) -> None:
         """Defects: see below.

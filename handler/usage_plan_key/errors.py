@@ -9,12 +9,12 @@ class FailedError(Exception):
     """Raised when a request is to be answered FAILED; its text is the Reason.
 
     Attributes:
-        clear: Nothing can have been attached by this attempt, so what it wrote down can be taken back.
+        nothing_changed: Nothing can have been attached by this attempt, so what it wrote down can be taken back.
     """
 
-    def __init__(self, reason: str, *, clear: bool = True) -> None:
+    def __init__(self, reason: str, *, nothing_changed: bool = True) -> None:
         super().__init__(reason)
-        self.clear = clear
+        self.nothing_changed = nothing_changed
 
 
 class MissingError(FailedError):

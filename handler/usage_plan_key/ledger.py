@@ -15,14 +15,14 @@ from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from botocore.exceptions import BotoCoreError, ClientError
 
 from .errors import FailedError
-from .model import NOBODY, REMEMBERED, Answer, Association, Entry, Hold, Holder, Record, State, digest
+from .model import NOBODY, REMEMBERED, Association, AssociationRecord, Hold, Holder, ResourceRecord, Response, Snapshot, digest
 from .request import Request
-from .retry import Again, Deadline, persist, transient
+from .retry import Again, Deadline, retry, transient
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-Rule = Callable[[State], State]
+Rule = Callable[[Snapshot], Snapshot]
 
 #: The shape of a page, written in each; a page without one is of shape 1. A newer shape is refused, an older one is read.
 SHAPE: Final = 2
@@ -34,8 +34,8 @@ class Ledger(Protocol):
     """Where the pages are."""
 
     def change(
-        self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline, seen: State | None = None
-    ) -> State:
+        self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline, seen: Snapshot | None = None
+    ) -> Snapshot:
         """Read the pages of a holder and of associations, apply a rule to them, and write what it changed.
 
         The rule may run more than once, on what stands there by then. What it raises goes through, and nothing is written.
@@ -53,19 +53,19 @@ class Ledger(Protocol):
         """
 
 
-class EventsWord:
+class StatelessLedger:
     """No table (sam local, a sample event): the event is taken at its word, its resource holds what its id names."""
 
     def __init__(self, request: Request) -> None:
-        self._state = State(Record(), {})
-        if (named := request.named) is not None:
-            self._state = State(Record(), {named: Entry()}).held(request.holder, named, Hold(request.id))
+        self._state = Snapshot(ResourceRecord(), {})
+        if (named := request.identified) is not None:
+            self._state = Snapshot(ResourceRecord(), {named: AssociationRecord()}).held(request.holder, named, Hold(request.id))
 
     def change(
-        self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline, seen: State | None = None
-    ) -> State:
+        self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline, seen: Snapshot | None = None
+    ) -> Snapshot:
         """See `Ledger`."""
-        unheard_of = {association: Entry() for association in associations if association not in self._state.entries}
+        unheard_of = {association: AssociationRecord() for association in associations if association not in self._state.entries}
         state = self._state._replace(entries={**self._state.entries, **unheard_of}) if unheard_of else self._state
         self._state = rule(state)
         return self._state
@@ -83,8 +83,8 @@ class Table:
         self._name = name
 
     def change(
-        self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline, seen: State | None = None
-    ) -> State:
+        self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline, seen: Snapshot | None = None
+    ) -> Snapshot:
         """See `Ledger`."""
         wanted = list(dict.fromkeys(associations))
         before = seen if seen is not None and seen.entries.keys() >= set(wanted) else None
@@ -109,12 +109,12 @@ class Table:
             attempt += 1
             deadline.pause(attempt, f"Could not write to the ledger {self._name}", "others keep changing the same pages")
 
-    def _changed(self, holder: Holder, before: State, after: State, now: int) -> list[dict[str, Any]]:
+    def _changed(self, holder: Holder, before: Snapshot, after: Snapshot, now: int) -> list[dict[str, Any]]:
         pages = [_record_page(holder, after.record, now)] if after.record != before.record else []
         entries = after.entries.items()
         return pages + [_entry_page(key, entry) for key, entry in entries if entry != before.entry(key)]
 
-    def _read(self, holder: Holder, associations: list[Association], deadline: Deadline) -> State:
+    def _read(self, holder: Holder, associations: list[Association], deadline: Deadline) -> Snapshot:
         pks = [_pk(holder), *map(_pk, associations)]
         gets = [{"Get": {"TableName": self._name, "Key": {"pk": {"S": pk}}}} for pk in pks]
         call = partial(self._client.transact_get_items, TransactItems=gets)  # type: ignore[arg-type]  # a plain dict
@@ -126,7 +126,7 @@ class Table:
             self._understood(pk, page, _entry if number else _record)
             for number, (pk, page) in enumerate(zip(pks, pages, strict=True))
         )
-        return State(record, dict(zip(associations, entries, strict=True)), versions)
+        return Snapshot(record, dict(zip(associations, entries, strict=True)), versions)
 
     def _understood(self, pk: str, page: Mapping[str, Any], read: Callable[[Mapping[str, Any]], Any]) -> Any:
         """Read a page.
@@ -182,7 +182,7 @@ class Table:
     def _persist(self, call: Callable[[], Any], verb: str, deadline: Deadline) -> Any:
         what = f"Could not {verb} the ledger {self._name} in {self._client.meta.region_name}"
         try:
-            return persist(call, what, deadline, partial(_again, reading=verb == "read"))
+            return retry(call, what, deadline, partial(_transient, reading=verb == "read"))
         except (ClientError, BotoCoreError) as error:
             raise FailedError(f"{what}: {error}. Check that the table is there and that the role may use it") from error
 
@@ -194,7 +194,7 @@ class _ChangedError(Exception):
 _PASSING: Final = {"None", "TransactionConflict", "ThrottlingError", "ProvisionedThroughputExceeded"}
 
 
-def _again(error: Exception, *, reading: bool) -> Again | None:
+def _transient(error: Exception, *, reading: bool) -> Again | None:
     """Read DynamoDB's errors, which come with 400 and say in their code what they are.
 
     https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Programming.Errors.html
@@ -220,7 +220,7 @@ def _some(page: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in page.items() if value not in (None, "", 0, False, {}, [])}
 
 
-def _record_page(holder: Holder, record: Record, now: int) -> dict[str, Any]:
+def _record_page(holder: Holder, record: ResourceRecord, now: int) -> dict[str, Any]:
     return {"pk": _pk(holder), "shape": SHAPE} | _some(
         {
             "holds": {a.id: {"request": hold.request} | _some(hold._asdict()) for a, hold in record.holds.items()},
@@ -229,7 +229,7 @@ def _record_page(holder: Holder, record: Record, now: int) -> dict[str, Any]:
             "closed": record.closed,
             "wants": record.wants and record.wants.id,
             "foreign": sorted(record.foreign),
-            "spared": record.spared and record.spared.id,
+            "spared": record.retained and record.retained.id,
             "answers": {id_: _some(answer._asdict()) for id_, answer in record.answers.items()},
             "digest": record.digest,
             "begun": record.begun,
@@ -254,10 +254,10 @@ def _list(value: object) -> list[str]:
     return value
 
 
-def _record(page: Mapping[str, Any]) -> Record:
+def _record(page: Mapping[str, Any]) -> ResourceRecord:
     holds = {_association(id_): Hold(**{**hold, "left": int(hold.get("left", 0))}) for id_, hold in page.get("holds", {}).items()}
     answers = {id_: {"success": False, "id": "", **answer} for id_, answer in page.get("answers", {}).items()}
-    return Record(
+    return ResourceRecord(
         holds=holds,
         # Before shapes were numbered, a rank within the second was part of it, and one RequestId was kept.
         issued=int(page.get("issued", int(page.get("order", 0)) // 4)),
@@ -265,8 +265,8 @@ def _record(page: Mapping[str, Any]) -> Record:
         closed=page.get("closed", False),
         wants=Association.parse(page.get("wants", "")),
         foreign=frozenset(id_ if "shape" in page else digest(id_) for id_ in _list(page.get("foreign", []))),
-        spared=Association.parse(page.get("spared", "")),
-        answers={id_: Answer(**{**answer, "at": int(answer.get("at", 0))}) for id_, answer in answers.items()},
+        retained=Association.parse(page.get("spared", "")),
+        answers={id_: Response(**{**answer, "at": int(answer.get("at", 0))}) for id_, answer in answers.items()},
         digest=page.get("digest", ""),
         begun=page.get("begun", ""),
         died=page.get("died", ""),
@@ -274,30 +274,30 @@ def _record(page: Mapping[str, Any]) -> Record:
     )
 
 
-def _entry_page(association: Association, entry: Entry) -> dict[str, Any]:
+def _entry_page(association: Association, entry: AssociationRecord) -> dict[str, Any]:
     if not entry.holders:
         return {"pk": _pk(association)}
     state = "wanted" if entry.begun_by == NOBODY else "attaching" if entry.begun_by else "attached"
     return {"pk": _pk(association), "shape": SHAPE, "state": state} | _some(
         {
             "holders": [{"stack": holder.stack_id, "resource": holder.logical_id} for holder in sorted(entry.holders)],
-            "before": entry.before,
-            "taken": entry.taken,
+            "before": entry.preexisting,
+            "taken": entry.taken_over,
             # For a version before `until`, which trusts a mark for so long.
             "detaching": entry.detaching and entry.detaching - TRUSTED,
             "until": entry.detaching,
-            "moved": entry.moved,
+            "moved": entry.moved_by,
             "begun_by": entry.begun_by,
         }
     )
 
 
-def _entry(page: Mapping[str, Any]) -> Entry:
-    return Entry(
+def _entry(page: Mapping[str, Any]) -> AssociationRecord:
+    return AssociationRecord(
         holders=frozenset(Holder(holder["stack"], holder["resource"]) for holder in page.get("holders", [])),
-        before=page.get("before", False),
-        taken=page.get("taken", False),
+        preexisting=page.get("before", False),
+        taken_over=page.get("taken", False),
         detaching=int(page.get("until", page["detaching"] + TRUSTED)) if "detaching" in page else None,
-        moved=page.get("moved"),
+        moved_by=page.get("moved"),
         begun_by=NOBODY if page.get("state") == "wanted" else page.get("begun_by"),
     )

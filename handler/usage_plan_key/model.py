@@ -57,7 +57,7 @@ class Holder(NamedTuple):
 
 #: Seconds for which given answers, and a holder that holds nothing, are remembered.
 REMEMBERED: Final = 24 * 60 * 60
-#: `Entry.begun_by` where no request has set about attaching.
+#: `AssociationRecord.begun_by` where no request has set about attaching.
 NOBODY: Final = ""
 #: What nothing stands in yet; it cannot be changed.
 _NONE: Final[Mapping[Any, Any]] = MappingProxyType({})
@@ -85,7 +85,7 @@ class Standing(Enum):
     STRANGERS = "other stacks alone"
 
 
-class Answer(NamedTuple):
+class Response(NamedTuple):
     """What CloudFormation is told, but for the key's value. `at` is when it was given, in epoch seconds."""
 
     success: bool
@@ -116,7 +116,7 @@ class Hold(NamedTuple):
     key_name: str = ""
 
 
-class Record(NamedTuple):
+class ResourceRecord(NamedTuple):
     """A resource's page in the ledger.
 
     Attributes:
@@ -126,7 +126,7 @@ class Record(NamedTuple):
         closed: The newest one is a Delete with an id that CloudFormation has invented.
         wants: The association that it wants.
         foreign: Digests of the foreign ids that Updates have brought, a former provider's: one may hold a key's value.
-        spared: What a Create wanted that was refused, while an earlier life of the resource held it.
+        retained: What a Create wanted that was refused, while an earlier life of the resource held it.
         answers: The answers given, by RequestId.
         digest: Of the properties that were last answered SUCCESS.
         begun: The RequestId that is being served after it was received before; one that is found standing is a death.
@@ -140,8 +140,8 @@ class Record(NamedTuple):
     closed: bool = False
     wants: Association | None = None
     foreign: frozenset[str] = frozenset()
-    spared: Association | None = None
-    answers: Mapping[str, Answer] = _NONE
+    retained: Association | None = None
+    answers: Mapping[str, Response] = _NONE
     digest: str = ""
     begun: str = ""
     died: str = ""
@@ -153,24 +153,24 @@ class Record(NamedTuple):
         return self.arrived[-1] if self.arrived else ""
 
 
-class Entry(NamedTuple):
+class AssociationRecord(NamedTuple):
     """An association's page in the ledger.
 
     Attributes:
         holders: The resources that hold it.
-        before: It was attached before any of them.
-        taken: An Update with `Take` has made it theirs all the same.
+        preexisting: It was attached before any of them.
+        taken_over: An Update with `Take` has made it theirs all the same.
         detaching: Its last holder has set about detaching it. Until when the function that does so can run, in epoch seconds:
             a mark that outlives it was left by a death.
-        moved: The RequestId that detached it for a move; it stays held.
+        moved_by: The RequestId that detached it for a move; it stays held.
         begun_by: The request that has last set about attaching it; NOBODY; None where it is attached, and nobody asks since when.
     """
 
     holders: frozenset[Holder] = frozenset()
-    before: bool = False
-    taken: bool = False
+    preexisting: bool = False
+    taken_over: bool = False
     detaching: int | None = None
-    moved: str | None = None
+    moved_by: str | None = None
     begun_by: str | None = None
 
     def others(self, holder: Holder) -> list[Holder]:
@@ -179,34 +179,34 @@ class Entry(NamedTuple):
 
     def owned(self, *, take: bool) -> bool:
         """Whether its last holder may detach it: it was attached by us, or it was taken and that still stands."""
-        return (self.taken and take) if self.before else self.begun_by != NOBODY
+        return (self.taken_over and take) if self.preexisting else self.begun_by != NOBODY
 
 
-class State(NamedTuple):
+class Snapshot(NamedTuple):
     """What the ledger says of one resource and of the associations that are looked at. `versions` is for the ledger."""
 
-    record: Record
-    entries: Mapping[Association, Entry]
+    record: ResourceRecord
+    entries: Mapping[Association, AssociationRecord]
     versions: Mapping[str, str | None] = _NONE
 
-    def entry(self, association: Association) -> Entry:
+    def entry(self, association: Association) -> AssociationRecord:
         """The page of an association; a KeyError where it was not read, for then nothing is known of its holders."""
         return self.entries[association]
 
-    def with_entry(self, association: Association, entry: Entry) -> State:
+    def with_entry(self, association: Association, entry: AssociationRecord) -> Snapshot:
         """With another page for an association."""
         return self._replace(entries={**self.entries, association: entry})
 
-    def held(self, holder: Holder, association: Association, hold: Hold) -> State:
+    def held(self, holder: Holder, association: Association, hold: Hold) -> Snapshot:
         """With the association held: both pages always change together."""
         entry = self.entry(association)
         record = self.record._replace(holds={**self.record.holds, association: hold})
         return self._replace(record=record).with_entry(association, entry._replace(holders=entry.holders | {holder}))
 
-    def let_go(self, holder: Holder, association: Association) -> State:
+    def let_go(self, holder: Holder, association: Association) -> Snapshot:
         """With the association let go. With its last holder all that is known of it goes."""
         left = self.entry(association).holders - {holder}
-        entry = self.entry(association)._replace(holders=left, detaching=None) if left else Entry()
+        entry = self.entry(association)._replace(holders=left, detaching=None) if left else AssociationRecord()
         holds = {held: hold for held, hold in self.record.holds.items() if held != association}
         return self._replace(record=self.record._replace(holds=holds)).with_entry(association, entry)
 

@@ -21,9 +21,9 @@ from aws_lambda_powertools.metrics import MetricUnit, single_metric
 
 from .api_gateway import ApiGateway
 from .cloudformation import stack_is_gone
-from .custom_resource import Resource
+from .custom_resource import CustomResource
 from .errors import EventError, FailedError, NotBegunError, TurnOverError, UnclearError
-from .ledger import EventsWord, Table
+from .ledger import StatelessLedger, Table
 from .model import Holder, Outcome
 from .queue import VISIBILITY, Message, Queue, messages
 from .request import MOST_SKEW, Create, Delete, Request, Update, parse
@@ -81,7 +81,7 @@ class _Turn(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Invocation:
+class Provider:
     """The function, with all that it talks to; what is None is not configured.
 
     Attributes:
@@ -104,7 +104,7 @@ class Invocation:
     clock: Clock = time
     background: Callable[[], Executor] = _threads
 
-    def by_cloudformation(self, event: object, context: Context) -> dict[str, Any] | None:
+    def on_event(self, event: object, context: Context) -> dict[str, Any] | None:
         """Take a request, and serve it where there is no queue. Gives back the answer under sam local alone.
 
         Raises:
@@ -134,12 +134,12 @@ class Invocation:
         )
         service = self._service(request, deadline)
         if self.queue:
-            logger.info("Asked: %s", _shown(request))
-        serve = service.serve
+            logger.info("Asked: %s", _described(request))
+        serve = service.handle
         try:
             # A Create is fenced also when its time is over: it marks what is retained, and its Delete may arrive next.
             if not is_over or request.physical_id is None:
-                service.arrive()
+                service.fence()
             self._check(request)
             if self.queue and not is_over:
                 self.queue.put(event, now, deadline)
@@ -160,7 +160,7 @@ class Invocation:
             print(redacted(answer))  # noqa: T201  # for the person at the terminal
         return json.loads(redacted(local[0])) if local else None
 
-    def by_queue(self, records: Sequence[Mapping[str, Any]], context: Context) -> dict[str, Any]:
+    def on_batch(self, records: Sequence[Mapping[str, Any]], context: Context) -> dict[str, Any]:
         """Serve a batch, each stack's requests in order; gives back what is to come again, as Lambda wants it.
 
         Not Powertools' batch processor: it knows neither deadlines nor a background, and imports all its event classes.
@@ -180,14 +180,14 @@ class Invocation:
         later = [turn.message for turn in turns if turn not in now]
         self._give_back(later, min(ends, self.clock.time() + GIVING_TIME))
         with self.background() as background:
-            back, failed = self._serve_all(now, ends, context, background)
+            back, failed = self._handle_all(now, ends, context, background)
             failed += [message for message in strays if not self._put_aside(message, ends)]
         self._give_back(back, ends)
         failed += [turn.message for turn in now if not self._is_delivered(turn)]
         again = dict.fromkeys(message.id for message in [*later, *back, *failed])
         return {"batchItemFailures": [{"itemIdentifier": id_} for id_ in again]}
 
-    def _serve_all(
+    def _handle_all(
         self, turns: Sequence[_Turn], ends: float, context: Context, background: Executor
     ) -> tuple[list[Message], list[Message]]:
         """Serve requests, each stack's in order; gives back what there was no time for, and what has failed.
@@ -207,10 +207,10 @@ class Invocation:
                     if stack in blocked:
                         raise TurnOverError("an earlier request of its stack is not answered yet")
                     patience = min(PATIENCE, first - self.clock.time()) if impatient else math.inf
-                    self._serve(turn, ends, patience, opens, context, background)
+                    self._handle(turn, ends, patience, opens, context, background)
                 except TurnOverError as error:
                     opens = max(opens, error.opens)
-                    logger.info("%s waits: %s", _shown(turn.request), error)
+                    logger.info("%s waits: %s", _described(turn.request), error)
                     waiting.append(turn)
                     blocked.add(stack)
                 except Exception:
@@ -300,10 +300,10 @@ class Invocation:
         try:
             return self._service(turn.request, Deadline(ends - CLOSING_TIME - self.clock.time(), self.clock)).died()
         except Exception as error:  # noqa: BLE001  # where the ledger cannot be read, it is served and says so
-            logger.warning("Could not see whether a function has died at %s: %s", _shown(turn.request), error)
+            logger.warning("Could not see whether a function has died at %s: %s", _described(turn.request), error)
             return False
 
-    def _serve(self, turn: _Turn, ends: float, patience: float, opens: float, context: Context, background: Executor) -> None:
+    def _handle(self, turn: _Turn, ends: float, patience: float, opens: float, context: Context, background: Executor) -> None:
         """Serve a request.
 
         Raises:
@@ -313,7 +313,7 @@ class Invocation:
         _tell(request, turn.event, context)
         # Where a function has died, the next one's log says at what it may die.
         again = message.receives > 1
-        logger.log(logging.INFO if again else logging.DEBUG, "Its turn has come: %s", _shown(request))
+        logger.log(logging.INFO if again else logging.DEBUG, "Its turn has come: %s", _described(request))
         now = self.clock.time()
         there, here = request.ends(message.arrived) - now, ends - CLOSING_TIME - now
         is_over = there <= BEFORE_LOOK
@@ -335,9 +335,9 @@ class Invocation:
             deadline = Deadline(min(DELIVERY_TIME, ends - self.clock.time()), self.clock)
             turn.sent.append(background.submit(copy_context().run, self.sender.deliver, request, deadline, body))
 
-        serve = service.serve
+        serve = service.handle
         try:
-            self._check(request)  # Who may write to the queue has not passed `by_cloudformation`.
+            self._check(request)  # Who may write to the queue has not passed `on_event`.
         except FailedError as failed:
             serve = partial(_fail, service, str(failed))
         self._answer(request, turn.event, context, serve, deliver, Deadline(ends - now, self.clock))
@@ -352,7 +352,7 @@ class Invocation:
                 logger.warning("Message %s comes again when its visibility time-out is over: %s", message.id, error)
 
     def _service(self, request: Request, deadline: Deadline, *, fenced: bool = True, again: bool = False) -> Service:
-        ledger = self.table or EventsWord(request)
+        ledger = self.table or StatelessLedger(request)
         return Service(request, ledger, self.api, deadline, fenced=fenced, again=again)
 
     def _answer(
@@ -368,7 +368,7 @@ class Invocation:
             served = serve()
             status = "SUCCESS" if served.answer.success else "FAILED"
             keys = {
-                "asked": _shown(request),
+                "asked": _described(request),
                 "outcome": served.answer.outcome or status,
                 "status": status,
                 "AnswerId": request.shown_id if served.answer.id == request.physical_id else served.answer.id,
@@ -385,7 +385,7 @@ class Invocation:
             reason = "No answer in time: a call of the function hangs. Look into its log, and deploy again"
             return _fail(self._service(request, end), reason)
 
-        Resource(request, logged, give_up, deliver, where(context)).answer(event, context)
+        CustomResource(request, logged, give_up, deliver, where(context)).answer(event, context)
 
 
 def _tell(request: Request, event: Mapping[str, Any], context: Context) -> None:
@@ -406,7 +406,7 @@ def _fail(service: Service, reason: str) -> Served:
     return Served(service.fail(reason))
 
 
-def _shown(request: Request) -> str:
+def _described(request: Request) -> str:
     match request:
         case Create() | Update():
             return f"{type(request).__name__} {request.wanted.id}, OnExisting {request.on_existing}"

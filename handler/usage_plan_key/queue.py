@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from botocore.exceptions import BotoCoreError, ClientError
 
 from .errors import FailedError, OutOfTimeError, UnclearError, UnreadableError
-from .retry import Deadline, persist, transient
+from .retry import Deadline, retry, transient
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
 
 #: Bytes of a message at most; template.yaml has the same number.
 #: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html
-MOST_BYTES: Final = 1_048_576
+LONGEST_MESSAGE: Final = 1_048_576
 #: Seconds for which a received message is invisible; template.yaml has the same number.
 VISIBILITY: Final = 180
 
@@ -118,12 +118,12 @@ class Queue:
         """
         body = json.dumps({"event": event, "arrived": arrived}, separators=(",", ":"))
         what = "Could not queue the request"
-        if len(body) > MOST_BYTES:
-            raise FailedError(f"{what}: it has {len(body)} bytes, and a message takes {MOST_BYTES}. Shorten its properties")
+        if len(body) > LONGEST_MESSAGE:
+            raise FailedError(f"{what}: it has {len(body)} bytes, and a message takes {LONGEST_MESSAGE}. Shorten its properties")
         try:
-            self._send(self._url, body, _digest(event["StackId"]), _digest(event["RequestId"]), deadline, what)
+            self._send(self._url, body, _hashed(event["StackId"]), _hashed(event["RequestId"]), deadline, what)
         except OutOfTimeError as error:
-            if not error.clear:
+            if not error.nothing_changed:
                 raise UnclearError(str(error)) from error
             raise
         except (ClientError, BotoCoreError) as error:
@@ -133,7 +133,7 @@ class Queue:
         """Send a message that is no request to the dead-letter queue; False where it stays, and comes again until SQS does so."""
         if self._undelivered is None:
             return False
-        self._send(self._undelivered, message.body, message.group, _digest(message.id), deadline, "Could not put a message aside")
+        self._send(self._undelivered, message.body, message.group, _hashed(message.id), deadline, "Could not put a message aside")
         return True
 
     def give_back(self, message: Message, deadline: Deadline) -> None:
@@ -145,7 +145,7 @@ class Queue:
         call = partial(
             self._client.change_message_visibility, QueueUrl=self._url, ReceiptHandle=message.receipt, VisibilityTimeout=0
         )
-        persist(call, "Could not give a message back", deadline, transient)
+        retry(call, "Could not give a message back", deadline, transient)
 
     def _send(self, url: str, body: str, group: str, deduplication: str, deadline: Deadline, what: str) -> None:
         def call() -> None:
@@ -155,9 +155,9 @@ class Queue:
             if reply and not reply.keys() - {"ResponseMetadata"}:  # botocore's own part, and nothing of SQS's
                 raise UnreadableError("the reply is none of SQS's, or is cut short")
 
-        persist(call, what, deadline, transient)
+        retry(call, what, deadline, transient)
 
 
-def _digest(text: str) -> str:
+def _hashed(text: str) -> str:
     """Shorten: group and deduplication ids have at most 128 characters, of a limited set."""
     return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()

@@ -68,7 +68,7 @@ class _Request:
     service_timeout: int
 
     @cached_property
-    def named(self) -> Association | None:
+    def identified(self) -> Association | None:
         """What the physical id names; None on a Create, and where the id is a foreign one."""
         return Association.parse(self.physical_id) if self.physical_id else None
 
@@ -76,7 +76,7 @@ class _Request:
     def shown_id(self) -> str | None:
         """The physical id for logs and Reasons. A former provider's is not shown: it may hold a key's value."""
         id_ = self.physical_id
-        if id_ is None or self.named or self.holder.logical_id in id_:  # CloudFormation's own has the logical id in it.
+        if id_ is None or self.identified or self.holder.logical_id in id_:  # CloudFormation's own has the logical id in it.
             return id_
         return f"a foreign id of {len(id_)} characters"
 
@@ -91,7 +91,7 @@ class _Request:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Wish(_Request):
+class CreateOrUpdate(_Request):
     """What a Create and an Update have in common: a resource wants an association.
 
     Attributes:
@@ -116,14 +116,14 @@ class Wish(_Request):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Create(Wish):
+class Create(CreateOrUpdate):
     """A new resource wants an association."""
 
     physical_id: None = None
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Update(Wish):
+class Update(CreateOrUpdate):
     """A resource wants an association, the one that it has or another; a rollback comes as an Update too."""
 
     physical_id: str
@@ -133,7 +133,7 @@ class Update(Wish):
     @property
     def in_place(self) -> bool:
         """Whether the id names what is wanted. If not, the answer's new id makes this a replacement."""
-        return self.named == self.wanted
+        return self.identified == self.wanted
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

@@ -21,7 +21,7 @@ from urllib3.util import Url, parse_url
 
 from .errors import EventError, FailedError, OutOfTimeError, UndeliveredError
 from .request import Create, Request, Update
-from .retry import SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT, Again, Deadline, persist
+from .retry import SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT, Again, Deadline, retry
 from .service import Served
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 #: Of the function's metrics.
 NAMESPACE: Final = "UsagePlanKey"
 #: https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/crpg-ref-responses.html
-MOST_BYTES: Final = 4096
+LONGEST_RESPONSE: Final = 4096
 #: How many redirects in a row one PUT follows.
 MOST_REDIRECTS: Final = 5
 _PUT_TIMEOUT: Final = urllib3.Timeout(connect=SHORT_CONNECT_TIMEOUT, read=SHORT_READ_TIMEOUT)
@@ -65,15 +65,15 @@ def body(request: Request, served: Served, where: str) -> bytes:
         fields["NoEcho"] = request.include_value
         if request.include_value and served.value is not None:
             fields["Data"]["Value"] = served.value
-        fields["Data"]["KeyName"] = _cut(answer.key_name, MOST_BYTES - len(_json(fields)) - len(',"KeyName":""'))
+        fields["Data"]["KeyName"] = _cut(answer.key_name, LONGEST_RESPONSE - len(_json(fields)) - len(',"KeyName":""'))
     if not answer.success:
-        room = MOST_BYTES - len(_json({**fields, "Reason": ""}))
+        room = LONGEST_RESPONSE - len(_json({**fields, "Reason": ""}))
         # Where ids are so long that the room is short, what matters keeps half of it.
         end = _cut(f" ({where})" if where else "", room // 2)
         fields["Reason"] = _cut(answer.reason, room - _size(end)) + end
     made = _json(fields)
-    if len(made) > MOST_BYTES:
-        logger.error("The answer has %d bytes for its ids, and CloudFormation takes %d", len(made), MOST_BYTES)
+    if len(made) > LONGEST_RESPONSE:
+        logger.error("The answer has %d bytes for its ids, and CloudFormation takes %d", len(made), LONGEST_RESPONSE)
     return made
 
 
@@ -183,7 +183,7 @@ class Sender:
         tls, last = self.prepare().result(), deadline.last()
         what = "Could not deliver the answer"
         try:
-            status = persist(lambda: self._put(request.response_url, body, tls, last), what, last, _try_again)
+            status = retry(lambda: self._put(request.response_url, body, tls, last), what, last, _is_transient)
         except OutOfTimeError:
             # No cause: urllib3's errors name the URL, which is pre-signed.
             raise UndeliveredError(f"{what} to {urlsplit(request.response_url).hostname}: no time is left") from None
@@ -253,7 +253,7 @@ class _BusyError(Exception):
     """Raised when a PUT is to be tried again."""
 
 
-def _try_again(error: Exception) -> Again | None:
+def _is_transient(error: Exception) -> Again | None:
     match error:
         case _BusyError():
             logger.warning("The answer's PUT failed, trying again: %s", error)

@@ -227,7 +227,7 @@ class Deadline:
         )
 
 
-def persist(
+def retry(
     call: Callable[[], T],
     what: str,
     deadline: Deadline,
@@ -267,7 +267,7 @@ def persist(
                 attempts.unclear |= verdict.unclear
                 deadline.pause(attempts.count, what, error, verdict, ends)
     except FailedError as failed:
-        failed.clear = failed.clear and not attempts.unclear
+        failed.nothing_changed = failed.nothing_changed and not attempts.unclear
         raise
 
 
@@ -308,25 +308,27 @@ def transient(error: Exception) -> Again | None:
     if not isinstance(error, ClientError):
         return None
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if status >= 500 or _code(error) in TIMED_OUT:
+    if status >= 500 or code(error) in TIMED_OUT:
         return Again(unclear=True)
-    if _code(error) == "LimitExceededException" and status == 429 and not _retry_after(error):
+    if code(error) == "LimitExceededException" and status == 429 and not retry_after(error):
         return Again(patience=QUOTA_PATIENCE)
-    if status == 429 or _code(error) in THROTTLED:
-        return Again(after=_retry_after(error), busy=True)
-    return Again(busy=True) if "try again later" in _message(error).lower() else None
+    if status == 429 or code(error) in THROTTLED:
+        return Again(after=retry_after(error), busy=True)
+    return Again(busy=True) if "try again later" in message(error).lower() else None
 
 
-def _code(error: BaseException) -> str:
+def code(error: BaseException) -> str:
+    """Name an error: AWS's code, else its class."""
     return error.response.get("Error", {}).get("Code", "") if isinstance(error, ClientError) else type(error).__name__
 
 
-def _message(error: Exception) -> str:
+def message(error: Exception) -> str:
+    """Give AWS's text of an error, else its own."""
     # A reply may have null there.
     return str(error.response.get("Error", {}).get("Message") or "") if isinstance(error, ClientError) else str(error)
 
 
-def _retry_after(error: ClientError) -> float:
+def retry_after(error: ClientError) -> float:
     """Read `Retry-After`, in seconds; botocore hands it over as a header and as `retryAfterSeconds`."""
     headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     try:

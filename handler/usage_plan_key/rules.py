@@ -42,8 +42,21 @@ from collections.abc import Iterable
 from typing import Final
 
 from .errors import FailedError, SupersededError
-from .model import NOBODY, REMEMBERED, Answer, Association, Entry, Hold, Holder, Outcome, Record, Standing, State, digest
-from .request import Create, Delete, OnExisting, Request, Update, Wish
+from .model import (
+    NOBODY,
+    REMEMBERED,
+    Association,
+    AssociationRecord,
+    Hold,
+    Holder,
+    Outcome,
+    ResourceRecord,
+    Response,
+    Snapshot,
+    Standing,
+    digest,
+)
+from .request import Create, CreateOrUpdate, Delete, OnExisting, Request, Update
 
 #: Answers remembered at most, and requests of one second, so that a holder's item cannot outgrow DynamoDB's 400 KB.
 MOST_ANSWERS: Final = 50
@@ -54,7 +67,7 @@ MOST_DEATHS: Final = 3
 # --- The fence: the newest request wins ---
 
 
-def arrive(record: Record, request: Request, *, is_over: bool = False) -> Record:
+def fence(record: ResourceRecord, request: Request, *, is_over: bool = False) -> ResourceRecord:
     """Write down that a request has arrived, before it waits for its turn.
 
     One that arrives when its time is over has come late: it is not newer than another one of the same second.
@@ -63,21 +76,21 @@ def arrive(record: Record, request: Request, *, is_over: bool = False) -> Record
         return record
     holds = dict(record.holds)
     foreign = record.foreign
-    if request.named in holds:
-        hold = holds[request.named]
-        holds[request.named] = hold._replace(named=True, left=0 if isinstance(request, Delete) else hold.left)
-    elif isinstance(request, Update) and request.named is None:
+    if request.identified in holds:
+        hold = holds[request.identified]
+        holds[request.identified] = hold._replace(named=True, left=0 if isinstance(request, Delete) else hold.left)
+    elif isinstance(request, Update) and request.identified is None:
         foreign |= {digest(request.physical_id)}
     record = record._replace(holds=holds, foreign=foreign)
     if request.issued is not None and (request.issued < record.issued + is_over or _was_cancelled(record, request)):
         return record
 
     wants = record.wants
-    invented = isinstance(request, Delete) and request.named is None and digest(request.physical_id) not in foreign
+    invented = isinstance(request, Delete) and request.identified is None and digest(request.physical_id) not in foreign
     match request:
-        case Wish():
+        case CreateOrUpdate():
             wants = request.wanted
-        case Delete() if request.named == wants or invented:
+        case Delete() if request.identified == wants or invented:
             wants = None
     if request.physical_id is None:
         # A Create begins a new life. What is held from an earlier one was retained, by no Delete that came; but not what a failed
@@ -86,7 +99,7 @@ def arrive(record: Record, request: Request, *, is_over: bool = False) -> Record
             association: hold if hold.failed or hold.request == request.id else hold._replace(named=True, left=0)
             for association, hold in holds.items()
         }
-    record = record._replace(holds=holds, spared=record.spared if isinstance(request, Delete) else None)
+    record = record._replace(holds=holds, retained=record.retained if isinstance(request, Delete) else None)
     if request.issued is None:
         return record  # Without issue times there is no fence.
     same_second = record.arrived if request.issued == record.issued else ()
@@ -94,7 +107,7 @@ def arrive(record: Record, request: Request, *, is_over: bool = False) -> Record
     return record._replace(issued=request.issued, arrived=arrived, wants=wants, closed=invented)
 
 
-def _was_cancelled(record: Record, request: Request) -> bool:
+def _was_cancelled(record: ResourceRecord, request: Request) -> bool:
     """Tell whether a Create arrives behind its own Delete: within a second they cannot be told by their issue times.
 
     A Delete has an invented id where its Create was cancelled or never answered. After any other Delete a Create is a new one.
@@ -104,10 +117,10 @@ def _was_cancelled(record: Record, request: Request) -> bool:
 
 def looked_at(request: Request) -> list[Association]:
     """Name the associations that serving a request begins with."""
-    return [found for found in (getattr(request, "wanted", None), request.named) if found is not None]
+    return [found for found in (getattr(request, "wanted", None), request.identified) if found is not None]
 
 
-def check_superseded(record: Record, request: Request | Wish) -> None:
+def check_superseded(record: ResourceRecord, request: Request | CreateOrUpdate) -> None:
     """Stop a request that CloudFormation has given up.
 
     Raises:
@@ -120,13 +133,13 @@ def check_superseded(record: Record, request: Request | Wish) -> None:
 # --- Deaths ---
 
 
-def begin(record: Record, request: Request) -> Record:
+def begin(record: ResourceRecord, request: Request) -> ResourceRecord:
     """Mark a request that was received before as begun. Where the mark stands already, a function has died at it."""
     deaths = record.deaths if record.died == request.id else 0
     return record._replace(begun=request.id, died=request.id, deaths=deaths + (record.begun == request.id))
 
 
-def rest(record: Record, request: Request) -> Record:
+def rest(record: ResourceRecord, request: Request) -> ResourceRecord:
     """Take off the mark: the request goes back into the queue, and no function has died at it this time."""
     return record._replace(begun="") if record.begun == request.id else record
 
@@ -134,7 +147,7 @@ def rest(record: Record, request: Request) -> Record:
 # --- Wanting an association ---
 
 
-def standing(entry: Entry, holder: Holder) -> Standing:
+def standing(entry: AssociationRecord, holder: Holder) -> Standing:
     """Tell who holds an association, seen from `holder`."""
     if holder in entry.holders:
         return Standing.THIS
@@ -143,7 +156,7 @@ def standing(entry: Entry, holder: Holder) -> Standing:
     return Standing.SIBLING if any(other.stack_id == holder.stack_id for other in entry.holders) else Standing.STRANGERS
 
 
-def take_hold(state: State, request: Wish) -> State:
+def take_hold(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
     """Hold what is wanted, before anything is attached.
 
     Raises:
@@ -167,7 +180,7 @@ def take_hold(state: State, request: Wish) -> State:
     return state.held(request.holder, request.wanted, Hold(request.id))
 
 
-def outcome(request: Wish, stands: Standing, entry: Entry, *, present: bool) -> Outcome:
+def outcome(request: CreateOrUpdate, stands: Standing, entry: AssociationRecord, *, present: bool) -> Outcome:
     """Read the table above, for what is not refused. `stands` and `entry` are what was found, before it was held."""
     if stands is Standing.THIS and isinstance(request, Create):
         return Outcome.ATTACHED  # A repeated request: its first delivery took hold.
@@ -186,16 +199,16 @@ def outcome(request: Wish, stands: Standing, entry: Entry, *, present: bool) -> 
     return table[stands, present]
 
 
-def takes(request: Wish, entry: Entry) -> bool:
+def takes(request: CreateOrUpdate, entry: AssociationRecord) -> bool:
     """Tell whether this makes ours what was there before: an Update with `Take` that had it as its id already.
 
     So neither the rollback of what found it nor that of the change to `Take` can detach it.
     """
     wishes = isinstance(request, Update) and request.in_place and request.on_existing is OnExisting.TAKE
-    return wishes and entry.before and request.holder in entry.holders
+    return wishes and entry.preexisting and request.holder in entry.holders
 
 
-def found(state: State, request: Wish) -> State:
+def found_attached(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
     """Attaching was refused, for the key is in the plan already, and the first who held it was this resource.
 
     So it was there before, unless another request has set about attaching it meanwhile.
@@ -204,11 +217,11 @@ def found(state: State, request: Wish) -> State:
     return _preexisting(state, request) if entry.begun_by in (request.id, NOBODY) else state
 
 
-def _preexisting(state: State, request: Wish) -> State:
-    return state.with_entry(request.wanted, state.entry(request.wanted)._replace(before=True, begun_by=None))
+def _preexisting(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
+    return state.with_entry(request.wanted, state.entry(request.wanted)._replace(preexisting=True, begun_by=None))
 
 
-def check_existing(request: Wish) -> None:
+def check_existing(request: CreateOrUpdate) -> None:
     """Refuse what was there before, unless the resource would have it all the same.
 
     Raises:
@@ -221,45 +234,47 @@ def check_existing(request: Wish) -> None:
         )
 
 
-def present(state: State, request: Wish) -> State:
+def present(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
     """What is held was seen in the plan: it was there before if nobody has begun to attach it; `takes` says if it is taken."""
     if state.entry(request.wanted).begun_by == NOBODY:
         state = _preexisting(state, request)
     entry = state.entry(request.wanted)
-    return state.with_entry(request.wanted, entry._replace(taken=True)) if takes(request, entry) else state
+    return state.with_entry(request.wanted, entry._replace(taken_over=True)) if takes(request, entry) else state
 
 
-def attaching_anew(state: State, request: Wish, association: Association) -> State:
+def reattaching(state: Snapshot, request: CreateOrUpdate, association: Association) -> Snapshot:
     """Before a held association is attached again: from then on it is ours; one that was moved away is what it was before."""
     entry = state.entry(association)
-    if entry.moved is None:
-        entry = entry._replace(before=False, taken=False)
-    return state.with_entry(association, entry._replace(moved=None, begun_by=_anew(request)))
+    if entry.moved_by is None:
+        entry = entry._replace(preexisting=False, taken_over=False)
+    return state.with_entry(association, entry._replace(moved_by=None, begun_by=_reattaching_by(request)))
 
 
-def _anew(request: Wish | Request) -> str:
+def _reattaching_by(request: CreateOrUpdate | Request) -> str:
     """Tell an attaching of what was held from that of another delivery of the same request, which found nobody who held it."""
     return f"{request.id} again"
 
 
-def not_attached_anew(state: State, request: Wish, association: Association, earlier: Entry) -> State:
+def not_reattached(state: Snapshot, request: CreateOrUpdate, association: Association, earlier: AssociationRecord) -> Snapshot:
     """It was not this request that has attached it again: put back the marks, unless another one is at it since."""
     entry = state.entry(association)
-    if entry.begun_by != _anew(request):
+    if entry.begun_by != _reattaching_by(request):
         return state
-    marks = entry._replace(before=earlier.before, taken=earlier.taken, moved=earlier.moved, begun_by=earlier.begun_by)
+    marks = entry._replace(
+        preexisting=earlier.preexisting, taken_over=earlier.taken_over, moved_by=earlier.moved_by, begun_by=earlier.begun_by
+    )
     return state.with_entry(association, marks)
 
 
-def attached(state: State, request: Request, association: Association) -> State:
+def attached(state: Snapshot, request: Request, association: Association) -> Snapshot:
     """It is known to be attached: nothing of what this request has begun is open any more."""
     entry = state.entry(association)
-    if entry.begun_by not in (request.id, _anew(request)):
+    if entry.begun_by not in (request.id, _reattaching_by(request)):
         return state
     return state.with_entry(association, entry._replace(begun_by=None))
 
 
-def take_back(state: State, request: Wish) -> State:
+def take_back(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
     """Let go of what this request holds and has not attached. Who has joined meanwhile finds that nobody began."""
     hold = state.record.holds.get(request.wanted)
     if hold is None or hold.request != request.id:
@@ -270,7 +285,7 @@ def take_back(state: State, request: Wish) -> State:
     return state.let_go(request.holder, request.wanted)
 
 
-def may_be_lost(record: Record, request: Wish, now: int) -> bool:
+def may_be_lost(record: ResourceRecord, request: CreateOrUpdate, now: int) -> bool:
     """Tell whether this takes back a change, so that it succeeds though its key or its plan is gone.
 
     A rollback's Update brings the properties that were last answered SUCCESS; or, after an Update that was answered SUCCESS,
@@ -285,7 +300,7 @@ def may_be_lost(record: Record, request: Wish, now: int) -> bool:
 # --- Moving between plans that share a stage ---
 
 
-def may_move(state: State, request: Wish, association: Association) -> bool:
+def may_move(state: Snapshot, request: CreateOrUpdate, association: Association) -> bool:
     """Tell whether this resource may detach `association` for the sake of what it wants.
 
     It has to be its own, and of its present life: what its id names, or what a superseded Update of it left. A Create has
@@ -294,12 +309,12 @@ def may_move(state: State, request: Wish, association: Association) -> bool:
     hold, entry = state.record.holds.get(association), state.entry(association)
     if hold is None or not isinstance(request, Update):
         return False
-    present = request.named == association or not hold.named
+    present = request.identified == association or not hold.named
     own = entry.owned(take=request.on_existing is OnExisting.TAKE) or _takes_over(state, request, association)
     return present and entry.holders == {request.holder} and own
 
 
-def _takes_over(state: State, request: Update, association: Association) -> bool:
+def _takes_over(state: Snapshot, request: Update, association: Association) -> bool:
     """Tell whether what was there before is taken over by moving away from it: old and new properties both say `Take`.
 
     A rollback wants what this resource has held before: it takes nothing over.
@@ -307,26 +322,25 @@ def _takes_over(state: State, request: Update, association: Association) -> bool
     wanted = state.record.holds.get(request.wanted)
     goes_on = wanted is None or wanted.request == request.id
     takes_twice = request.took and request.on_existing is OnExisting.TAKE
-    return state.entry(association).before and request.named == association and takes_twice and goes_on
+    return state.entry(association).preexisting and request.identified == association and takes_twice and goes_on
 
 
-def move_away(state: State, request: Wish, association: Association, until: int) -> State:
+def move_away(state: Snapshot, request: CreateOrUpdate, association: Association, until: int) -> Snapshot:
     """Mark an association before it is detached for a move; it stays held until CloudFormation's Delete for it."""
-    entry = state.entry(association)._replace(detaching=until, moved=request.id)
+    entry = state.entry(association)._replace(detaching=until, moved_by=request.id)
     return state.with_entry(association, entry) if may_move(state, request, association) else state
 
 
-def left_alone(entry: Entry, request: Wish) -> str:
+def left_alone(entry: AssociationRecord, request: CreateOrUpdate) -> str:
     """Say why this resource may not detach what is in its way, and what to do."""
     by = listed(entry.holders, request.holder) if entry.holders else "no stack"
-    before = ", and was there before it" if entry.before else ""
+    before = ", and was there before it" if entry.preexisting else ""
     said = f"That association is held by {by}{before}, so it was left alone."
     others = entry.holders - {request.holder}
     if not others and entry.holders:  # Its own, and not to be moved by this request.
-        first = "set OnExisting to Take" if entry.before else "declare this resource with the plan that it has there"
-        return (
-            f"{said} It was {'adopted' if entry.before else 'retained'}: to move it, first {first}, deploy, then change the plan"
-        )
+        first = "set OnExisting to Take" if entry.preexisting else "declare this resource with the plan that it has there"
+        how = "adopted" if entry.preexisting else "retained"
+        return f"{said} It was {how}: to move it, first {first}, deploy, then change the plan"
     if others and all(other.stack_id == request.holder.stack_id for other in others):
         return (
             f"{said} To rename a resource and move its key, deploy twice: first give it the new logical id with the plan that it "
@@ -338,13 +352,13 @@ def left_alone(entry: Entry, request: Wish) -> str:
 # --- Letting go ---
 
 
-def releases(record: Record, request: Delete) -> list[Association]:
+def releases(record: ResourceRecord, request: Delete) -> list[Association]:
     """Name what a Delete releases."""
-    named = request.named
+    named = request.identified
     # What a failed Update may have attached, and no rollback has come for.
     failed = [held for held, hold in record.holds.items() if hold.failed and not hold.named]
     if named is not None:
-        released = [named] if named in record.holds and named != record.spared else []
+        released = [named] if named in record.holds and named != record.retained else []
     elif digest(request.physical_id) in record.foreign:
         released = []  # A former provider's: it was not attached by us.
     else:
@@ -353,61 +367,61 @@ def releases(record: Record, request: Delete) -> list[Association]:
     return [held for held in dict.fromkeys(released + failed) if held != record.wants]
 
 
-def leftovers(record: Record, request: Wish) -> list[Association]:
+def leftovers(record: ResourceRecord, request: CreateOrUpdate) -> list[Association]:
     """Name what an Update releases besides serving what it wants: what a superseded one left, which no id has named."""
     if not (isinstance(request, Update) and request.in_place):
         return []
     return [held for held, hold in record.holds.items() if held != request.wanted and not hold.named]
 
 
-def release(state: State, holder: Holder, association: Association, *, take: bool, until: int) -> State:
+def release(state: Snapshot, holder: Holder, association: Association, *, take: bool, until: int) -> Snapshot:
     """Let go of an association, or mark it `detaching` where it is to be detached first."""
     entry = state.entry(association)
     if association not in state.record.holds or state.record.wants == association:
         return state
     if entry.detaching is not None:
         return renewed(state, association, until)
-    if entry.others(holder) or entry.moved or not entry.owned(take=take):
+    if entry.others(holder) or entry.moved_by or not entry.owned(take=take):
         return state.let_go(holder, association)
     return state.with_entry(association, entry._replace(detaching=until))
 
 
-def let_go_of_moved(state: State, request: Delete) -> State:
+def let_go_of_moved(state: Snapshot, request: Delete) -> Snapshot:
     """Let go of what was moved away from, when the present association of the resource goes."""
-    if request.named is None or state.entry(request.named).moved:
+    if request.identified is None or state.entry(request.identified).moved_by:
         return state
     for association in state.record.holds:
-        if association != request.named and state.entry(association).moved and state.record.wants != association:
+        if association != request.identified and state.entry(association).moved_by and state.record.wants != association:
             state = state.let_go(request.holder, association)
     return state
 
 
-def renewed(state: State, association: Association, until: int) -> State:
+def renewed(state: Snapshot, association: Association, until: int) -> Snapshot:
     """Take up a detaching that a death has left: whoever waits for it waits anew."""
     entry = state.entry(association)
     return state if entry.detaching is None else state.with_entry(association, entry._replace(detaching=until))
 
 
-def detached(state: State, holder: Holder, association: Association) -> State:
+def detached(state: Snapshot, holder: Holder, association: Association) -> Snapshot:
     """After the detaching: let go, or for a move take off the mark alone."""
     entry = state.entry(association)
     if entry.detaching is None or holder not in entry.holders:
         return state
-    if entry.moved:
+    if entry.moved_by:
         return state.with_entry(association, entry._replace(detaching=None))
     return state.let_go(holder, association)
 
 
-def still_attached(state: State, association: Association) -> State:
+def still_attached(state: Snapshot, association: Association) -> Snapshot:
     """After a detaching that was clearly refused: take off the marks."""
     entry = state.entry(association)
-    return state.with_entry(association, entry._replace(detaching=None, moved=None))
+    return state.with_entry(association, entry._replace(detaching=None, moved_by=None))
 
 
 # --- The same request, the same answer ---
 
 
-def answered(record: Record, request: Request, answer: Answer) -> Record:
+def answered(record: ResourceRecord, request: Request, answer: Response) -> ResourceRecord:
     """Write an answer down; the first one stands."""
     if record.died == request.id:
         record = record._replace(begun="", died="", deaths=0)
@@ -418,7 +432,7 @@ def answered(record: Record, request: Request, answer: Answer) -> Record:
         key=lambda pair: pair[1].at,
     )[1 - MOST_ANSWERS :]
     # A foreign id is not written down: the event brings it, and a former provider's may be a key's value.
-    noted = answer._replace(id="") if request.named is None and answer.id == request.physical_id else answer
+    noted = answer._replace(id="") if request.identified is None and answer.id == request.physical_id else answer
     record = record._replace(answers={**dict(kept), request.id: noted})
     if isinstance(request, Delete):
         return record
@@ -431,14 +445,14 @@ def answered(record: Record, request: Request, answer: Answer) -> Record:
         # CloudFormation follows a failed Create with a Delete of its id. That must not undo what was retained.
         hold = record.holds.get(request.wanted) if request.wanted else None
         is_retained = hold is not None and hold.request != request.id and not hold.failed
-        record = record._replace(spared=request.wanted if is_retained else None)
-    return record._replace(wants=request.named) if is_newest else record  # What it had stays.
+        record = record._replace(retained=request.wanted if is_retained else None)
+    return record._replace(wants=request.identified) if is_newest else record  # What it had stays.
 
 
-def _succeeded(record: Record, request: Create | Update, answer: Answer) -> Record:
+def _succeeded(record: ResourceRecord, request: Create | Update, answer: Response) -> ResourceRecord:
     holds = dict(record.holds)
-    if request.named in holds:
-        holds[request.named] = holds[request.named]._replace(left=answer.at)
+    if request.identified in holds:
+        holds[request.identified] = holds[request.identified]._replace(left=answer.at)
     if request.wanted in holds:
         hold = holds[request.wanted]
         holds[request.wanted] = hold._replace(request=request.id, left=0, failed=False, key_name=answer.key_name)
@@ -468,7 +482,7 @@ def way_out(holders: Iterable[Holder]) -> str:
     return f"If that stack is gone, invoke the function by hand with {event}"
 
 
-def abandon(state: State, holder: Holder) -> State:
+def abandon(state: Snapshot, holder: Holder) -> Snapshot:
     """Let go of all that a resource of a stack that is gone holds. Nothing is detached: somebody may live on it."""
     for association in state.record.holds:
         state = state.let_go(holder, association)

@@ -16,8 +16,8 @@ from . import rules
 from .api_gateway import ApiGateway, InPlan, Key, Rival
 from .errors import FailedError, MissingError, TurnOverError
 from .ledger import Ledger, Rule
-from .model import NOBODY, Answer, Association, Entry, Holder, Outcome, Record, Standing, State
-from .request import MOST_SKEW, Create, Delete, Request, Update, Wish
+from .model import NOBODY, Association, AssociationRecord, Holder, Outcome, ResourceRecord, Response, Snapshot, Standing
+from .request import MOST_SKEW, Create, CreateOrUpdate, Delete, Request, Update
 from .retry import CONNECT_TIMEOUT, READ_TIMEOUT, Again, Deadline
 from .rules import MOST_DEATHS
 
@@ -34,7 +34,7 @@ MOST_REASON: Final = 4096
 class _AnsweredError(Exception):
     """Raised when another delivery of the request has answered it."""
 
-    def __init__(self, given: Answer) -> None:
+    def __init__(self, given: Response) -> None:
         super().__init__()
         self.given = given
 
@@ -46,7 +46,7 @@ class _UnmarkedError(Exception):
 class Served(NamedTuple):
     """An answer, and the key's value where it was asked for; the value is written down nowhere."""
 
-    answer: Answer
+    answer: Response
     value: str | None = None
 
     def __repr__(self) -> str:
@@ -54,11 +54,11 @@ class Served(NamedTuple):
         return f"Served({self.answer!r})"
 
 
-def _as_is(state: State) -> State:
+def _as_is(state: Snapshot) -> Snapshot:
     return state
 
 
-def _recorded(state: State, change: Callable[[Record], Record]) -> State:
+def _recorded(state: Snapshot, change: Callable[[ResourceRecord], ResourceRecord]) -> Snapshot:
     return state._replace(record=change(state.record))
 
 
@@ -82,7 +82,7 @@ class Service:
         self._fenced = fenced
         self._received_before = again
         self._has_begun = False
-        self._seen: State | None = None
+        self._seen: Snapshot | None = None
         self._holder = request.holder
         self._ledger = ledger
         self._api = api
@@ -92,9 +92,9 @@ class Service:
         # Two machines' clocks may differ.
         self._until = int(deadline.dies) + MOST_SKEW
 
-    def arrive(self) -> None:
+    def fence(self) -> None:
         """Fence: write down that the request is here, before it waits for its turn."""
-        rule = partial(_recorded, change=partial(rules.arrive, request=self._request, is_over=self._deadline.is_over))
+        rule = partial(_recorded, change=partial(rules.fence, request=self._request, is_over=self._deadline.is_over))
         self._change([], rule, answered=True)
 
     def died(self) -> bool | None:
@@ -107,14 +107,14 @@ class Service:
             return False
         return record.begun == self._request.id if record.died == self._request.id else None
 
-    def serve(self) -> Served:
+    def handle(self) -> Served:
         """Serve the request, unless it was served before: then the same answer is given again.
 
         Raises:
             TurnOverError: The function had no time left for it, and CloudFormation has: it is to be served again.
         """
         try:
-            return self._serve()
+            return self._handle()
         except _AnsweredError as answered:
             return self._give_again(answered.given)
         except TurnOverError:
@@ -126,14 +126,14 @@ class Service:
             logger.exception("An internal error")
             return Served(self.fail(f"An internal error, please report it: {type(error).__name__}: {error}"))
 
-    def _serve(self) -> Served:
+    def _handle(self) -> Served:
         request = self._request
         # Nobody waits any more for a request whose time is over. It touches nothing: it may have been told that it failed.
         is_over = self._deadline.is_over
         if not is_over:
             self._deadline.allow_turn(f"Could not serve {type(request).__name__}")
         if not self._fenced and (not is_over or request.physical_id is None):
-            self.arrive()
+            self.fence()
         begins = self._received_before and not is_over
         begin = partial(_recorded, change=partial(rules.begin, request=request))
         state = self._change(rules.looked_at(request), begin if begins else _as_is)
@@ -161,11 +161,11 @@ class Service:
         """What has to be written down when the time is up."""
         return Deadline(RESTING_TIME, self._deadline.clock).last()
 
-    def fail(self, reason: str) -> Answer:
+    def fail(self, reason: str) -> Response:
         """Write down a FAILED answer; if another has been given meanwhile, that one stands."""
         if isinstance(self._request, Delete) and STAYS not in reason:
             reason = f"{reason}. {STAYS}: {self._request.shown_id}, if it was"
-        answer = Answer(success=False, id=self._request.answer_id, reason=reason[:MOST_REASON], at=self._now())
+        answer = Response(success=False, id=self._request.answer_id, reason=reason[:MOST_REASON], at=self._now())
         try:
             return self._answer(answer)
         except FailedError as failed:
@@ -175,7 +175,7 @@ class Service:
 
     # --- Create, Update ---
 
-    def _want(self, request: Wish, state: State) -> Served:
+    def _want(self, request: CreateOrUpdate, state: Snapshot) -> Served:
         rules.check_superseded(state.record, request)
         self._finish_marks(state, but=[request.wanted])
         # Until it is known that the key is not in the plan, an earlier delivery of ours may have attached it.
@@ -188,7 +188,7 @@ class Service:
             absent = absent or key is None
             attached = False
             if key is not None:
-                result = self._present(request, stands, earlier)
+                result = self._outcome_where_present(request, stands, earlier)
             else:
                 key, result, attached = self._attach(request, stands, earlier)
         except MissingError as missing:
@@ -200,16 +200,16 @@ class Service:
         except FailedError as failed:
             self._undo(request, failed, absent=absent)
             raise
-        if attached and any(entry.moved == request.id for entry in state.entries.values()):
+        if attached and any(entry.moved_by == request.id for entry in state.entries.values()):
             result = Outcome.MOVED  # An earlier delivery has detached the old one, and died.
         for leftover in rules.leftovers(state.record, request):
             self._release(leftover, take=False)
         key = self._with_value(request, key)
-        answer = Answer(success=True, id=request.wanted.id, outcome=result, key_name=key.name, at=self._now())
+        answer = Response(success=True, id=request.wanted.id, outcome=result, key_name=key.name, at=self._now())
         given = self._answer(answer, held=None if result is Outcome.LOST else request.wanted)
         return Served(given, key.value if given.success and request.include_value else None)
 
-    def _with_value(self, request: Wish, key: Key) -> Key:
+    def _with_value(self, request: CreateOrUpdate, key: Key) -> Key:
         """Look for the value that is asked for where API Gateway's reply had none."""
         if not request.include_value or key.value is not None:
             return key
@@ -220,9 +220,9 @@ class Service:
             return key
         return seen
 
-    def _undo(self, request: Wish, failed: FailedError, *, absent: bool) -> None:
+    def _undo(self, request: CreateOrUpdate, failed: FailedError, *, absent: bool) -> None:
         """After a failure: attach again what was moved away for it, and take back what it took hold of and has not attached."""
-        if not failed.clear:
+        if not failed.nothing_changed:
             return
         try:
             if isinstance(request, Update):
@@ -231,14 +231,14 @@ class Service:
             if absent:
                 self._take_back(request)
 
-    def _take_back(self, request: Wish) -> None:
+    def _take_back(self, request: CreateOrUpdate) -> None:
         try:
             self._change([request.wanted], lambda state: rules.take_back(state, request))
         except FailedError:
             self._take_back_unseen(request)
             raise
 
-    def _lost(self, request: Wish, missing: MissingError) -> Key | None:
+    def _lost(self, request: CreateOrUpdate, missing: MissingError) -> Key | None:
         """Let a rollback succeed though its key or its plan is gone; None where this is none."""
         record = self._look_up([]).record
         if not rules.may_be_lost(record, request, self._now()):
@@ -247,13 +247,13 @@ class Service:
         hold = record.holds.get(request.wanted)
         return Key(hold.key_name if hold else "", "")
 
-    def _hold(self, request: Wish) -> Entry:
+    def _hold(self, request: CreateOrUpdate) -> AssociationRecord:
         """Hold what is wanted; gives back the page as it stood before. Waits for one who is detaching it."""
         attempt = 0
         while True:
-            seen = Entry()
+            seen = AssociationRecord()
 
-            def rule(state: State) -> State:
+            def rule(state: Snapshot) -> Snapshot:
                 nonlocal seen
                 seen = state.entry(request.wanted)
                 return state if seen.detaching is not None else rules.take_hold(state, request)
@@ -261,7 +261,7 @@ class Service:
             try:
                 self._change([request.wanted], rule)
             except FailedError as failed:
-                if not failed.clear and self._holder not in seen.holders:
+                if not failed.nothing_changed and self._holder not in seen.holders:
                     self._take_back_unseen(request)
                 raise
             if seen.detaching is None:
@@ -274,18 +274,18 @@ class Service:
             what = rules.attaching(request.wanted)
             self._watched.pause(attempt, what, f"it is being detached for {marker}", Again(after=1.0))
 
-    def _take_back_unseen(self, request: Wish) -> None:
+    def _take_back_unseen(self, request: CreateOrUpdate) -> None:
         """The hold may be written, though its reply was lost: read back, or what comes next takes what is there for its own."""
         rule = partial(rules.take_back, request=request)
         with contextlib.suppress(FailedError):
             self._ledger.change(self._holder, [request.wanted], rule, self._at_last())
 
-    def _attach(self, request: Wish, stands: Standing, earlier: Entry) -> tuple[Key, Outcome, bool]:
+    def _attach(self, request: CreateOrUpdate, stands: Standing, earlier: AssociationRecord) -> tuple[Key, Outcome, bool]:
         """Attach what is held and not in the plan, moving the key away from its plans for the same stage if it may.
 
         Gives back the key, the outcome, and whether it was this request that has attached it.
         """
-        cleared = self._attach_anew(request, request.wanted) if stands is not Standing.NOBODY else None
+        cleared = self._reattach(request, request.wanted) if stands is not Standing.NOBODY else None
         result = rules.outcome(request, stands, earlier, present=False)
         attempt = 0
         try:
@@ -300,9 +300,9 @@ class Service:
                     case InPlan(key):
                         # Where it was held and not there when we looked, somebody has just put it back.
                         if cleared is None:
-                            return key, self._found(request), False
-                        self._not_attached_anew(request, request.wanted, cleared)
-                        return key, self._present(request, stands, earlier), False
+                            return key, self._outcome_where_found(request), False
+                        self._not_reattached(request, request.wanted, cleared)
+                        return key, self._outcome_where_present(request, stands, earlier), False
                     case rivals:
                         if self._move_away(request, rivals):
                             result = Outcome.MOVED
@@ -311,30 +311,30 @@ class Service:
                             what = rules.attaching(request.wanted)
                             deadline.pause(attempt, what, f"{rivals[0]} still blocks it")
         except FailedError as failed:
-            if failed.clear and cleared is not None:
-                self._not_attached_anew(request, request.wanted, cleared)
+            if failed.nothing_changed and cleared is not None:
+                self._not_reattached(request, request.wanted, cleared)
             raise
 
-    def _attach_anew(self, request: Wish, association: Association) -> Entry:
+    def _reattach(self, request: CreateOrUpdate, association: Association) -> AssociationRecord:
         """Write down that what is held is attached again; gives back the page as it stood before."""
-        cleared = Entry()
+        cleared = AssociationRecord()
 
-        def rule(state: State) -> State:
+        def rule(state: Snapshot) -> Snapshot:
             nonlocal cleared
             cleared = state.entry(association)
-            return rules.attaching_anew(state, request, association)
+            return rules.reattaching(state, request, association)
 
         self._change([association], rule)
         return cleared
 
-    def _not_attached_anew(self, request: Wish, association: Association, cleared: Entry) -> None:
-        self._change([association], lambda state: rules.not_attached_anew(state, request, association, cleared))
+    def _not_reattached(self, request: CreateOrUpdate, association: Association, cleared: AssociationRecord) -> None:
+        self._change([association], lambda state: rules.not_reattached(state, request, association, cleared))
 
-    def _present(self, request: Wish, stands: Standing, earlier: Entry) -> Outcome:
+    def _outcome_where_present(self, request: CreateOrUpdate, stands: Standing, earlier: AssociationRecord) -> Outcome:
         """It was seen in the plan, and others or this resource held it before."""
-        seen = Entry()
+        seen = AssociationRecord()
 
-        def rule(state: State) -> State:
+        def rule(state: Snapshot) -> Snapshot:
             nonlocal seen
             seen = state.entry(request.wanted)
             return rules.present(state, request)
@@ -345,30 +345,30 @@ class Service:
             return Outcome.ADOPTED
         return rules.outcome(request, stands, earlier, present=True)
 
-    def _found(self, request: Wish) -> Outcome:
+    def _outcome_where_found(self, request: CreateOrUpdate) -> Outcome:
         """Attaching was refused, for it is in the plan, where nobody held it: whose it is the ledger says, read again."""
-        state = self._change([request.wanted], lambda state: rules.found(state, request))
-        if not state.entry(request.wanted).before:
+        state = self._change([request.wanted], lambda state: rules.found_attached(state, request))
+        if not state.entry(request.wanted).preexisting:
             return Outcome.JOINED
         rules.check_existing(request)
         return Outcome.ADOPTED
 
-    def _is_known_move(self, request: Wish) -> bool:
+    def _is_known_move(self, request: CreateOrUpdate) -> bool:
         """Move away at once from what the id names, where it was lately seen to keep the key from what is wanted."""
-        held = request.named
+        held = request.identified
         rival = self._api.known_rival(held, request.wanted, self._deadline) if held else None
         if rival is None or not rules.may_move(self._look_up([rival.association]), request, rival.association):
             return False
         return self._move_away(request, [rival])
 
-    def _move_away(self, request: Wish, rivals: list[Rival]) -> bool:
+    def _move_away(self, request: CreateOrUpdate, rivals: list[Rival]) -> bool:
         """Detach the key from each rival; False when that has been done before, and has yet to come into force.
 
         Raises:
             FailedError: One of them is not for this resource to detach; then none is.
         """
         state = self._look_up([rival.association for rival in rivals])
-        waiting = [rival for rival in rivals if state.entry(rival.association).moved == request.id]
+        waiting = [rival for rival in rivals if state.entry(rival.association).moved_by == request.id]
         rest = [rival for rival in rivals if rival not in waiting]
         for rival in rest:
             if not rules.may_move(state, request, rival.association):
@@ -385,7 +385,7 @@ class Service:
                 self._detach(self._holder, association)
         return bool(rest)
 
-    def _move_back(self, request: Wish, failed: FailedError) -> None:
+    def _move_back(self, request: CreateOrUpdate, failed: FailedError) -> None:
         """Attaching has come to nothing: attach again what was detached for it.
 
         Raises:
@@ -393,15 +393,15 @@ class Service:
         """
         held = self._change([], _as_is).record.holds
         moved = self._change(held, _as_is).entries
-        for association in [held for held, entry in moved.items() if entry.moved == request.id]:
-            cleared = self._attach_anew(request, association)
+        for association in [held for held, entry in moved.items() if entry.moved_by == request.id]:
+            cleared = self._reattach(request, association)
             try:
                 rivals = self._api.attach(association, self._deadline)
                 if isinstance(rivals, list):
                     raise FailedError(f"{rivals[0]} blocks it")
             except FailedError as again:
-                if again.clear:
-                    self._not_attached_anew(request, association, cleared)
+                if again.nothing_changed:
+                    self._not_reattached(request, association, cleared)
                 logger.error("Not attached again: %s", association.id)  # noqa: TRY400  # no traceback: the Reason says it all
                 if isinstance(failed, TurnOverError):
                     continue
@@ -409,14 +409,14 @@ class Service:
 
     # --- Delete ---
 
-    def _delete(self, request: Delete, state: State) -> Served:
+    def _delete(self, request: Delete, state: Snapshot) -> Served:
         released = rules.releases(state.record, request)
         if not released:
             logger.info("This resource does not hold %s: nothing is touched", request.shown_id)
         self._finish_marks(state, but=released)
-        if request.named in released:
+        if request.identified in released:
             self._let_go_of_moved(request)
-        answer = Answer(success=True, id=request.physical_id, at=self._now())
+        answer = Response(success=True, id=request.physical_id, at=self._now())
         for association in released:
             try:
                 # The last one's page changes together with the answer's: one write less.
@@ -442,18 +442,18 @@ class Service:
     def _release(self, association: Association, *, take: bool, then: Rule = _as_is) -> None:
         """Let go of an association; detach it first if this is its last holder and it is ours."""
 
-        def rule(state: State) -> State:
+        def rule(state: Snapshot) -> Snapshot:
             after = rules.release(state, self._holder, association, take=take, until=self._until)
             return after if self._marked(after, association) else then(after)
 
         state = self._change([association], rule)
         if self._marked(state, association):
-            moved = state.entry(association).moved is not None
+            moved = state.entry(association).moved_by is not None
             self._detach(self._holder, association, _as_is if moved else then)
             if moved:  # It was for a move that it was marked: that took off the mark alone.
                 self._release(association, take=take, then=then)
 
-    def _marked(self, state: State, association: Association) -> bool:
+    def _marked(self, state: Snapshot, association: Association) -> bool:
         entry = state.entry(association)
         return self._holder in entry.holders and entry.detaching is not None
 
@@ -472,12 +472,12 @@ class Service:
             self._seen = None
             return
         except FailedError as failed:
-            if failed.clear:
+            if failed.nothing_changed:
                 self._change([association], lambda state: rules.still_attached(state, association), marker)
             raise
         self._change([association], lambda state: then(rules.detached(state, marker, association)), marker)
 
-    def _finish_marks(self, state: State, but: Iterable[Association]) -> None:
+    def _finish_marks(self, state: Snapshot, but: Iterable[Association]) -> None:
         """Finish the detachings that a death of an earlier request of this resource has left."""
         others = [held for held in state.record.holds if held not in but]
         entries = self._look_up(others).entries if others else {}
@@ -489,7 +489,7 @@ class Service:
         """Finish a detaching that was marked `until`, if nobody else has taken it up by now."""
         taken_up = False
 
-        def rule(state: State) -> State:
+        def rule(state: Snapshot) -> Snapshot:
             nonlocal taken_up
             taken_up = state.entry(association).detaching == until and marker in state.entry(association).holders
             return rules.renewed(state, association, self._until) if taken_up else state
@@ -500,27 +500,27 @@ class Service:
 
     # --- Both ---
 
-    def _answer(self, answer: Answer, held: Association | None = None) -> Answer:
+    def _answer(self, answer: Response, held: Association | None = None) -> Response:
         """Write an answer down before it is sent, and give back the one that stands."""
 
-        def rule(state: State) -> State:
+        def rule(state: Snapshot) -> Snapshot:
             if held is not None and self._request.id not in state.record.answers:
                 state = rules.attached(state, self._request, held)
             return self._with_answer(state, answer)
 
         return self._given(self._change([held] if held else [], rule, answered=True).record) or answer
 
-    def _with_answer(self, state: State, answer: Answer) -> State:
+    def _with_answer(self, state: Snapshot, answer: Response) -> Snapshot:
         return state._replace(record=rules.answered(state.record, self._request, answer))
 
-    def _seen_answer(self) -> Answer | None:
+    def _seen_answer(self) -> Response | None:
         return self._given(self._seen.record) if self._seen else None
 
-    def _given(self, record: Record) -> Answer | None:
+    def _given(self, record: ResourceRecord) -> Response | None:
         given = record.answers.get(self._request.id)
         return given and given._replace(id=given.id or self._request.answer_id)
 
-    def _give_again(self, given: Answer) -> Served:
+    def _give_again(self, given: Response) -> Served:
         """Give an answer again. The value is not written down, so it is looked up; what has gone meanwhile is left out."""
         logger.info("This request was answered before; the same answer goes out again")
         if not (isinstance(self._request, Create | Update) and self._request.include_value and given.success):
@@ -535,14 +535,14 @@ class Service:
             return Served(given)
         return Served(given, key.value if key else None)
 
-    def _look_up(self, associations: Sequence[Association]) -> State:
+    def _look_up(self, associations: Sequence[Association]) -> Snapshot:
         """Give back what was seen last, or read: for what a write will rest on, whose conditions tell whether it still stands."""
         seen = self._seen
         covered = seen is not None and seen.entries.keys() >= set(associations)
         return seen if seen is not None and covered else self._change(associations, _as_is)
 
     def _check_superseded(self) -> None:
-        def rule(state: State) -> State:
+        def rule(state: Snapshot) -> Snapshot:
             rules.check_superseded(state.record, self._request)
             return state
 
@@ -551,12 +551,12 @@ class Service:
 
     def _change(
         self, associations: Iterable[Association], rule: Rule, holder: Holder | None = None, *, answered: bool = False
-    ) -> State:
+    ) -> Snapshot:
         """Change the ledger. Once the request is `answered`, by another delivery, nothing else is changed for it."""
         if holder not in (None, self._holder):
             return self._ledger.change(holder, associations, rule, self._ledgers)
 
-        def checked(state: State) -> State:
+        def checked(state: Snapshot) -> Snapshot:
             given = self._given(state.record)
             if given is not None and not answered:
                 raise _AnsweredError(given)

@@ -12,7 +12,7 @@ from random import Random
 from typing import Any, Final
 
 from usage_plan_key.errors import EventError
-from usage_plan_key.response import MOST_BYTES
+from usage_plan_key.response import LONGEST_RESPONSE
 
 from .world import URL_MARK, VALUE_MARK, CloudFormation, Death, Reply, World, watched
 
@@ -74,7 +74,7 @@ def asked(seed: int) -> tuple[str, list[str]]:
     came = "answered"
     with watched(world), contextlib.redirect_stdout(io.StringIO()) as out:
         try:
-            world.invoke(lambda function, context: function.by_cloudformation(event, context))
+            world.invoke(lambda function, context: function.on_event(event, context))
             if world.sqs.messages:
                 world.run(lambda: not world.sqs.messages, 4000)
         except EventError as error:
@@ -90,7 +90,7 @@ def asked(seed: int) -> tuple[str, list[str]]:
     for body in bodies:
         answer = json.loads(body)
         came = f"answered {answer['Status']}"
-        if len(body) > MOST_BYTES and sum(len(json.dumps(fields[name])) for name in NEEDED if name in fields) < 3000:
+        if len(body) > LONGEST_RESPONSE and sum(len(json.dumps(fields[name])) for name in NEEDED if name in fields) < 3000:
             wrong.append(f"{len(body)} bytes")
         if any(answer[name] != fields[name] for name in ("RequestId", "StackId", "LogicalResourceId")):
             wrong.append("another request's ids")

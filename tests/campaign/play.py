@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from usage_plan_key.response import MOST_BYTES
+from usage_plan_key.response import LONGEST_RESPONSE
 
 from .faults import FINAL, UNCLEAR
 from .readme import Readme
@@ -142,7 +142,7 @@ def _faults_of(request: Request, body: bytes) -> list[str]:
     event = request.event
     asked = {name: event[name] for name in ("StackId", "RequestId", "LogicalResourceId")}
     found = []
-    if len(body) > MOST_BYTES:
+    if len(body) > LONGEST_RESPONSE:
         found.append(f"{len(body)} bytes")
     if {name: answer.get(name) for name in asked} != asked or not answer.get("PhysicalResourceId"):
         found.append("ids are missing")

@@ -27,7 +27,7 @@ class _Helper(CfnResource):
         super()._wait_for_cwlogs(sleep=self.clock.sleep)  # type: ignore[misc]  # not in its stub
 
     def _set_timeout(self) -> None:
-        """See `Readme.by_cloudformation`."""
+        """See `Readme.on_event`."""
 
     def strike(self) -> None:
         """Crhelper's timer strikes."""
@@ -65,7 +65,7 @@ class Readme:
             key_id, _, plan_id = event["PhysicalResourceId"].partition(":")
             api.delete_usage_plan_key(usagePlanId=plan_id, keyId=key_id)
 
-    def by_cloudformation(self, event: dict[str, Any], context: Any) -> None:
+    def on_event(self, event: dict[str, Any], context: Any) -> None:
         """Serve a request."""
         with self._virtual():
             try:

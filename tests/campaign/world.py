@@ -30,7 +30,7 @@ from tests.memory import Clock, Inline
 from usage_plan_key import custom_resource, retry
 from usage_plan_key.api_gateway import ApiGateway
 from usage_plan_key.ledger import Table
-from usage_plan_key.provider import Invocation
+from usage_plan_key.provider import Provider
 from usage_plan_key.queue import VISIBILITY, Queue
 from usage_plan_key.response import Sender
 
@@ -282,12 +282,12 @@ class World:
 
     # --- What the function talks to ---
 
-    def _cold(self) -> Invocation:
+    def _cold(self) -> Provider:
         line = partial(_Line, self)
         s3 = SimpleNamespace(urlopen=self._put)
         if self._function:
             return self._function(self, line("apigateway", self.api), line("s3", s3))  # type: ignore[no-any-return]  # another one
-        return Invocation(
+        return Provider(
             api=ApiGateway(line("apigateway", self.api)),  # type: ignore[arg-type]  # a fake
             table=Table(line("dynamodb", self.table), "ledger"),  # type: ignore[arg-type]  # a fake
             queue=Queue(line("sqs", self.sqs), "requests", "undelivered"),  # type: ignore[arg-type]  # a fake
@@ -325,7 +325,7 @@ class World:
 
     # --- Lambda and SQS ---
 
-    def invoke(self, call: Callable[[Invocation, Any], Any]) -> Any:
+    def invoke(self, call: Callable[[Provider, Any], Any]) -> Any:
         """Invoke the function once; what it gives back.
 
         Raises:
@@ -360,7 +360,7 @@ class World:
 
         def attempt(number: int) -> None:
             try:
-                self.invoke(lambda function, context: function.by_cloudformation(copy.deepcopy(event), context))
+                self.invoke(lambda function, context: function.on_event(copy.deepcopy(event), context))
             except (Exception, Death):  # noqa: BLE001  # as Lambda does
                 if number + 1 < attempts:
                     self.at(AGAIN[number + 1], partial(attempt, number + 1))
@@ -402,7 +402,7 @@ class World:
     def _serve(self, batch: list[_Message]) -> None:
         records = [record(message) for message in batch]
         try:
-            reply = self.invoke(lambda function, context: function.by_queue(records, context))
+            reply = self.invoke(lambda function, context: function.on_batch(records, context))
         except (Exception, Death):  # noqa: BLE001  # as Lambda does
             return  # It comes again.
         failed = {item["itemIdentifier"] for item in reply["batchItemFailures"]}
@@ -613,7 +613,7 @@ def watched(world: World) -> Iterator[None]:
     for handler, _ in others:
         handler.setLevel(logging.CRITICAL + 1)
     try:
-        with mock.patch.object(retry, "random", world.dice), mock.patch.object(custom_resource.Resource, "_set_timeout"):
+        with mock.patch.object(retry, "random", world.dice), mock.patch.object(custom_resource.CustomResource, "_set_timeout"):
             yield
     finally:
         for handler, was in others:
