@@ -1298,13 +1298,10 @@ class TestTold:
     ) -> None:
         given: list[Any] = []
 
-        class Hangs:
-            def __init__(self, request: Request, serve: object, give_up: Callable[[], Any], *rest: object) -> None:
-                self.give_up = give_up
-
+        class Hangs(CustomResource):
             def answer(self, event: object, context: object) -> None:
                 monkeypatch.setattr(world.ledger, "change", watched)
-                given.append(self.give_up().answer)
+                given.append(self._give_up())
 
         def watched(holder: Any, associations: Any, rule: Any, deadline: Deadline, seen: Any = None) -> Any:
             given.append((deadline.clock is world.clock, deadline._end - world.clock.now))

@@ -28,7 +28,6 @@ from usage_plan_key.model import Response
 from usage_plan_key.request import Request, parse
 from usage_plan_key.response import LONGEST_RESPONSE, MOST_REDIRECTS, Sender, body, check_value_host, destination, redacted, where
 from usage_plan_key.retry import Deadline
-from usage_plan_key.service import Served
 
 from .memory import Clock
 from .sink import SIGNATURE, Proxy, Put, Sink
@@ -37,7 +36,7 @@ EVENTS = {path.stem: json.loads(path.read_text()) for path in sorted(Path("event
 ID = "a1b2c3d4e5:f7r3e3"
 VALUE = "s3cr3t-s3cr3t-s3cr3t-s3cr3t"
 WHERE = "function usage-plan-key, log group /aws/lambda/usage-plan-key, log stream 2026/03/02/[$LATEST]5f3c"
-ATTACHED = Served(Response(success=True, id=ID, outcome="ATTACHED", key_name="alice"))
+ATTACHED = Response(success=True, id=ID, outcome="ATTACHED", key_name="alice")
 
 
 class Context:
@@ -55,7 +54,7 @@ class Context:
         return int((self._end - time.monotonic()) * 1000)
 
 
-Serve = Callable[[], Served]
+Serve = Callable[[], Response]
 Run = Callable[[Context], None]
 
 
@@ -68,8 +67,17 @@ class Prepare(Protocol):
     def __call__(self, event: Mapping[str, Any], serve: Serve, give_up: Serve = ...) -> Run: ...
 
 
-def hopeless(request: Request) -> Served:
-    return Served(Response(success=False, id=request.answer_id, reason="No answer in time"))
+def hopeless(request: Request) -> Response:
+    return Response(success=False, id=request.answer_id, reason="No answer in time")
+
+
+def a_resource(
+    request: Request, serve: Serve, give_up: Serve, deliver: Callable[[bytes], None], where_: str
+) -> custom_resource.CustomResource:
+    resource = CustomResource(request, give_up, deliver, where_)
+    for register in (resource.create, resource.update, resource.delete):
+        register(resource.served_by(serve))
+    return resource
 
 
 class Ours:
@@ -81,7 +89,7 @@ class Ours:
     def __call__(self, event: Mapping[str, Any], serve: Serve, give_up: Serve | None = None) -> Run:
         request = parse(event)
         deliver = partial(self._sender.deliver, request, Deadline(60, Clock()))
-        resource = CustomResource(request, serve, give_up or partial(hopeless, request), deliver, where(Context()))
+        resource = a_resource(request, serve, give_up or partial(hopeless, request), deliver, where(Context()))
         return partial(resource.answer, event)
 
 
@@ -100,13 +108,13 @@ class Plain:
 
         def served(event: Mapping[str, Any], context: Context) -> str:
             given = serve()
-            if not given.answer.success:
-                raise RuntimeError(given.answer.reason)
-            helper.Data["KeyName"] = given.answer.key_name
+            if not given.success:
+                raise RuntimeError(given.reason)
+            helper.Data["KeyName"] = given.key_name
             if given.value is not None:
                 helper.Data["Value"] = given.value
                 helper.NoEcho = True
-            return given.answer.id
+            return given.id
 
         for register in (helper.create, helper.update, helper.delete):
             register(served)
@@ -173,11 +181,11 @@ def event(sink: Sink, name: str = "create", **changes: Any) -> dict[str, Any]:
     return {**EVENTS[name], "ResponseURL": sink.url, **changes}
 
 
-def failed(reason: str = "The plan is full") -> Served:
-    return Served(Response(success=False, id=ID, reason=reason))
+def failed(reason: str = "The plan is full") -> Response:
+    return Response(success=False, id=ID, reason=reason)
 
 
-def attached() -> Served:
+def attached() -> Response:
     return ATTACHED
 
 
@@ -229,14 +237,14 @@ class TestMended:
         sink.replies = [reply]
         asked = event(sink, name)
         asked["ResourceProperties"] = {**asked["ResourceProperties"], "IncludeValue": "true"}
-        kind()(asked, lambda: Served(ATTACHED.answer, VALUE))(Context())
+        kind()(asked, lambda: ATTACHED._replace(value=VALUE))(Context())
         assert everything.secrets(sink.url) == []
 
     @mended
     def test_noecho_is_set_anew_on_every_answer(self, kind: type[Prepare], sink: Sink) -> None:
         prepare, asked = kind(), event(sink)
         with_value = {**asked, "ResourceProperties": {**asked["ResourceProperties"], "IncludeValue": "true"}}
-        prepare(with_value, lambda: Served(ATTACHED.answer, VALUE))(Context())
+        prepare(with_value, lambda: ATTACHED._replace(value=VALUE))(Context())
         prepare(asked, attached)(Context())
         assert [answer["NoEcho"] for answer in sink.answers] == [True, False]
 
@@ -285,7 +293,7 @@ class TestMended:
     def test_when_time_is_up_there_is_one_answer_and_it_has_an_id(self, kind: type[Prepare], sink: Sink, name: str) -> None:
         asked = event(sink, name)
 
-        def hang() -> Served:
+        def hang() -> Response:
             assert sink.wait(), "the guard does not strike"
             return ATTACHED
 
@@ -296,7 +304,7 @@ class TestMended:
     @mended
     @pytest.mark.parametrize("stack", [EVENTS["create"]["StackId"], "no-arn"])
     def test_a_create_that_fails_has_the_id_that_its_properties_give(self, kind: type[Prepare], sink: Sink, stack: str) -> None:
-        def serve() -> Served:
+        def serve() -> Response:
             raise RuntimeError("no such thing")
 
         kind()(event(sink, StackId=stack), serve)(Context())
@@ -307,7 +315,7 @@ class TestMended:
     @mended
     def test_an_answer_has_at_most_4096_bytes(self, kind: type[Prepare], sink: Sink) -> None:
         named = Response(success=True, id=ID, outcome="ATTACHED", key_name="🔑" * 1024)
-        kind()(event(sink), lambda: Served(named))(Context())
+        kind()(event(sink), lambda: named)(Context())
         assert len(sink.puts[0].body) <= LONGEST_RESPONSE
 
     @mended
@@ -543,7 +551,7 @@ class TestSender:
         asked = event(sink)
         asked["ResourceProperties"] = {**asked["ResourceProperties"], "IncludeValue": "true"}
         request = parse(asked)
-        for served in (Served(ATTACHED.answer, VALUE), failed()):
+        for served in (ATTACHED._replace(value=VALUE), failed()):
             Sender(check).deliver(request, Deadline(60, Clock()), body(request, served, WHERE))
         assert [answer["Status"] for answer in sink.answers] == ["FAILED"]
         assert len(everything.errors) == 1
@@ -567,7 +575,7 @@ class TestSender:
         asked = event(sink)
         asked["ResourceProperties"] = {**asked["ResourceProperties"], "IncludeValue": "true"}
         with pytest.raises(UndeliveredError) as raised:
-            Ours()(asked, lambda: Served(ATTACHED.answer, VALUE))(Context())
+            Ours()(asked, lambda: ATTACHED._replace(value=VALUE))(Context())
         assert str(raised.value) == "Could not deliver the answer to 127.0.0.1: no time is left"
         assert raised.value.__suppress_context__, "urllib3's errors name the URL"
         assert everything.secrets(sink.url) == []
@@ -810,14 +818,14 @@ class TestAlwaysAnswered:
         """The one answer's Reason."""
         delivered: list[bytes] = []
         asked = {**EVENTS["create"], **changes}
-        CustomResource(parse(asked), serve, give_up, delivered.append, WHERE).answer(asked, Context(seconds))
+        a_resource(parse(asked), serve, give_up, delivered.append, WHERE).answer(asked, Context(seconds))
         (answer,) = [json.loads(one) for one in delivered]
         assert (answer["Status"], answer["PhysicalResourceId"]) == ("FAILED", ID)
         assert answer["Reason"].endswith(f" ({WHERE})")
         return str(answer["Reason"])
 
     def test_serving_that_raises(self) -> None:
-        def serve() -> Served:
+        def serve() -> Response:
             raise RuntimeError("no such thing")
 
         assert self.failed(serve).startswith("An internal error, please report it: RuntimeError: no such thing (")
@@ -825,12 +833,12 @@ class TestAlwaysAnswered:
     def test_an_answer_that_cannot_be_put_together(self) -> None:
         odd: Any = object()
         named = Response(success=True, id=ID, outcome="ATTACHED", key_name=odd)
-        assert self.failed(lambda: Served(named)).startswith("An internal error, please report it: TypeError: ")
+        assert self.failed(lambda: named).startswith("An internal error, please report it: TypeError: ")
 
     def test_time_that_is_up_unexpectedly(self) -> None:
         """TurnOverError alone, which is one, says that the request is served again."""
 
-        def serve() -> Served:
+        def serve() -> Response:
             raise OutOfTimeError("the time is up")
 
         assert "the time is up" in self.failed(serve)
@@ -838,12 +846,12 @@ class TestAlwaysAnswered:
     def test_a_guard_that_raises(self) -> None:
         struck = threading.Event()
 
-        def serve() -> Served:
+        def serve() -> Response:
             assert struck.wait(5)
             time.sleep(0.1)
             return ATTACHED
 
-        def give_up() -> Served:
+        def give_up() -> Response:
             struck.set()
             raise RuntimeError("no such thing")
 
@@ -854,7 +862,7 @@ class TestAlwaysAnswered:
         context = Context()
         context.get_remaining_time_in_millis = lambda: int("soon")  # type: ignore[method-assign]  # a stand-in
         asked = EVENTS["create"]
-        CustomResource(parse(asked), attached, failed, delivered.append, WHERE).answer(asked, context)
+        a_resource(parse(asked), attached, failed, delivered.append, WHERE).answer(asked, context)
         (answer,) = [json.loads(one) for one in delivered]
         assert (answer["Status"], answer["PhysicalResourceId"]) == ("FAILED", ID)
         assert answer["Reason"].startswith("An internal error, please report it: invalid literal")
@@ -865,18 +873,18 @@ class TestAlwaysAnswered:
         delivered: list[bytes] = []
         keys = {"CrHelperPoll": True, "CrHelperData": "x", "CrHelperPermission": 1, "CrHelperRule": None}
         asked = {**EVENTS[name], **keys}
-        CustomResource(parse(asked), attached, failed, delivered.append, WHERE).answer(asked, Context())
+        a_resource(parse(asked), attached, failed, delivered.append, WHERE).answer(asked, Context())
         assert [json.loads(one)["Status"] for one in delivered] == ["SUCCESS"]
 
     def test_what_is_served_again_is_not_answered(self) -> None:
         delivered: list[bytes] = []
 
-        def serve() -> Served:
+        def serve() -> Response:
             raise TurnOverError("the turn is over")
 
         asked = EVENTS["create"]
         with pytest.raises(TurnOverError, match="the turn is over"):
-            CustomResource(parse(asked), serve, failed, delivered.append, WHERE).answer(asked, Context())
+            a_resource(parse(asked), serve, failed, delivered.append, WHERE).answer(asked, Context())
         assert delivered == []
 
 
@@ -887,7 +895,7 @@ class TestGuard:
         """The guard gives what the ledger says: it may be the answer that the call under way has just written."""
         prepare = Ours()
 
-        def hang() -> Served:
+        def hang() -> Response:
             assert sink.wait()
             return failed()
 
@@ -897,7 +905,7 @@ class TestGuard:
     def test_does_not_strike_once_the_request_is_served(self, sink: Sink) -> None:
         struck: list[str] = []
 
-        def give_up() -> Served:
+        def give_up() -> Response:
             struck.append("guard")
             return failed()
 
@@ -911,14 +919,14 @@ class TestGuard:
         delivered: list[bytes] = []
         in_call, in_guard = threading.Event(), threading.Event()
 
-        def serve() -> Served:
+        def serve() -> Response:
             in_call.set()
             assert in_guard.wait(5)
             if first == "guard":
                 time.sleep(0.1)
             return ATTACHED
 
-        def give_up() -> Served:
+        def give_up() -> Response:
             assert in_call.wait(5)
             in_guard.set()
             if first == "call":
@@ -926,7 +934,7 @@ class TestGuard:
             return failed()
 
         asked = EVENTS["create"]
-        resource = CustomResource(parse(asked), serve, give_up, delivered.append, WHERE)
+        resource = a_resource(parse(asked), serve, give_up, delivered.append, WHERE)
         resource.answer(asked, Context(GUARD_TIME + 0.05))
         time.sleep(0.2)
         assert [json.loads(one)["Status"] for one in delivered] == ["SUCCESS" if first == "call" else "FAILED"]
@@ -935,7 +943,7 @@ class TestGuard:
         """Between the guard's answer and its delivery the call under way may end."""
         delivered: list[bytes] = []
         asked = EVENTS["create"]
-        resource = CustomResource(parse(asked), attached, failed, delivered.append, WHERE)
+        resource = a_resource(parse(asked), attached, failed, delivered.append, WHERE)
         resource._put_together(failed)
         resource.answer(asked, Context())
         assert [json.loads(one)["Status"] for one in delivered] == ["FAILED"]
@@ -950,12 +958,12 @@ class TestGuard:
             time.sleep(0.2)
             delivered.append(answer)
 
-        def serve() -> Served:
+        def serve() -> Response:
             assert striking.wait(5)
             return ATTACHED
 
         asked = EVENTS["create"]
-        resource = CustomResource(parse(asked), serve, failed, deliver, WHERE)
+        resource = a_resource(parse(asked), serve, failed, deliver, WHERE)
         resource.answer(asked, Context(GUARD_TIME + 0.05))
         count = len(delivered)
         time.sleep(0.3)  # So that no thread outlives the test.
@@ -969,12 +977,12 @@ class TestGuard:
             struck.set()
             raise UndeliveredError("no time is left")
 
-        def serve() -> Served:
+        def serve() -> Response:
             assert struck.wait(5)
             return ATTACHED
 
         asked = EVENTS["create"]
-        resource = CustomResource(parse(asked), serve, failed, deliver, WHERE)
+        resource = a_resource(parse(asked), serve, failed, deliver, WHERE)
         with pytest.raises(UndeliveredError):
             resource.answer(asked, Context(GUARD_TIME + 0.05))
 
@@ -1001,14 +1009,14 @@ class TestBody:
         }
 
     @pytest.mark.parametrize(("name", "served"), [("create", failed()), ("delete", ATTACHED), ("create-bad-property", failed())])
-    def test_a_failure_and_a_delete_have_none(self, name: str, served: Served) -> None:
+    def test_a_failure_and_a_delete_have_none(self, name: str, served: Response) -> None:
         answer = json.loads(body(parse(EVENTS[name]), served, WHERE))
         assert "Data" not in answer
         assert answer["NoEcho"] is False
-        assert ("Reason" in answer) is not served.answer.success
+        assert ("Reason" in answer) is not served.success
 
     def test_the_value_is_not_sent_unless_it_was_asked_for(self) -> None:
-        assert VALUE not in body(parse(EVENTS["create"]), Served(ATTACHED.answer, VALUE), WHERE).decode()
+        assert VALUE not in body(parse(EVENTS["create"]), ATTACHED._replace(value=VALUE), WHERE).decode()
 
     @pytest.mark.parametrize("extra", range(4))
     @pytest.mark.parametrize("letter", ["ß", "€", "🔑"], ids=ascii)
@@ -1026,7 +1034,7 @@ class TestBody:
         asked = {**EVENTS["create"], "StackId": EVENTS["create"]["StackId"] + "x" * 300}
         asked["ResourceProperties"] = {**asked["ResourceProperties"], "IncludeValue": "true"}
         named = Response(success=True, id=ID, outcome="ATTACHED", key_name=letter * 4000)
-        sent = body(parse(asked), Served(named, VALUE), WHERE)
+        sent = body(parse(asked), named._replace(value=VALUE), WHERE)
         assert LONGEST_RESPONSE - len(json.dumps(letter, ensure_ascii=False).encode()) < len(sent) <= LONGEST_RESPONSE
         data = json.loads(sent.decode())["Data"]
         assert data["Value"] == VALUE
@@ -1040,7 +1048,7 @@ class TestBody:
         answer = Response(
             success=success, id=asked["PhysicalResourceId"], reason="r" * 4000, outcome="ATTACHED", key_name="k" * 999
         )
-        sent = body(parse(asked), Served(answer), WHERE)
+        sent = body(parse(asked), answer, WHERE)
         assert length < len(sent) <= LONGEST_RESPONSE
         read = json.loads(sent)
         assert read[name] == "i" * length
@@ -1055,7 +1063,7 @@ class TestBody:
         answer = Response(
             success=success, id=asked["PhysicalResourceId"], reason="r" * 4000, outcome="ATTACHED", key_name="k" * 999
         )
-        sent = body(parse(asked), Served(answer), WHERE)
+        sent = body(parse(asked), answer, WHERE)
         read = json.loads(sent)
         assert (read.get("Reason", ""), read.get("Data", {}).get("KeyName", "")) == ("", "")
         assert everything.errors == [f"The answer has {len(sent)} bytes for its ids, and CloudFormation takes 4096"]
@@ -1063,10 +1071,10 @@ class TestBody:
     @pytest.mark.parametrize("left", range(8))
     def test_no_room_is_left_over_and_none_is_missing(self, left: int) -> None:
         """Where there is no room for one letter there is none for the sign that something was cut."""
-        empty = len(body(parse(EVENTS["create"]), Served(Response(success=True, id=ID, outcome="ATTACHED")), WHERE))
+        empty = len(body(parse(EVENTS["create"]), Response(success=True, id=ID, outcome="ATTACHED"), WHERE))
         asked = {**EVENTS["create"], "StackId": EVENTS["create"]["StackId"] + "x" * (LONGEST_RESPONSE - empty - left)}
         named = Response(success=True, id=ID, outcome="ATTACHED", key_name="k" * 9)
-        sent = body(parse(asked), Served(named), WHERE)
+        sent = body(parse(asked), named, WHERE)
         assert len(sent) <= LONGEST_RESPONSE
         assert json.loads(sent)["Data"]["KeyName"] == ("k" * (left - 3) + "…" if left >= 3 else "")
 
@@ -1076,7 +1084,7 @@ class TestBody:
         asked = {**EVENTS["update-verify"], name: "i\ud83di"}
         text = "\ude00" * 3000
         answer = Response(success=success, id=asked["PhysicalResourceId"], reason=text, outcome="ATTACHED", key_name=text)
-        sent = body(parse(asked), Served(answer), "stream \ud800")
+        sent = body(parse(asked), answer, "stream \ud800")
         assert LONGEST_RESPONSE - 6 < len(sent) <= LONGEST_RESPONSE
         read = json.loads(sent)
         assert read[name] == "i\ud83di"
@@ -1088,12 +1096,12 @@ class TestBody:
         asked["ResourceProperties"] = {**asked["ResourceProperties"], "IncludeValue": "true"}
         request = parse(asked)
         lost = Response(success=True, id=request.answer_id, outcome="LOST", key_name="alice")
-        answer = json.loads(body(request, Served(lost, ""), WHERE))
+        answer = json.loads(body(request, lost._replace(value=""), WHERE))
         data = answer["Data"]
         assert (answer["Status"], answer["NoEcho"]) == ("SUCCESS", True)
         assert (data["Outcome"], data["KeyName"], data["Value"]) == ("LOST", "alice", "")
         assert {*data} == {"Id", "KeyId", "KeyName", "KeyType", "UsagePlanId", "Outcome", "Value"}
-        unasked = json.loads(body(parse(EVENTS["update-verify"]), Served(lost, ""), WHERE))
+        unasked = json.loads(body(parse(EVENTS["update-verify"]), lost._replace(value=""), WHERE))
         assert "Value" not in unasked["Data"]
 
     @pytest.mark.parametrize("lacking", ["function_name", "log_group_name", "log_stream_name"])
@@ -1117,14 +1125,14 @@ class TestBody:
         asked = {**EVENTS["delete"], "PhysicalResourceId": "€" * 341, "LogicalResourceId": "L" * 255}
         asked["StackId"] = f"arn:aws-us-gov:cloudformation:us-gov-west-1:123456789012:stack/{'s' * 128}/{'u' * 36}"
         answer = Response(success=False, id=asked["PhysicalResourceId"], reason="€" * 4000)
-        sent = body(parse(asked), Served(answer), "l" * 512)
+        sent = body(parse(asked), answer, "l" * 512)
         assert len(sent) <= LONGEST_RESPONSE
         assert json.loads(sent)["PhysicalResourceId"] == asked["PhysicalResourceId"]
 
     def test_no_value_is_printed(self) -> None:
         asked = {**EVENTS["create"]}
         asked["ResourceProperties"] = {**asked["ResourceProperties"], "IncludeValue": "true"}
-        sent = body(parse(asked), Served(ATTACHED.answer, VALUE), WHERE)
+        sent = body(parse(asked), ATTACHED._replace(value=VALUE), WHERE)
         assert VALUE in sent.decode()
         assert VALUE not in redacted(sent)
         assert json.loads(redacted(sent))["Data"]["KeyName"] == "alice"
@@ -1145,7 +1153,7 @@ class TestInFull:
         assert logging.getLogger("botocore").level == logging.ERROR
 
     def test_an_internal_error_is_failed(self) -> None:
-        resource = CustomResource(parse(EVENTS["create"]), attached, attached, lambda _: None, WHERE)
+        resource = a_resource(parse(EVENTS["create"]), attached, attached, lambda _: None, WHERE)
         told = json.loads(resource._internal_error("no such thing"))
         reason = f"An internal error, please report it: no such thing ({WHERE})"
         assert (told["Status"], told["PhysicalResourceId"], told["Reason"]) == ("FAILED", ID, reason)

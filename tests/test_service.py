@@ -24,7 +24,7 @@ from usage_plan_key.ledger import StatelessLedger
 from usage_plan_key.model import NOBODY, REMEMBERED, Association, AssociationRecord, Holder, Response, Snapshot
 from usage_plan_key.request import MOST_SKEW, Create, Delete, Invalid, OnExisting, Request, Update
 from usage_plan_key.retry import BEFORE_CALL, CONNECT_TIMEOUT, READ_TIMEOUT, Deadline
-from usage_plan_key.service import Served, Service
+from usage_plan_key.service import Service
 
 FAIL, ADOPT, TAKE = OnExisting
 FREE, PRO, GOLD = "alice:free", "alice:pro", "alice:gold"  # Free and Pro share a stage, Gold has one of its own.
@@ -113,6 +113,12 @@ class Watch(Clock):
             self.meanwhile.pop(0)()
 
 
+def served(service: Service) -> Response:
+    """Serve as crhelper's dispatch has it."""
+    request = service._request
+    return service.delete() if isinstance(request, Delete) else service.update() if request.physical_id else service.create()
+
+
 class CloudFormation(MemoryLedger):
     """The driver: sends requests and knows what is attached and who holds it. It is its own ledger, to see each write."""
 
@@ -152,13 +158,13 @@ class CloudFormation(MemoryLedger):
         return self._request(Delete, name, physical_id=had, **more)
 
     def create(self, *what: Any, **more: Any) -> Response:
-        return self.send(self.a_create(*what, **more)).answer
+        return self.send(self.a_create(*what, **more))
 
     def update(self, *what: Any, **more: Any) -> Response:
-        return self.send(self.an_update(*what, **more)).answer
+        return self.send(self.an_update(*what, **more))
 
     def delete(self, *what: Any, **more: Any) -> Response:
-        return self.send(self.a_delete(*what, **more)).answer
+        return self.send(self.a_delete(*what, **more))
 
     def _request(self, kind: Callable[..., R], name: str, *, stack: str = "one", **fields: Any) -> R:
         self.clock.now += 1
@@ -175,10 +181,10 @@ class CloudFormation(MemoryLedger):
         """It waits for its turn."""
         self.service(request).fence()
 
-    def send(self, request: Request) -> Served:
+    def send(self, request: Request) -> Response:
         service = self.service(request)
         service.fence()
-        return service.handle()
+        return served(service)
 
     # What happens on the way.
 
@@ -509,7 +515,7 @@ class TestRefused:
         with pytest.raises(Death):
             cfn.send(request)
         cfn.at(GET, fails(DENIED))
-        assert failed(cfn.send(request).answer, "apigateway:GET")
+        assert failed(cfn.send(request), "apigateway:GET")
         assert cfn.holders(FREE) == {holder("A")}
         cfn.delete("A", FREE)
         assert not cfn.attached
@@ -556,7 +562,7 @@ class TestRefused:
 
     def test_unusable_properties(self, cfn: CloudFormation) -> None:
         """All faults are named, and nothing is touched."""
-        answer = cfn.send(cfn._request(Invalid, "A", physical_id=None, wanted=None, faults=("one", "two"))).answer
+        answer = cfn.send(cfn._request(Invalid, "A", physical_id=None, wanted=None, faults=("one", "two")))
         assert failed(answer, "one; two")
         assert answer.id == "A"
         assert not cfn.calls()
@@ -576,7 +582,7 @@ class TestRefused:
 
         request = cfn.a_create("A", FREE)
         cfn.tick = broken
-        assert failed(cfn.service(request).handle().answer, "no table")
+        assert failed(served(cfn.service(request)), "no table")
         assert "could not be written down" in caplog.text
         assert not cfn.calls()
 
@@ -725,7 +731,7 @@ class TestMoving:
         cfn.clock.meanwhile = [lambda: cfn.arrives(rollback)]
         assert failed(cfn.update("A", FREE, PRO), "Superseded")
         assert cfn.attached == {FREE}
-        assert outcome(cfn.send(rollback).answer) == "VERIFIED"
+        assert outcome(cfn.send(rollback)) == "VERIFIED"
 
 
 class TestMovingAgain:
@@ -784,7 +790,7 @@ class TestResumable:
             cfn.send(request)
         assert request.id not in cfn.records[request.holder].answers
         cfn.at(operation)
-        return cfn.send(request).answer
+        return cfn.send(request)
 
     def test_a_create_goes_on(self, cfn: CloudFormation) -> None:
         """It is not answered before it has come to an end."""
@@ -807,7 +813,7 @@ class TestResumable:
             cfn.send(request)
         assert not cfn.attached
         cfn.at(CREATE, fails(DENIED))
-        assert failed(cfn.send(request).answer, "apigateway:POST")
+        assert failed(cfn.send(request), "apigateway:POST")
         assert cfn.attached == {FREE}
 
     def test_a_delete_goes_on(self, cfn: CloudFormation) -> None:
@@ -982,7 +988,7 @@ class TestWaiting:
         def preceded(holder_: Holder, *rest: Any) -> Snapshot:
             if holder_ == dead.holder:
                 monkeypatch.setattr(cfn, "change", change)
-                assert cfn.send(dead).answer.success
+                assert cfn.send(dead).success
                 assert outcome(cfn.create("C", FREE)) == "ATTACHED"
             return change(holder_, *rest)
 
@@ -1006,7 +1012,7 @@ class TestWaiting:
         late = cfn.an_update("B", FREE, GOLD)
         cfn.arrives(cfn.an_update("B", FREE, PRO))
         cfn.calls()
-        assert failed(cfn.send(late).answer, "Superseded")
+        assert failed(cfn.send(late), "Superseded")
         assert not cfn.calls()
         assert cfn.holders(FREE) == {dead.holder}
 
@@ -1015,7 +1021,7 @@ class TestWaiting:
         request = cfn.a_create("A", FREE)
         cfn.clock.meanwhile = [lambda: cfn.arrives(cfn.a_delete("A", "invented"))]
         cfn.calls()
-        assert failed(cfn.send(request).answer, "Superseded")
+        assert failed(cfn.send(request), "Superseded")
         assert cfn.holders(FREE) == {dead.holder}
         assert not cfn.calls()
 
@@ -1028,7 +1034,7 @@ class TestOrder:
         """A Create or an Update is FAILED when a newer request has arrived, and touches nothing."""
         late = cfn.a_create("A", FREE) if kind is Create else cfn.an_update("A", GOLD, FREE)
         cfn.arrives(cfn.a_delete("A", "invented"))
-        answer = cfn.send(late).answer
+        answer = cfn.send(late)
         assert failed(answer, "Superseded", "nothing was touched")
         assert answer.id == late.answer_id
         assert not cfn.calls()
@@ -1046,24 +1052,24 @@ class TestOrder:
         """What comes is served as if it were new."""
         late = cfn.a_create("A", FREE, issued=None)
         cfn.send(cfn.a_delete("A", "invented", issued=None))
-        assert outcome(cfn.send(late).answer) == "ATTACHED"
+        assert outcome(cfn.send(late)) == "ATTACHED"
 
     def test_the_same_answer(self, cfn: CloudFormation) -> None:
         """A request that comes again is given its answer again, whatever has come since, and nothing is touched."""
         request = cfn.a_create("A", FREE)
-        answer = cfn.send(request).answer
+        answer = cfn.send(request)
         cfn.delete("A", FREE)
         cfn.calls()
-        assert cfn.send(request).answer == answer
+        assert cfn.send(request) == answer
         assert not cfn.attached
         assert not cfn.calls()
 
     def test_the_same_failure(self, cfn: CloudFormation) -> None:
         """FAILED stays FAILED, also when it would succeed by now."""
         request = cfn.a_create("A", "alice:nope")
-        answer = cfn.send(request).answer
+        answer = cfn.send(request)
         cfn.api.plans["nope"] = Plan("Nope")
-        assert cfn.send(request).answer == answer
+        assert cfn.send(request) == answer
         assert not cfn.attached
 
     def test_the_value_is_never_written_down(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
@@ -1091,7 +1097,7 @@ class TestOrder:
         assert cfn.send(request) == first
 
     def test_who_prints_what_was_served_prints_no_value(self) -> None:
-        assert "value-of-alice" not in repr(Served(Response(success=True, id=FREE), "value-of-alice"))
+        assert "value-of-alice" not in repr(Response(success=True, id=FREE, value="value-of-alice"))
 
 
 Given = Callable[[CloudFormation], Request]
@@ -1160,7 +1166,7 @@ def _deleting_all(cfn: CloudFormation) -> Request:
 def test_a_death_between_any_two_steps_is_harmless(given: Given) -> None:
     """Whichever call or write was the last, the next delivery comes to what would have been."""
     undisturbed = CloudFormation()
-    expected = undisturbed.send(given(undisturbed)).answer
+    expected = undisturbed.send(given(undisturbed))
     assert expected.success
     for last in itertools.count(1):
         cfn = CloudFormation()
@@ -1179,7 +1185,7 @@ def test_a_death_between_any_two_steps_is_harmless(given: Given) -> None:
         else:
             assert last > 4
             break
-        answer = cfn.send(request).answer
+        answer = cfn.send(request)
         assert (answer.success, answer.id) == (True, expected.id), f"step {last}: {answer.reason}"
         assert cfn.attached == undisturbed.attached, f"step {last}"
         assert cfn.holders(FREE) == undisturbed.holders(FREE), f"step {last}"
@@ -1238,8 +1244,8 @@ class TestAtTheSameTime:
         """Both deliveries give the answer of the first, and what that attached is held and ours."""
         request = cfn.a_create("A", FREE, on_existing)
         first: list[Response] = []
-        cfn.at(CREATE, preceded_by(lambda: first.append(cfn.send(request).answer)))
-        assert cfn.send(request).answer == first[0]
+        cfn.at(CREATE, preceded_by(lambda: first.append(cfn.send(request))))
+        assert cfn.send(request) == first[0]
         assert outcome(first[0]) == "ATTACHED"
         assert cfn.entry(FREE) == AssociationRecord(frozenset({holder("A")}))
 
@@ -1252,7 +1258,7 @@ class TestAtTheSameTime:
                 cfn.send(request)
 
         cfn.at(CREATE, preceded_by(other_delivery), served_then(Death()))
-        assert cfn.send(request).answer.success
+        assert cfn.send(request).success
         assert cfn.entry(FREE) == AssociationRecord(frozenset({holder("A")}))
 
     def test_one_request_twice_and_one_is_refused(self, cfn: CloudFormation) -> None:
@@ -1260,11 +1266,11 @@ class TestAtTheSameTime:
         request = cfn.a_create("A", FREE)
 
         def other_delivery(_: Callable[[], Any]) -> Any:
-            assert cfn.send(request).answer.success
+            assert cfn.send(request).success
             raise DENIED
 
         cfn.at(CREATE, other_delivery)
-        assert cfn.send(request).answer.success
+        assert cfn.send(request).success
         assert cfn.holders(FREE) == {holder("A")}
 
     def test_repaired_while_somebody_joins(self, cfn: CloudFormation) -> None:
@@ -1334,7 +1340,7 @@ class TestHalfWay:
             with pytest.raises(OutOfTimeError):
                 cfn.send(update)
         else:
-            assert failed(cfn.send(update).answer, "no time was left")
+            assert failed(cfn.send(update), "no time was left")
         assert FREE in cfn.attached
 
     def test_a_detaching_that_another_lane_has_finished(self, cfn: CloudFormation) -> None:
@@ -1344,12 +1350,12 @@ class TestHalfWay:
 
         def other_lane() -> None:
             cfn.at(DELETE)
-            assert cfn.send(delete).answer.success
+            assert cfn.send(delete).success
             assert outcome(cfn.create("B", FREE, stack="two")) == "ATTACHED"
 
         cfn.at(DELETE, fails(BUSY))
         cfn.clock.meanwhile = [other_lane]
-        assert cfn.send(delete).answer.success
+        assert cfn.send(delete).success
         assert cfn.attached == {FREE}
 
     def test_a_delete_of_what_a_dead_move_has_marked(self, cfn: CloudFormation) -> None:
@@ -1441,7 +1447,7 @@ class TestLost:
         cfn.create("A", FREE, digest="P1")
         self.gone(cfn)
         served = cfn.send(cfn.an_update("A", FREE, FREE, digest="P1", include_value=True))
-        assert (served.answer.outcome, served.value) == ("LOST", "")
+        assert (served.outcome, served.value) == ("LOST", "")
 
     def test_a_move_is_taken_back_though_the_key_is_gone(self, cfn: CloudFormation) -> None:
         cfn.create("A", FREE, digest="P1")
@@ -1542,7 +1548,7 @@ class TestWhoseItIs:
 
         cfn.at(CREATE, fails(BUSY))
         cfn.clock.meanwhile = [meanwhile]
-        assert failed(cfn.send(request).answer, "Superseded")
+        assert failed(cfn.send(request), "Superseded")
         assert cfn.delete("B", FREE, stack="two").success
         assert cfn.attached == {FREE}
 
@@ -1572,7 +1578,7 @@ class TestWhoseItIs:
     def test_a_late_create_of_an_older_life_does_not_keep_the_key_attached(self, cfn: CloudFormation) -> None:
         late = cfn.a_create("A", FREE)
         cfn.create("A", FREE)
-        assert failed(cfn.send(late).answer, "Superseded")
+        assert failed(cfn.send(late), "Superseded")
         assert cfn.delete("A", FREE).success
         assert not cfn.attached
 
@@ -1583,7 +1589,7 @@ class TestLate:
         request = cfn.a_create("A", FREE)
         assert cfn.create("A", FREE, issued=request.issued).success
         cfn.is_over = True
-        assert not cfn.send(request).answer.success
+        assert not cfn.send(request).success
         cfn.is_over = False
         assert cfn.delete("A", FREE).success
         assert cfn.attached == set()
@@ -1608,7 +1614,7 @@ class TestValue:
         cfn.at(CREATE, self.without)
         cfn.at(GET, self.without)
         served = cfn.send(cfn.a_create("A", FREE, include_value=True))
-        assert (served.answer.success, served.value) == (True, None)
+        assert (served.success, served.value) == (True, None)
         assert "does not return the value of API key alice" in caplog.text
         assert cfn.attached == {FREE}
 
@@ -1624,7 +1630,7 @@ class TestFailedBefore:
     def unclear(self, cfn: CloudFormation, request: Create | Update) -> None:
         """It is attached, its reply is lost, and the request fails."""
         cfn.at(CREATE, served_then(LOST), fails(DENIED))
-        assert not cfn.send(request).answer.success
+        assert not cfn.send(request).success
         cfn.at(CREATE)
 
     def test_a_create_in_express_mode_and_then_another(self, cfn: CloudFormation) -> None:
@@ -1673,7 +1679,7 @@ class TestBoundLost:
         del cfn.api.plans["free"]
         request = cfn.an_update("A", FREE, FREE, digest="P1", include_value=True)
         first = cfn.send(request)
-        assert (first.answer.outcome, first.value) == ("LOST", "")
+        assert (first.outcome, first.value) == ("LOST", "")
         assert cfn.send(request) == first
 
 
@@ -1698,7 +1704,7 @@ class TestOutOfReach:
         assert cfn.attached == set()
         cfn.at(CREATE)
         cfn.at(GET, fails(DENIED))
-        assert failed(cfn.send(request).answer, "permission is missing")
+        assert failed(cfn.send(request), "permission is missing")
         assert cfn.attached == {FREE}
 
     def test_a_detaching_that_may_have_been_served_keeps_its_mark(self, cfn: CloudFormation) -> None:
@@ -1732,17 +1738,17 @@ class TestOver:
             "delete": cfn.a_delete("A", FREE),
         }
         service = cfn.service(asked[kind])
-        answer = service.handle().answer
+        answer = served(service)
         assert failed(answer, "was over before its turn came")
         assert (cfn.calls(), cfn.entries) == ({}, before)
         cfn.is_over = False
-        assert cfn.service(asked[kind]).handle().answer == answer, "the same again, though there is time"
+        assert served(cfn.service(asked[kind])) == answer, "the same again, though there is time"
 
     def test_one_that_was_answered_is_given_that_answer(self, cfn: CloudFormation) -> None:
         request = cfn.a_create("A", FREE)
-        given = cfn.send(request).answer
+        given = cfn.send(request)
         cfn.is_over = True
-        assert cfn.service(request).handle().answer == given
+        assert served(cfn.service(request)) == given
         assert given.success
 
 
@@ -1752,7 +1758,7 @@ class TestDeaths:
     @staticmethod
     def serve(cfn: CloudFormation, request: Request) -> Response:
         deadline = Deadline(3600, cfn.clock, Random(0), turn=90)
-        return Service(request, cfn, ApiGateway(cfn), deadline, again=True).handle().answer  # type: ignore[arg-type]  # a fake
+        return served(Service(request, cfn, ApiGateway(cfn), deadline, again=True))  # type: ignore[arg-type]  # a fake
 
     def test_the_fourth_time_it_is_answered_failed(self, cfn: CloudFormation) -> None:
         request = cfn.a_create("A", FREE)
@@ -1795,20 +1801,20 @@ class TestSameSecond:
         cfn.create("A", FREE)
         cfn.update("A", FREE, GOLD)
         clean_up = cfn.a_delete("A", FREE)
-        assert cfn.send(clean_up).answer.success
+        assert cfn.send(clean_up).success
         assert cfn.update("A", GOLD, PRO, issued=clean_up.issued).success
 
     def test_a_create_follows_the_delete_of_the_same_logical_id(self, cfn: CloudFormation) -> None:
         cfn.create("A", FREE)
         delete = cfn.a_delete("A", FREE)
-        assert cfn.send(delete).answer.success
+        assert cfn.send(delete).success
         assert cfn.create("A", FREE, issued=delete.issued).success
 
     def test_a_cancelled_create_never_passes_its_delete(self, cfn: CloudFormation) -> None:
         create = cfn.a_create("A", FREE)
         delete = cfn.a_delete("A", "invented", issued=create.issued)
-        assert cfn.send(delete).answer.success
-        assert failed(cfn.send(create).answer, "Superseded")
+        assert cfn.send(delete).success
+        assert failed(cfn.send(create), "Superseded")
         assert not cfn.attached
 
     def test_a_request_that_comes_again_passes_nothing(self, cfn: CloudFormation) -> None:
@@ -1818,8 +1824,8 @@ class TestSameSecond:
         cfn.arrives(update)
         cfn.arrives(rollback)
         cfn.arrives(update)
-        assert failed(cfn.service(update).handle().answer, "Superseded")
-        assert cfn.service(rollback).handle().answer.success
+        assert failed(served(cfn.service(update)), "Superseded")
+        assert served(cfn.service(rollback)).success
         assert cfn.attached == {FREE}
 
 
@@ -1833,7 +1839,7 @@ class TestWaitingInSlices:
         request = cfn.a_create("A", FREE)
         cfn.clock.meanwhile = [lambda: None, lambda: cfn.arrives(cfn.a_delete("A", "invented"))]
         began = cfn.clock.now
-        assert failed(cfn.send(request).answer, "Superseded")
+        assert failed(cfn.send(request), "Superseded")
         assert cfn.clock.now - began <= 41
 
 
@@ -1876,7 +1882,7 @@ class TestEachStep:
         monkeypatch.setattr("usage_plan_key.rules.rest", refuse)
         cfn.script[CREATE] = itertools.repeat(fails(BUSY))
         with pytest.raises(TurnOverError):
-            self.received_again(cfn, cfn.a_create("A", FREE), seconds=60).handle()
+            served(self.received_again(cfn, cfn.a_create("A", FREE), seconds=60))
 
     def test_the_mark_is_taken_off_in_the_requests_own_time(self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch) -> None:
         clocks: list[object] = []
@@ -1889,7 +1895,7 @@ class TestEachStep:
         monkeypatch.setattr(cfn, "change", watched)
         cfn.script[CREATE] = itertools.repeat(fails(BUSY))
         with pytest.raises(TurnOverError):
-            self.received_again(cfn, cfn.a_create("A", FREE), seconds=60).handle()
+            served(self.received_again(cfn, cfn.a_create("A", FREE), seconds=60))
         assert set(clocks) == {cfn.clock}
         assert cfn.records[holder("A")].begun == ""
 
@@ -1899,7 +1905,7 @@ class TestEachStep:
         cfn.lose_writes = 1
         outages = iter([0])  # Before the first write; after it, and from then on, the ledger is out of reach.
         cfn.tick = lambda: cfn.outage(next(outages, 99))
-        assert failed(cfn.service(request).handle().answer, "nobody knows whether it was written")
+        assert failed(served(cfn.service(request)), "nobody knows whether it was written")
 
     def test_what_is_lost_is_logged_in_full(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
         cfn.create("A", FREE, digest="P1")
@@ -1987,7 +1993,7 @@ class TestEachStep:
         request = cfn.a_create("A", FREE, include_value=True)
         first = cfn.send(request)
         cfn.at(GET, fails(DENIED))
-        assert cfn.send(request) == Served(first.answer)
+        assert cfn.send(request) == first._replace(value=None)
 
     def test_a_failure_that_cannot_be_written_down_is_answered_and_logged(
         self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture
@@ -1995,7 +2001,7 @@ class TestEachStep:
         request = cfn.a_create("A", FREE)
         cfn.arrives(request)
         cfn.outage(99)
-        answer = cfn.service(request).handle().answer
+        answer = served(cfn.service(request))
         assert answer == Response(success=False, id=FREE, reason="the ledger is out of reach", at=int(cfn.clock.now))
         assert answer.success is False
         said = "The answer could not be written down: the ledger is out of reach"
@@ -2004,7 +2010,7 @@ class TestEachStep:
     def test_an_answer_is_written_down_as_it_is_given(self, cfn: CloudFormation) -> None:
         cfn.create("A", FREE)
         request = cfn.a_delete("A", FREE)
-        answer = cfn.send(request).answer
+        answer = cfn.send(request)
         assert answer == Response(success=True, id=FREE, at=int(cfn.clock.now))
         assert cfn.records[holder("A")].answers[request.id] == answer
 
@@ -2095,7 +2101,7 @@ class TestEachStep:
         cfn.arrives(request)
         service = Service(request, cfn, ApiGateway(cfn), deadline)  # type: ignore[arg-type]  # a fake
         with pytest.raises(Death):
-            service.handle()
+            served(service)
         return dice.rolled
 
     def test_what_an_earlier_delivery_attached_stays_held_where_the_ledger_cannot_be_read(
@@ -2113,7 +2119,7 @@ class TestEachStep:
             return change(*arguments)
 
         monkeypatch.setattr(cfn, "change", unreadable)
-        assert failed(cfn.service(request).handle().answer, "out of reach")
+        assert failed(served(cfn.service(request)), "out of reach")
         assert cfn.holders(FREE) == {holder("A")}
 
     def test_what_an_earlier_delivery_has_not_attached_is_let_go_where_it_is_refused(self, cfn: CloudFormation) -> None:
@@ -2122,7 +2128,7 @@ class TestEachStep:
         with pytest.raises(Death):
             cfn.send(request)
         cfn.at(CREATE, fails(DENIED))
-        assert failed(cfn.send(request).answer, "permission is missing")
+        assert failed(cfn.send(request), "permission is missing")
         assert not cfn.entries
 
     def test_a_move_whose_earlier_delivery_died_is_a_move(self, cfn: CloudFormation) -> None:
@@ -2132,7 +2138,7 @@ class TestEachStep:
         with pytest.raises(Death):
             cfn.send(request)
         cfn.at(CREATE)
-        assert outcome(cfn.send(request).answer) == "MOVED"
+        assert outcome(cfn.send(request)) == "MOVED"
 
     def test_a_rollback_that_moved_and_died_is_lost_where_the_key_is_gone(self, cfn: CloudFormation) -> None:
         cfn.create("A", FREE, digest="P1")
@@ -2143,7 +2149,7 @@ class TestEachStep:
             cfn.send(request)
         cfn.at(CREATE)
         TestLost.gone(cfn)
-        assert outcome(cfn.send(request).answer) == "LOST"
+        assert outcome(cfn.send(request)) == "LOST"
 
     def test_a_ledger_that_cannot_be_read_fails_the_request(self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch) -> None:
         request = cfn.a_create("A", FREE)
@@ -2156,7 +2162,7 @@ class TestEachStep:
             return change(*arguments)
 
         monkeypatch.setattr(cfn, "change", unreadable)
-        assert cfn.service(request).handle().answer.reason == "nobody knows"
+        assert served(cfn.service(request)).reason == "nobody knows"
 
     def test_a_move_that_comes_to_nothing_gives_up_while_there_is_time_to_undo_it(
         self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch
@@ -2216,12 +2222,12 @@ class TestEachStep:
         """Too late, a Create alone: it begins a new life, and its Delete may follow."""
         for request in (cfn.a_create("A", FREE), cfn.an_update("B", FREE, FREE)):
             deadline = Deadline(900, cfn.clock, is_over=is_over)
-            Service(request, cfn, ApiGateway(cfn), deadline, fenced=False).handle()  # type: ignore[arg-type]  # a fake
+            served(Service(request, cfn, ApiGateway(cfn), deadline, fenced=False))  # type: ignore[arg-type]  # a fake
         assert [cfn.records[holder(name)].issued > 0 for name in "AB"] == [True, not is_over]
 
     def test_a_request_whose_turn_is_over_says_which(self, cfn: CloudFormation) -> None:
         with pytest.raises(TurnOverError, match=r"^Could not serve Create: the function's time is nearly up$"):
-            self.received_again(cfn, cfn.a_create("A", FREE), seconds=1).handle()
+            served(self.received_again(cfn, cfn.a_create("A", FREE), seconds=1))
 
     def test_an_internal_error_is_logged_with_its_traceback(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
         cfn.at(CREATE, fails(ZeroDivisionError()))

@@ -17,7 +17,6 @@ from .errors import TurnOverError
 from .model import Response
 from .request import Request
 from .response import body
-from .service import Served
 
 logger = logging.getLogger(__name__)
 # Defect: crhelper logs the event, the pre-signed URL and the answer at DEBUG, and errors with all that they carry.
@@ -60,7 +59,10 @@ _FRESH: Final = _fresh()
 
 
 class CustomResource(CfnResource):
-    """One request's crhelper. Each request has a new one, so no state of an earlier one can be in it."""
+    """One request's crhelper: `create`, `update` and `delete` register what serves it.
+
+    Each request has a new one, so no state of an earlier one can be in it.
+    """
 
     _context: Any
     _timer: Any
@@ -68,8 +70,7 @@ class CustomResource(CfnResource):
     def __init__(
         self,
         request: Request,
-        serve: Callable[[], Served],
-        give_up: Callable[[], Served],
+        give_up: Callable[[], Response],
         deliver: Callable[[bytes], None],
         where: str,
     ) -> None:
@@ -77,8 +78,7 @@ class CustomResource(CfnResource):
 
         Args:
             request: The request that is answered.
-            serve: Serves it.
-            give_up: Called in another thread when the function's time is nearly up and `serve` hangs.
+            give_up: Called in another thread when the function's time is nearly up and the call under way hangs.
             deliver: Delivers the answer's body; called once.
             where: Where the log is, from `where`; every FAILED Reason ends with it.
         """
@@ -87,7 +87,6 @@ class CustomResource(CfnResource):
             if talker.level != level:
                 talker.setLevel(level)
         self._request = request
-        self._handle = serve
         self._give_up = give_up
         self._deliver = deliver
         self._where = where
@@ -105,7 +104,8 @@ class CustomResource(CfnResource):
             TurnOverError: It has none yet: the request is to be served again.
             UndeliveredError: It could not be delivered.
         """
-        self(event, context)
+        # Defect: crhelper takes a top-level `CrHelperPoll` or `CrHelperData` of the event for its own.
+        self({name: value for name, value in event.items() if not str(name).startswith("CrHelper")}, context)
         if self._postponed:
             raise self._postponed
         if not self._hand_over():
@@ -114,27 +114,29 @@ class CustomResource(CfnResource):
             if self._guards_error:
                 raise self._guards_error
 
-    def _get_func(self) -> Callable[[Mapping[str, Any], Any], str]:
-        """Defect: a top-level `CrHelperPoll` in the event makes crhelper call its polling function, and nothing is served."""
-        return self._serve_it
+    def served_by(self, serve: Callable[[], Response]) -> Callable[[Any, Any], str]:
+        """Make the function that crhelper's `create`, `update` or `delete` registers.
 
-    def _serve_it(self, event: Mapping[str, Any], context: Any) -> str:
-        """Defect: crhelper gives a failed Create a random id, and CloudFormation sends its Delete with that id."""
-        try:
-            self._put_together(self._handle)
-        except TurnOverError as error:
-            self._postponed = error
-        return self._request.answer_id
+        Defect: crhelper gives a failed Create a random id, and CloudFormation sends its Delete with that id.
+        """
 
-    def _put_together(self, make: Callable[[], Served]) -> None:
+        def handle(_event: Any, _context: Any) -> str:
+            try:
+                self._put_together(serve)
+            except TurnOverError as error:
+                self._postponed = error
+            return self._request.answer_id
+
+        return handle
+
+    def _put_together(self, make: Callable[[], Response]) -> None:
         """Make the answer's body, unless there is one. Whatever goes wrong there becomes a FAILED one.
 
         Raises:
             TurnOverError: `make` has no answer yet.
         """
         try:
-            served = make()
-            made = body(self._request, served, self._where)
+            made = body(self._request, make(), self._where)
         except TurnOverError:
             raise
         except Exception as error:
@@ -145,7 +147,7 @@ class CustomResource(CfnResource):
 
     def _internal_error(self, reason: str) -> bytes:
         reason = f"An internal error, please report it: {reason}"
-        return body(self._request, Served(Response(success=False, id=self._request.answer_id, reason=reason)), self._where)
+        return body(self._request, Response(success=False, id=self._request.answer_id, reason=reason), self._where)
 
     def _send(self, status: str | None = None, reason: str = "", send_response: object = None) -> None:
         """Defects: see below.

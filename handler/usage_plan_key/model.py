@@ -86,7 +86,12 @@ class Standing(Enum):
 
 
 class Response(NamedTuple):
-    """What CloudFormation is told, but for the key's value. `at` is when it was given, in epoch seconds."""
+    """What CloudFormation is told.
+
+    Attributes:
+        at: When it was given, in epoch seconds.
+        value: The key's value, where it was asked for. It is secret, and written down nowhere.
+    """
 
     success: bool
     id: str
@@ -94,6 +99,11 @@ class Response(NamedTuple):
     outcome: str = ""
     key_name: str = ""
     at: int = 0
+    value: str | None = None
+
+    def __repr__(self) -> str:
+        """Show no value."""
+        return f"Response({self.outcome or self.reason!r})"
 
 
 class Hold(NamedTuple):

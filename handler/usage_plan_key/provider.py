@@ -24,13 +24,13 @@ from .cloudformation import stack_is_gone
 from .custom_resource import CustomResource
 from .errors import EventError, FailedError, NotBegunError, TurnOverError, UnclearError
 from .ledger import StatelessLedger, Table
-from .model import Holder, Outcome
+from .model import Holder, Outcome, Response
 from .queue import VISIBILITY, Message, Queue, messages
 from .request import MOST_SKEW, Create, Delete, Request, Update, parse
 from .response import NAMESPACE, Sender, destination, redacted, where
 from .retry import BEFORE_LOOK, Clock, Deadline
 from .rules import abandon
-from .service import Served, Service
+from .service import Service
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class Provider:
         service = self._service(request, deadline)
         if self.queue:
             logger.info("Asked: %s", _described(request))
-        serve = service.handle
+        refusal = ""
         try:
             # A Create is fenced also when its time is over: it marks what is retained, and its Delete may arrive next.
             if not is_over or request.physical_id is None:
@@ -149,13 +149,13 @@ class Provider:
         except FailedError as failed:
             if self.queue and isinstance(failed, NotBegunError):
                 raise  # Something has taken nearly all of the function's time. The next invocation has its own.
-            serve = partial(_fail, service, str(failed))
+            refusal = str(failed)
         except Exception as error:
             logger.exception("An internal error")
-            serve = partial(_fail, service, f"An internal error, please report it: {type(error).__name__}: {error}")
+            refusal = f"An internal error, please report it: {type(error).__name__}: {error}"
         local: list[bytes] = []
         deliver = local.append if self.local else partial(self.sender.deliver, request, end)
-        self._answer(request, event, context, serve, deliver, end)
+        self._respond(request, event, context, service, refusal, deliver, end)
         for answer in local:
             print(redacted(answer))  # noqa: T201  # for the person at the terminal
         return json.loads(redacted(local[0])) if local else None
@@ -335,12 +335,12 @@ class Provider:
             deadline = Deadline(min(DELIVERY_TIME, ends - self.clock.time()), self.clock)
             turn.sent.append(background.submit(copy_context().run, self.sender.deliver, request, deadline, body))
 
-        serve = service.handle
+        refusal = ""
         try:
             self._check(request)  # Who may write to the queue has not passed `on_event`.
         except FailedError as failed:
-            serve = partial(_fail, service, str(failed))
-        self._answer(request, turn.event, context, serve, deliver, Deadline(ends - now, self.clock))
+            refusal = str(failed)
+        self._respond(request, turn.event, context, service, refusal, deliver, Deadline(ends - now, self.clock))
 
     def _give_back(self, back: Sequence[Message], ends: float) -> None:
         """Make messages visible in their places, a stack's later ones first: its first one visible, the others could be taken."""
@@ -355,37 +355,45 @@ class Provider:
         ledger = self.table or StatelessLedger(request)
         return Service(request, ledger, self.api, deadline, fenced=fenced, again=again)
 
-    def _answer(
+    def _respond(
         self,
         request: Request,
         event: Mapping[str, Any],
         context: Context,
-        serve: Callable[[], Served],
+        service: Service,
+        refusal: str,
         deliver: Callable[[bytes], None],
         end: Deadline,
     ) -> None:
-        def logged() -> Served:
-            served = serve()
-            status = "SUCCESS" if served.answer.success else "FAILED"
-            keys = {
-                "asked": _described(request),
-                "outcome": served.answer.outcome or status,
-                "status": status,
-                "AnswerId": request.shown_id if served.answer.id == request.physical_id else served.answer.id,
-            }
-            log = logger.info if served.answer.success else logger.error
-            if served.answer.outcome == Outcome.LOST:
-                with single_metric("Lost", MetricUnit.Count, 1, namespace=NAMESPACE):
-                    pass
-            log("%s %s", status, served.answer.outcome or served.answer.reason, extra=keys)
-            return served
-
-        def give_up() -> Served:
+        def give_up() -> Response:
             # The guard has all the time that is left, and nothing of the service that hangs.
             reason = "No answer in time: a call of the function hangs. Look into its log, and deploy again"
-            return _fail(self._service(request, end), reason)
+            return self._service(request, end).fail(reason)
 
-        CustomResource(request, logged, give_up, deliver, where(context)).answer(event, context)
+        def step(serve: Callable[[], Response]) -> Callable[[Any, Any], str]:
+            return resource.served_by(lambda: _logged(request, service.fail(refusal) if refusal else serve()))
+
+        resource = CustomResource(request, give_up, deliver, where(context))
+        resource.create(step(service.create))
+        resource.update(step(service.update))
+        resource.delete(step(service.delete))
+        resource.answer(event, context)
+
+
+def _logged(request: Request, response: Response) -> Response:
+    status = "SUCCESS" if response.success else "FAILED"
+    keys = {
+        "asked": _described(request),
+        "outcome": response.outcome or status,
+        "status": status,
+        "AnswerId": request.shown_id if response.id == request.physical_id else response.id,
+    }
+    if response.outcome == Outcome.LOST:
+        with single_metric("Lost", MetricUnit.Count, 1, namespace=NAMESPACE):
+            pass
+    log = logger.info if response.success else logger.error
+    log("%s %s", status, response.outcome or response.reason, extra=keys)
+    return response
 
 
 def _tell(request: Request, event: Mapping[str, Any], context: Context) -> None:
@@ -400,10 +408,6 @@ def _tell(request: Request, event: Mapping[str, Any], context: Context) -> None:
             "function_request_id": context.aws_request_id,
         }
     )
-
-
-def _fail(service: Service, reason: str) -> Served:
-    return Served(service.fail(reason))
 
 
 def _described(request: Request) -> str:

@@ -20,9 +20,9 @@ from crhelper import FAILED, SUCCESS
 from urllib3.util import Url, parse_url
 
 from .errors import EventError, FailedError, OutOfTimeError, UndeliveredError
+from .model import Response
 from .request import Create, Request, Update
 from .retry import SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT, Again, Deadline, retry
-from .service import Served
 
 logger = logging.getLogger(__name__)
 
@@ -42,9 +42,8 @@ def where(context: object) -> str:
     return ", ".join(f"{name} {value}" for name, value in found if value)
 
 
-def body(request: Request, served: Served, where: str) -> bytes:
+def body(request: Request, answer: Response, where: str) -> bytes:
     """Put an answer together, in at most 4,096 bytes: Reason and KeyName are cut at their ends."""
-    answer = served.answer
     fields: dict[str, Any] = {
         "Status": SUCCESS if answer.success else FAILED,
         "PhysicalResourceId": answer.id,
@@ -63,8 +62,8 @@ def body(request: Request, served: Served, where: str) -> bytes:
         }
         # Defect: NoEcho survives from one invocation into the next. Here it is part of each answer.
         fields["NoEcho"] = request.include_value
-        if request.include_value and served.value is not None:
-            fields["Data"]["Value"] = served.value
+        if request.include_value and answer.value is not None:
+            fields["Data"]["Value"] = answer.value
         fields["Data"]["KeyName"] = _cut(answer.key_name, LONGEST_RESPONSE - len(_json(fields)) - len(',"KeyName":""'))
     if not answer.success:
         room = LONGEST_RESPONSE - len(_json({**fields, "Reason": ""}))

@@ -10,14 +10,14 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final
 
 from . import rules
 from .api_gateway import ApiGateway, InPlan, Key, Rival
 from .errors import FailedError, MissingError, TurnOverError
 from .ledger import Ledger, Rule
 from .model import NOBODY, Association, AssociationRecord, Holder, Outcome, ResourceRecord, Response, Snapshot, Standing
-from .request import MOST_SKEW, Create, CreateOrUpdate, Delete, Request, Update
+from .request import MOST_SKEW, Create, CreateOrUpdate, Delete, Invalid, Request, Update
 from .retry import CONNECT_TIMEOUT, READ_TIMEOUT, Again, Deadline
 from .rules import MOST_DEATHS
 
@@ -41,17 +41,6 @@ class _AnsweredError(Exception):
 
 class _UnmarkedError(Exception):
     """Raised when somebody else has finished a detaching meanwhile."""
-
-
-class Served(NamedTuple):
-    """An answer, and the key's value where it was asked for; the value is written down nowhere."""
-
-    answer: Response
-    value: str | None = None
-
-    def __repr__(self) -> str:
-        """Show no value."""
-        return f"Served({self.answer!r})"
 
 
 def _as_is(state: Snapshot) -> Snapshot:
@@ -107,26 +96,36 @@ class Service:
             return False
         return record.begun == self._request.id if record.died == self._request.id else None
 
-    def handle(self) -> Served:
-        """Serve the request, unless it was served before: then the same answer is given again.
+    def create(self) -> Response:
+        """Serve a Create, unless it was served before: then the same answer is given again.
 
         Raises:
             TurnOverError: The function had no time left for it, and CloudFormation has: it is to be served again.
         """
+        return self._handled(self._want)
+
+    update = create
+
+    def delete(self) -> Response:
+        """Serve a Delete; else like `create`."""
+        return self._handled(self._delete)
+
+    def _handled(self, step: Callable[[Any, Snapshot], Response]) -> Response:
         try:
-            return self._handle()
+            return step(self._request, self._begin())
         except _AnsweredError as answered:
             return self._give_again(answered.given)
         except TurnOverError:
             self._rest()
             raise
         except FailedError as failed:
-            return Served(self.fail(str(failed)))
+            return self.fail(str(failed))
         except Exception as error:
             logger.exception("An internal error")
-            return Served(self.fail(f"An internal error, please report it: {type(error).__name__}: {error}"))
+            return self.fail(f"An internal error, please report it: {type(error).__name__}: {error}")
 
-    def _handle(self) -> Served:
+    def _begin(self) -> Snapshot:
+        """Fence the request if that is still to be done, mark it as begun, and give back what the ledger says."""
         request = self._request
         # Nobody waits any more for a request whose time is over. It touches nothing: it may have been told that it failed.
         is_over = self._deadline.is_over
@@ -142,13 +141,9 @@ class Service:
             raise FailedError("CloudFormation's time for this request (ServiceTimeout) was over before its turn came")
         if state.record.begun == request.id and state.record.deaths >= MOST_DEATHS:
             raise FailedError(f"{state.record.deaths} invocations died at this request. Look into the function's log")
-        match request:
-            case Create() | Update():
-                return self._want(request, state)
-            case Delete():
-                return self._delete(request, state)
-            case _:
-                raise FailedError(f"The properties are not usable: {'; '.join(request.faults)}")
+        if isinstance(request, Invalid):
+            raise FailedError(f"The properties are not usable: {'; '.join(request.faults)}")
+        return state
 
     def _rest(self) -> None:
         """Take off the mark: the request goes back into the queue, and nothing has died of it."""
@@ -175,7 +170,7 @@ class Service:
 
     # --- Create, Update ---
 
-    def _want(self, request: CreateOrUpdate, state: Snapshot) -> Served:
+    def _want(self, request: CreateOrUpdate, state: Snapshot) -> Response:
         rules.check_superseded(state.record, request)
         self._finish_marks(state, but=[request.wanted])
         # Until it is known that the key is not in the plan, an earlier delivery of ours may have attached it.
@@ -207,7 +202,7 @@ class Service:
         key = self._with_value(request, key)
         answer = Response(success=True, id=request.wanted.id, outcome=result, key_name=key.name, at=self._now())
         given = self._answer(answer, held=None if result is Outcome.LOST else request.wanted)
-        return Served(given, key.value if given.success and request.include_value else None)
+        return given._replace(value=key.value) if given.success and request.include_value else given
 
     def _with_value(self, request: CreateOrUpdate, key: Key) -> Key:
         """Look for the value that is asked for where API Gateway's reply had none."""
@@ -409,7 +404,7 @@ class Service:
 
     # --- Delete ---
 
-    def _delete(self, request: Delete, state: Snapshot) -> Served:
+    def _delete(self, request: Delete, state: Snapshot) -> Response:
         released = rules.releases(state.record, request)
         if not released:
             logger.info("This resource does not hold %s: nothing is touched", request.shown_id)
@@ -431,7 +426,7 @@ class Service:
                 reason = f"{failed}. {STAYS}: {left}"
                 logger.error(reason)  # noqa: TRY400  # CloudFormation skips a failing clean-up in silence; this does not
                 raise FailedError(reason) from failed
-        return Served(self._seen_answer() or self._answer(answer))
+        return self._seen_answer() or self._answer(answer)
 
     def _let_go_of_moved(self, request: Delete) -> None:
         """With the present association goes what was moved away from: under UpdateReplacePolicy Retain no Delete comes for it."""
@@ -520,20 +515,20 @@ class Service:
         given = record.answers.get(self._request.id)
         return given and given._replace(id=given.id or self._request.answer_id)
 
-    def _give_again(self, given: Response) -> Served:
+    def _give_again(self, given: Response) -> Response:
         """Give an answer again. The value is not written down, so it is looked up; what has gone meanwhile is left out."""
         logger.info("This request was answered before; the same answer goes out again")
         if not (isinstance(self._request, Create | Update) and self._request.include_value and given.success):
-            return Served(given)
+            return given
         if given.outcome == Outcome.LOST:
-            return Served(given, "")
+            return given._replace(value="")
         try:
             key = self._api.look(self._request.wanted, self._deadline.looking())
         except TurnOverError:
             raise
         except FailedError:
-            return Served(given)
-        return Served(given, key.value if key else None)
+            return given
+        return given._replace(value=key.value) if key else given
 
     def _look_up(self, associations: Sequence[Association]) -> Snapshot:
         """Give back what was seen last, or read: for what a write will rest on, whose conditions tell whether it still stands."""
