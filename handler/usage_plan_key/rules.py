@@ -39,7 +39,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 from .errors import FailedError, SupersededError
 from .model import (
@@ -64,6 +64,26 @@ MOST_ANSWERS: Final = 50
 MOST_DEATHS: Final = 3
 
 
+class Row(NamedTuple):
+    """What a Create or an Update comes to, and whether `OnExisting: Fail` refuses it."""
+
+    outcome: Outcome
+    refused: bool = False
+
+
+#: The table above: who holds the association, and whether the key is in the plan.
+OUTCOMES: Final = {
+    (Standing.NOBODY, False): Row(Outcome.ATTACHED),
+    (Standing.NOBODY, True): Row(Outcome.ADOPTED, refused=True),
+    (Standing.THIS, False): Row(Outcome.REPAIRED),
+    (Standing.THIS, True): Row(Outcome.VERIFIED),
+    (Standing.SIBLING, False): Row(Outcome.REPAIRED),
+    (Standing.SIBLING, True): Row(Outcome.JOINED),
+    (Standing.STRANGERS, False): Row(Outcome.REPAIRED, refused=True),
+    (Standing.STRANGERS, True): Row(Outcome.JOINED, refused=True),
+}
+
+
 # --- The fence: the newest request wins ---
 
 
@@ -74,37 +94,49 @@ def fence(record: ResourceRecord, request: Request, *, is_over: bool = False) ->
     """
     if request.id in record.answers or request.id in record.arrived:
         return record
-    holds = dict(record.holds)
-    foreign = record.foreign
-    if request.identified in holds:
-        hold = holds[request.identified]
-        holds[request.identified] = hold._replace(named=True, left=0 if isinstance(request, Delete) else hold.left)
-    elif isinstance(request, Update) and request.identified is None:
-        foreign |= {digest(request.physical_id)}
-    record = record._replace(holds=holds, foreign=foreign)
+    record = _named_by(record, request)
     if request.issued is not None and (request.issued < record.issued + is_over or _was_cancelled(record, request)):
         return record
 
     wants = record.wants
-    invented = isinstance(request, Delete) and request.identified is None and digest(request.physical_id) not in foreign
+    is_foreign = request.identified is None and digest(request.physical_id or "") in record.foreign
+    invented = isinstance(request, Delete) and request.identified is None and not is_foreign
     match request:
         case CreateOrUpdate():
             wants = request.wanted
         case Delete() if request.identified == wants or invented:
             wants = None
     if request.physical_id is None:
-        # A Create begins a new life. What is held from an earlier one was retained, by no Delete that came; but not what a failed
-        # request may have attached.
-        holds = {
-            association: hold if hold.failed or hold.request == request.id else hold._replace(named=True, left=0)
-            for association, hold in holds.items()
-        }
-    record = record._replace(holds=holds, retained=record.retained if isinstance(request, Delete) else None)
+        record = _in_a_new_life(record, request)
+    record = record._replace(retained=record.retained if isinstance(request, Delete) else None)
     if request.issued is None:
         return record  # Without issue times there is no fence.
     same_second = record.arrived if request.issued == record.issued else ()
     arrived = (*same_second, request.id)[-MOST_ANSWERS:]
     return record._replace(issued=request.issued, arrived=arrived, wants=wants, closed=invented)
+
+
+def _named_by(record: ResourceRecord, request: Request) -> ResourceRecord:
+    """Note what a request's id names: a hold, or a former provider's resource."""
+    hold = record.holds.get(request.identified) if request.identified else None
+    if request.identified and hold:
+        hold = hold._replace(named=True, left=0 if isinstance(request, Delete) else hold.left)
+        return record._replace(holds={**record.holds, request.identified: hold})
+    if isinstance(request, Update) and request.identified is None:
+        return record._replace(foreign=record.foreign | {digest(request.physical_id)})
+    return record
+
+
+def _in_a_new_life(record: ResourceRecord, request: Request) -> ResourceRecord:
+    """A Create begins a new life. What is held from an earlier one was retained: no Delete came for it.
+
+    What a failed request may have attached was not.
+    """
+    holds = {
+        association: hold if hold.failed or hold.request == request.id else hold._replace(named=True, left=0)
+        for association, hold in record.holds.items()
+    }
+    return record._replace(holds=holds)
 
 
 def _was_cancelled(record: ResourceRecord, request: Request) -> bool:
@@ -166,17 +198,17 @@ def take_hold(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
     check_superseded(state.record, request)
     entry = state.entry(request.wanted)
     stands = standing(entry, request.holder)
-    match stands:
-        case Standing.THIS:
-            return state
-        case Standing.STRANGERS if request.on_existing is OnExisting.FAIL:
-            raise FailedError(
-                f"{attaching(request.wanted)}: it is held by {listed(entry.holders, request.holder)}, and OnExisting is Fail. "
-                f"Adopt or Take would hold it too; it is detached when its last holder goes. {way_out(entry.holders)}"
-            )
-        case Standing.NOBODY:
-            # It is attached next, with nothing in between.
-            state = state.with_entry(request.wanted, entry._replace(begun_by=request.id))
+    if stands is Standing.THIS:
+        return state
+    # Whether or not the key is in the plan.
+    if request.on_existing is OnExisting.FAIL and OUTCOMES[stands, False].refused:
+        raise FailedError(
+            f"{attaching(request.wanted)}: it is held by {listed(entry.holders, request.holder)}, and OnExisting is Fail. "
+            f"Adopt or Take would hold it too; it is detached when its last holder goes. {way_out(entry.holders)}"
+        )
+    if stands is Standing.NOBODY:
+        # It is attached next, with nothing in between.
+        state = state.with_entry(request.wanted, entry._replace(begun_by=request.id))
     return state.held(request.holder, request.wanted, Hold(request.id))
 
 
@@ -186,17 +218,7 @@ def outcome(request: CreateOrUpdate, stands: Standing, entry: AssociationRecord,
         return Outcome.ATTACHED  # A repeated request: its first delivery took hold.
     if present and takes(request, entry):
         return Outcome.TAKEN
-    table = {
-        (Standing.NOBODY, False): Outcome.ATTACHED,
-        (Standing.NOBODY, True): Outcome.ADOPTED,
-        (Standing.THIS, False): Outcome.REPAIRED,
-        (Standing.THIS, True): Outcome.VERIFIED,
-        (Standing.SIBLING, False): Outcome.REPAIRED,
-        (Standing.SIBLING, True): Outcome.JOINED,
-        (Standing.STRANGERS, False): Outcome.REPAIRED,
-        (Standing.STRANGERS, True): Outcome.JOINED,
-    }
-    return table[stands, present]
+    return OUTCOMES[stands, present].outcome
 
 
 def takes(request: CreateOrUpdate, entry: AssociationRecord) -> bool:
