@@ -119,30 +119,12 @@ class Provider:
         about.set({})
         request, event = self._read(event, self.clock.time())
         _tell(request, event, context)
-        now, left = self.clock.time(), context.get_remaining_time_in_millis() / 1000
+        left = context.get_remaining_time_in_millis() / 1000
         end = Deadline(left, self.clock)
-        # A sample event is as old as its file, and a person waits at the terminal.
-        there = min(LOCAL_TIME, request.service_timeout) if self.local else request.ends(now) - now
-        is_over = there <= BEFORE_LOOK
-        # Nobody waits for one that is over: where the function's own time is too short to look it up, the next invocation does.
-        deadline = Deadline(
-            math.inf if is_over else min(left, there),
-            self.clock,
-            turn=left if is_over else math.inf,
-            dies=left,
-            is_over=is_over,
-        )
-        service = self._service(request, deadline)
-        if self.queue:
-            logger.info("Asked: %s", _described(request))
+        service = self._service(request, self._on_arrival(request, left))
         refusal = ""
         try:
-            # A Create is fenced also when its time is over: it marks what is retained, and its Delete may arrive next.
-            if not is_over or request.physical_id is None:
-                service.fence()
-            self._check(request)
-            if self.queue and not is_over:
-                self.queue.put(event, now, deadline)
+            if self._is_queued(request, event, service):
                 return None
         except (UnclearError, TurnOverError):
             raise
@@ -159,6 +141,30 @@ class Provider:
         for answer in local:
             print(redacted(answer))  # noqa: T201  # for the person at the terminal
         return json.loads(redacted(local[0])) if local else None
+
+    def _on_arrival(self, request: Request, left: float) -> Deadline:
+        """Until when a request is worked on where it arrives; the function has so many seconds left."""
+        now = self.clock.time()
+        # A sample event is as old as its file, and a person waits at the terminal.
+        there = min(LOCAL_TIME, request.service_timeout) if self.local else request.ends(now) - now
+        if there > BEFORE_LOOK:
+            return Deadline(min(left, there), self.clock, dies=left)
+        # Nobody waits for one that is over: where the function's own time is too short to look it up, the next invocation does.
+        return Deadline(math.inf, self.clock, turn=left, dies=left, is_over=True)
+
+    def _is_queued(self, request: Request, event: Mapping[str, Any], service: Service) -> bool:
+        """Fence a request, and put it into the queue; False where it is to be served here and now."""
+        deadline, now = service.deadline, self.clock.time()
+        if self.queue:
+            logger.info("Asked: %s", _described(request))
+        # A Create is fenced also when its time is over: it marks what is retained, and its Delete may arrive next.
+        if not deadline.is_over or request.physical_id is None:
+            service.fence()
+        self._check(request)
+        if not self.queue or deadline.is_over:
+            return False
+        self.queue.put(event, now, deadline)
+        return True
 
     def on_batch(self, records: Sequence[Mapping[str, Any]], context: Context) -> dict[str, Any]:
         """Serve a batch, each stack's requests in order; gives back what is to come again, as Lambda wants it.
@@ -314,18 +320,7 @@ class Provider:
         # Where a function has died, the next one's log says at what it may die.
         again = message.receives > 1
         logger.log(logging.INFO if again else logging.DEBUG, "Its turn has come: %s", _described(request))
-        now = self.clock.time()
-        there, here = request.ends(message.arrived) - now, ends - CLOSING_TIME - now
-        is_over = there <= BEFORE_LOOK
-        deadline = Deadline(
-            math.inf if is_over else there,
-            self.clock,
-            turn=here,
-            patience=patience,
-            opens=opens,
-            dies=ends + LAST_SECONDS - now,
-            is_over=is_over,
-        )
+        deadline = self._in_turn(turn, ends, patience, opens)
         service = self._service(request, deadline, fenced=message.fenced, again=again)
 
         def deliver(body: bytes) -> None:
@@ -340,7 +335,22 @@ class Provider:
             self._check(request)  # Who may write to the queue has not passed `on_event`.
         except FailedError as failed:
             refusal = str(failed)
-        self._respond(request, turn.event, context, service, refusal, deliver, Deadline(ends - now, self.clock))
+        self._respond(request, turn.event, context, service, refusal, deliver, Deadline(ends - self.clock.time(), self.clock))
+
+    def _in_turn(self, turn: _Turn, ends: float, patience: float, opens: float) -> Deadline:
+        """Until when a request out of the queue is worked on."""
+        now = self.clock.time()
+        there = turn.request.ends(turn.message.arrived) - now
+        is_over = there <= BEFORE_LOOK
+        return Deadline(
+            math.inf if is_over else there,
+            self.clock,
+            turn=ends - CLOSING_TIME - now,
+            patience=patience,
+            opens=opens,
+            dies=ends + LAST_SECONDS - now,
+            is_over=is_over,
+        )
 
     def _give_back(self, back: Sequence[Message], ends: float) -> None:
         """Make messages visible in their places, a stack's later ones first: its first one visible, the others could be taken."""

@@ -183,18 +183,20 @@ def parse(event: object) -> Request:
 
     given = event.get("ResourceProperties")
     properties: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
-    physical_id = None if kind == "Create" else event["PhysicalResourceId"]
     common: dict[str, Any] = {
         "id": event["RequestId"],
         "holder": Holder(event["StackId"], event["LogicalResourceId"]),
-        "physical_id": physical_id,
+        "physical_id": None if kind == "Create" else event["PhysicalResourceId"],
         "issued": _issued(event["ResponseURL"]),
         "response_url": event["ResponseURL"],
         "service_timeout": _service_timeout(properties.get("ServiceTimeout")),
     }
     if kind == "Delete":
         return Delete(take=properties.get("OnExisting") == OnExisting.TAKE, **common)
+    return _create_or_update(event.get("OldResourceProperties"), properties, common)
 
+
+def _create_or_update(old: object, properties: Mapping[str, Any], common: dict[str, Any]) -> Create | Update | Invalid:
     key_id, plan_id = properties.get("KeyId"), properties.get("UsagePlanId")
     wanted = Association(str(key_id), str(plan_id)) if well_formed(key_id) and well_formed(plan_id) else None
     faults = tuple(_faults(properties))
@@ -206,9 +208,8 @@ def parse(event: object) -> Request:
         "include_value": str(properties.get("IncludeValue")).lower() == "true",
         "digest": _digest(properties),
     }
-    if kind == "Create":
+    if common["physical_id"] is None:
         return Create(**wishes, **common)
-    old = event.get("OldResourceProperties")
     took = isinstance(old, Mapping) and old.get("OnExisting") == OnExisting.TAKE
     return Update(took=took, **wishes, **common)
 

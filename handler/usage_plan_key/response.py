@@ -53,17 +53,8 @@ def body(request: Request, answer: Response, where: str) -> bytes:
         "NoEcho": False,
     }
     if answer.success and isinstance(request, Create | Update):
-        fields["Data"] = {
-            "Id": request.wanted.id,
-            "KeyId": request.wanted.key_id,
-            "KeyType": "API_KEY",
-            "UsagePlanId": request.wanted.plan_id,
-            "Outcome": answer.outcome,
-        }
         # Defect: NoEcho survives from one invocation into the next. Here it is part of each answer.
-        fields["NoEcho"] = request.include_value
-        if request.include_value and answer.value is not None:
-            fields["Data"]["Value"] = answer.value
+        fields |= {"NoEcho": request.include_value, "Data": _data(request, answer)}
         fields["Data"]["KeyName"] = _cut(answer.key_name, LONGEST_RESPONSE - len(_json(fields)) - len(',"KeyName":""'))
     if not answer.success:
         room = LONGEST_RESPONSE - len(_json({**fields, "Reason": ""}))
@@ -74,6 +65,19 @@ def body(request: Request, answer: Response, where: str) -> bytes:
     if len(made) > LONGEST_RESPONSE:
         logger.error("The answer has %d bytes for its ids, and CloudFormation takes %d", len(made), LONGEST_RESPONSE)
     return made
+
+
+def _data(request: Create | Update, answer: Response) -> dict[str, str]:
+    """Give what Fn::GetAtt reads, but for KeyName."""
+    data = {
+        "Id": request.wanted.id,
+        "KeyId": request.wanted.key_id,
+        "KeyType": "API_KEY",
+        "UsagePlanId": request.wanted.plan_id,
+        "Outcome": answer.outcome,
+    }
+    value = {} if answer.value is None or not request.include_value else {"Value": answer.value}
+    return data | value
 
 
 def redacted(body: bytes) -> str:

@@ -75,7 +75,7 @@ class Service:
         self._holder = request.holder
         self._ledger = ledger
         self._api = api
-        self._deadline = deadline
+        self.deadline = deadline
         self._ledgers = deadline.short()
         self._watched = deadline.watched(self._check_superseded)
         # Two machines' clocks may differ.
@@ -83,7 +83,7 @@ class Service:
 
     def fence(self) -> None:
         """Fence: write down that the request is here, before it waits for its turn."""
-        rule = partial(_recorded, change=partial(rules.fence, request=self._request, is_over=self._deadline.is_over))
+        rule = partial(_recorded, change=partial(rules.fence, request=self._request, is_over=self.deadline.is_over))
         self._change([], rule, answered=True)
 
     def died(self) -> bool | None:
@@ -128,9 +128,9 @@ class Service:
         """Fence the request if that is still to be done, mark it as begun, and give back what the ledger says."""
         request = self._request
         # Nobody waits any more for a request whose time is over. It touches nothing: it may have been told that it failed.
-        is_over = self._deadline.is_over
+        is_over = self.deadline.is_over
         if not is_over:
-            self._deadline.allow_turn(f"Could not serve {type(request).__name__}")
+            self.deadline.allow_turn(f"Could not serve {type(request).__name__}")
         if not self._fenced and (not is_over or request.physical_id is None):
             self.fence()
         begins = self._received_before and not is_over
@@ -154,7 +154,7 @@ class Service:
 
     def _at_last(self) -> Deadline:
         """What has to be written down when the time is up."""
-        return Deadline(RESTING_TIME, self._deadline.clock).last()
+        return Deadline(RESTING_TIME, self.deadline.clock).last()
 
     def fail(self, reason: str) -> Response:
         """Write down a FAILED answer; if another has been given meanwhile, that one stands."""
@@ -186,15 +186,12 @@ class Service:
                 result = self._outcome_where_present(request, stands, earlier)
             else:
                 key, result, attached = self._attach(request, stands, earlier)
-        except MissingError as missing:
-            lost = self._lost(request, missing)
+        except FailedError as failed:
+            lost = self._lost(request, failed) if isinstance(failed, MissingError) else None
             if lost is None:
-                self._undo(request, missing, absent=absent)
+                self._undo(request, failed, absent=absent)
                 raise
             key, result, attached = lost, Outcome.LOST, False
-        except FailedError as failed:
-            self._undo(request, failed, absent=absent)
-            raise
         if attached and any(entry.moved_by == request.id for entry in state.entries.values()):
             result = Outcome.MOVED  # An earlier delivery has detached the old one, and died.
         for leftover in rules.leftovers(state.record, request):
@@ -351,7 +348,7 @@ class Service:
     def _is_known_move(self, request: CreateOrUpdate) -> bool:
         """Move away at once from what the id names, where it was lately seen to keep the key from what is wanted."""
         held = request.identified
-        rival = self._api.known_rival(held, request.wanted, self._deadline) if held else None
+        rival = self._api.known_rival(held, request.wanted, self.deadline) if held else None
         if rival is None or not rules.may_move(self._look_up([rival.association]), request, rival.association):
             return False
         return self._move_away(request, [rival])
@@ -391,7 +388,7 @@ class Service:
         for association in [held for held, entry in moved.items() if entry.moved_by == request.id]:
             cleared = self._reattach(request, association)
             try:
-                rivals = self._api.attach(association, self._deadline)
+                rivals = self._api.attach(association, self.deadline)
                 if isinstance(rivals, list):
                     raise FailedError(f"{rivals[0]} blocks it")
             except FailedError as again:
@@ -462,7 +459,7 @@ class Service:
                 raise _UnmarkedError
 
         try:
-            self._api.detach(association, self._deadline.watched(check))
+            self._api.detach(association, self.deadline.watched(check))
         except _UnmarkedError:
             self._seen = None
             return
@@ -523,7 +520,7 @@ class Service:
         if given.outcome == Outcome.LOST:
             return given._replace(value="")
         try:
-            key = self._api.look(self._request.wanted, self._deadline.looking())
+            key = self._api.look(self._request.wanted, self.deadline.looking())
         except TurnOverError:
             raise
         except FailedError:
@@ -561,4 +558,4 @@ class Service:
         return self._seen
 
     def _now(self) -> int:
-        return int(self._deadline.clock.time())
+        return int(self.deadline.clock.time())
