@@ -13,9 +13,9 @@ from typing import Final
 from usage_plan_key.queue import VISIBILITY
 
 from . import policies, storms
-from .model import DOOR, Account
+from .model import SERIAL_CALL, Account
 from .plot import svg
-from .storms import Poisoned, Storm
+from .storms import Crashing, Storm
 from .waves import Result, wave
 
 PLOT: Final = Path(__file__).with_name("waves.svg")
@@ -72,7 +72,7 @@ def throttled(stacks: int, retry_after: int | None, seed: int) -> Result:
 
 def _account(seed: int) -> Account:
     """Batches of both kinds; and in every other pair of accounts Lambda hands in requests minutes late, and in any order."""
-    return Account(seed, worst=bool(seed % 2), crowded=0.7 * (seed // 2 % 2))
+    return Account(seed, worst=bool(seed % 2), without_room=0.7 * (seed // 2 % 2))
 
 
 def rollbacks(seeds: range) -> list[Storm]:
@@ -95,9 +95,9 @@ def deaths(seeds: range) -> list[Storm]:
     return [storms.deaths(60, _account(seed), share=0.3) for seed in seeds]
 
 
-def poisoned(bad: int, seed: int, *, apart: bool = False, hang: bool = False) -> Poisoned:
+def crashing(bad: int, seed: int, *, apart: bool = False, hang: bool = False) -> Crashing:
     """Stacks beside requests that kill the function."""
-    return storms.poison(200, 20, bad, Account(seed, worst=True), apart=apart, hang=hang)
+    return storms.crashing(200, 20, bad, Account(seed, worst=True), apart=apart, hang=hang)
 
 
 def row(result: Result) -> str:
@@ -109,7 +109,7 @@ def row(result: Result) -> str:
 
 
 HEAD: Final = (
-    f"{'':33} {'succeeded':>13} {'time':>6} {'calls':>7} {'429s':>7} {'409s':>6} {'neighbour':>9} {'receives':>8} {'rounds':>6}"
+    f"{'':33} {'succeeded':>13} {'time':>6} {'calls':>7} {'429s':>7} {'409s':>6} {'others':>9} {'receives':>8} {'rounds':>6}"
 )
 
 
@@ -135,14 +135,16 @@ def main() -> int:
         moving = [pool.submit(update_rollbacks, range(first, first + 50)) for first in every[: len(every) // 2]]
         large = {wrong: pool.submit(rollback_of_500, wrong, seed) for wrong in (0, 20, 250)}
         dying = [pool.submit(deaths, range(first, first + 10)) for first in range(0, 10 if quick else DEATHS, 10)]
-        alone = pool.submit(poisoned, 0, seed)
+        alone = pool.submit(crashing, 0, seed)
         killers = {
-            "crash the function, in a stack of their own": pool.submit(poisoned, 20, seed),
-            "crash the function, each in a stack of its own": pool.submit(partial(poisoned, apart=True), 20, seed),
-            "hang until Lambda ends the function, in a stack of their own": pool.submit(partial(poisoned, hang=True), 20, seed),
+            "crash the function, in a stack of their own": pool.submit(crashing, 20, seed),
+            "crash the function, each in a stack of its own": pool.submit(partial(crashing, apart=True), 20, seed),
+            "hang until Lambda ends the function, in a stack of their own": pool.submit(partial(crashing, hang=True), 20, seed),
         }
 
-        print(f"time: against the serial limit, calls * {DOOR} s. calls: to API Gateway, for each key. neighbour: wishes served.")
+        print(
+            f"time: against the serial limit, calls * {SERIAL_CALL} s. calls: to API Gateway, for each key. other caller: calls served."
+        )
         print("kind: a batch takes what it can of one stack; worst: one of each in turn.")
         print("receives: the most of a message; rounds: the most invocations in a chain of messages (Lambda ends it at 16).")
         print(f"\nThrough the queue\n{HEAD}")
@@ -167,7 +169,7 @@ def main() -> int:
         base = alone.result()
         print(f"\n200 keys in 20 stacks, worst, alone: {base.good} attached, in {base.seconds:.0f} s; beside 20 requests that …")
         for name, killer in killers.items():
-            print(_poisoned_row(name, killer.result(), base.seconds))
+            print(_crashing_row(name, killer.result(), base.seconds))
         lines = {"through the queue": queued_500(waves).history}
         lines |= {future.result().name: future.result().history for future in others[-1][1]}
     PLOT.write_text(svg("500 keys in one stack: attached over time", lines, 300.0, 500))
@@ -189,7 +191,7 @@ def _throttled_row(result: Result) -> str:
     )
 
 
-def _poisoned_row(name: str, result: Poisoned, alone: float) -> str:
+def _crashing_row(name: str, result: Crashing, alone: float) -> str:
     later = (result.seconds - alone) / VISIBILITY
     return (
         f"  {name}: {result.good} attached, {later:.2f} visibility time-outs later;"

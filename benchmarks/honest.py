@@ -23,10 +23,10 @@ from typing import Any, Final
 from botocore.exceptions import ClientError
 
 from tests.aws.fake import ApiGateway
-from tests.aws.rules import Bucket, Door
+from tests.aws.rules import Bucket, OneAtATime
 from tests.sink import Sink
 
-from .model import DOOR, Account
+from .model import SERIAL_CALL, Account
 from .waves import SPREAD, furnish, name, wave
 
 #: How many virtual runs the real one is held against.
@@ -39,16 +39,16 @@ CREATE: Final = {
 
 
 class Strict(ApiGateway):
-    """tests/aws/fake.py's API Gateway, whose door takes its time in the caller's thread."""
+    """tests/aws/fake.py's API Gateway, whose calls take their time in the caller's thread."""
 
     def __init__(self) -> None:
-        super().__init__(Door(DOOR, time.monotonic), Bucket(time.monotonic))
+        super().__init__(OneAtATime(SERIAL_CALL, time.monotonic), Bucket(time.monotonic))
         self.attached_at: list[float] = []
 
     def _leave(self) -> None:
-        if self.door:
+        if self.one_at_a_time:
             self.attached_at.append(time.time())
-            time.sleep(self.door.leave())
+            time.sleep(self.one_at_a_time.leave())
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -201,7 +201,7 @@ def main() -> int:
         "all attached, in times the serial limit (luck)": mean(run.ratio for run in runs),
     }
     succeeded, calls, nine, ten = real(keys, seed)
-    measured = calls, nine / (keys * DOOR), ten / (keys * DOOR)
+    measured = calls, nine / (keys * SERIAL_CALL), ten / (keys * SERIAL_CALL)
     print(f"create {keys}, each in a process of its own: {succeeded} succeeded")
     off = []
     for (what, virtual), figure in zip(predicted.items(), measured, strict=True):

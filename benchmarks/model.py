@@ -2,8 +2,8 @@
 
 | part | takes |
 |---|---|
-| a create or a delete that API Gateway's door lets in, whatever comes of it | 300 ms |
-| one that the door or the bucket refuses | nothing: the worst for whoever retries |
+| a create or a delete that API Gateway serves, whatever comes of it | 300 ms |
+| one that is one too many at a time, or more than the bucket has | nothing: the worst for whoever retries |
 | a read from API Gateway | 50 ms |
 | a call to DynamoDB or SQS | 10 ms |
 | from the queue to the function | 50 ms |
@@ -28,7 +28,7 @@ from unittest import mock
 from botocore.exceptions import ClientError
 
 from tests.aws import fake
-from tests.aws.rules import Bucket, Door, Refusal
+from tests.aws.rules import Bucket, OneAtATime, Refusal
 from usage_plan_key import custom_resource, retry
 from usage_plan_key.api_gateway import ApiGateway
 from usage_plan_key.ledger import Table
@@ -40,7 +40,7 @@ from usage_plan_key.retry import Deadline
 
 from .world import Background, Death, Process, Signal, World
 
-DOOR: Final = 0.3
+SERIAL_CALL: Final = 0.3
 READ: Final = 0.05
 CALL: Final = 0.01
 HOP: Final = 0.05
@@ -49,12 +49,12 @@ PUT: Final = 0.06
 TIMEOUT: Final = 90.0
 MOST_RECEIVES: Final = 1000
 BATCH: Final = 10
-LANES: Final = 2
+WORKERS: Final = 2
 #: Lambda tries an asynchronous invocation again so many seconds after an error; and after those, doubled from the first to the
 #: second, where the account has no concurrency left for it.
 #: https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html
 AGAIN: Final = (60.0, 120.0)
-CROWDED: Final = (1.0, 300.0)
+NO_ROOM: Final = (1.0, 300.0)
 #: Lambda invokes a function so often in one chain of messages that it sends to the queue that invokes it, and then no more.
 #: https://docs.aws.amazon.com/lambda/latest/dg/invocation-recursion.html
 MOST_ROUNDS: Final = 16
@@ -67,20 +67,20 @@ class Gateway(fake.ApiGateway):
 
     def __init__(self, world: World) -> None:
         """An empty account."""
-        super().__init__(Door(DOOR, world.time), Bucket(world.time))
+        super().__init__(OneAtATime(SERIAL_CALL, world.time), Bucket(world.time))
         self._world = world
         self.refused: Counter[int] = Counter()
         self.history: list[tuple[float, int]] = []
         """When how many were attached."""
-        self.poison = ""
-        """What keys named poison… do to the function: crash, or hang."""
+        self.crashers = ""
+        """What keys named crasher… do to the function: crash, or hang."""
         self.shut: tuple[float, int | None] = 0.0, None
         """Until when every call is throttled, and with which `Retry-After`."""
 
     def create_usage_plan_key(self, *, usagePlanId: str, keyId: str, keyType: str) -> dict[str, Any]:  # noqa: N803
         """CreateUsagePlanKey."""
-        if keyId.startswith("poison") and self._world.process:
-            if self.poison == "hang":
+        if keyId.startswith("crasher") and self._world.process:
+            if self.crashers == "hang":
                 self._world.sleep(1e6)
             self._world.kill(self._world.process)
             raise Death
@@ -104,9 +104,9 @@ class Gateway(fake.ApiGateway):
                 super()._enter(operation)
 
     def _leave(self) -> None:
-        if not self._world.frozen and self.door:
+        if not self._world.frozen and self.one_at_a_time:
             self.history.append((self._world.now, len(self.attached)))
-            self._world.sleep(self.door.leave())
+            self._world.sleep(self.one_at_a_time.leave())
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
@@ -192,7 +192,7 @@ class Fifo:
 
         Args:
             world: The time.
-            worst: A batch takes one message of each group in turn, the worst for neighbours; else as many as it can of one group,
+            worst: A batch takes one message of each group in turn, the worst for other stacks; else as many as it can of one,
                 then of the next, as SQS says. How Lambda's poller does it is not documented.
         """
         self._world = world
@@ -344,9 +344,9 @@ class Account:
         ledger: bool = True,
         timeout: float = TIMEOUT,
         batch: int = BATCH,
-        lanes: int = LANES,
+        workers: int = WORKERS,
         worst: bool = False,
-        crowded: float = 0.0,
+        without_room: float = 0.0,
         threads: int = 10,
     ) -> None:
         """An empty one.
@@ -357,9 +357,9 @@ class Account:
             ledger: Whether there is a table; else events are taken at their word.
             timeout: The function's.
             batch: The event source's BatchSize.
-            lanes: Its MaximumConcurrency.
+            workers: Its MaximumConcurrency.
             worst: See `Fifo`.
-            crowded: The share of invocations for which the account has no concurrency left: others use it.
+            without_room: The share of invocations for which the account has no concurrency left: others use it.
             threads: Of the background that delivers answers.
         """
         self.world = World(seed)
@@ -369,15 +369,15 @@ class Account:
         self.sent: dict[str, Sent] = {}
         self.unanswered: list[Sent] = []
         """What Lambda gave up: three attempts at handing a request over have failed."""
-        self.crowded = crowded
+        self.without_room = without_room
         self.fate: Callable[[Sequence[Mapping[str, Any]]], int | None] = lambda events: None
         """After how many steps a function dies that serves these; None for never."""
         self.deaths = self.invocations = 0
         """How often the function died, and how often the queue invoked it."""
         self._timeout, self._batch, self._queue, self._ledger, self._threads = timeout, batch, queue, ledger, threads
         self._ids = itertools.count(1)
-        for _ in range(lanes if queue else 0):
-            self.world.spawn(self._lane)
+        for _ in range(workers if queue else 0):
+            self.world.spawn(self._worker)
 
     def invocation(self) -> Provider:
         """A new execution environment of the function."""
@@ -454,12 +454,12 @@ class Account:
 
     def _wait_for_room(self) -> None:
         """While Lambda throttles the function, what invokes it tries again."""
-        pause, most = CROWDED
-        while self.world.dice.random() < self.crowded:
+        pause, most = NO_ROOM
+        while self.world.dice.random() < self.without_room:
             self.world.sleep(pause)
             pause = min(2 * pause, most)
 
-    def _lane(self) -> None:
+    def _worker(self) -> None:
         """One of the functions that Lambda lets serve the queue at one time."""
         environment = self.invocation()
         while True:

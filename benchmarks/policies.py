@@ -11,8 +11,8 @@ from typing import Final
 
 from botocore.exceptions import ClientError
 
-from .model import DOOR, Account
-from .waves import SPREAD, Neighbour, Result, furnish, name
+from .model import SERIAL_CALL, Account
+from .waves import SPREAD, OtherCaller, Result, furnish, name
 
 Policy = Callable[[int, int, Random], float | None]
 """From the status, the attempt and the dice."""
@@ -78,18 +78,18 @@ def wave(policy: str, keys: int, seed: int) -> Result:
         key = name(number)
         open_.add(key)
         world.at(world.dice.uniform(0, SPREAD), lambda key=key: world.spawn(create, key))  # type: ignore[misc]
-    neighbour = Neighbour(world, gateway, lambda: bool(open_))
+    other_caller = OtherCaller(world, gateway, lambda: bool(open_))
     account.run()
     return Result(
         name=policy,
         keys=keys,
         succeeded=len(gateway.attached),
         seconds=last,
-        limit=keys * DOOR,
+        limit=keys * SERIAL_CALL,
         calls=gateway.calls.total(),
         throttled=gateway.refused[429],
         busy=gateway.refused[409],
-        asked=neighbour.asked,
-        served=neighbour.served,
+        asked=other_caller.asked,
+        served=other_caller.served,
         history=gateway.history,
     )

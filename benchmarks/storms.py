@@ -269,7 +269,7 @@ def deaths(keys: int, account: Account, *, share: float, steps: int = 60) -> Sto
 
 
 @dataclass(frozen=True)
-class Poisoned:
+class Crashing:
     """What became of stacks beside requests that kill the function.
 
     Attributes:
@@ -285,7 +285,7 @@ class Poisoned:
     deaths: int
 
 
-def poison(good: int, stacks: int, bad: int, account: Account, *, hang: bool = False, apart: bool = False) -> Poisoned:
+def crashing(good: int, stacks: int, bad: int, account: Account, *, hang: bool = False, apart: bool = False) -> Crashing:
     """Create stacks, and beside them requests each of which kills the function.
 
     Args:
@@ -298,8 +298,8 @@ def poison(good: int, stacks: int, bad: int, account: Account, *, hang: bool = F
     """
     world, gateway = account.world, account.gateway
     furnish(gateway, good)
-    gateway.keys |= {f"poison{number}": gateway.keys[name(0)] for number in range(bad)}
-    gateway.poison = "hang" if hang else "crash"
+    gateway.keys |= {f"crasher{number}": gateway.keys[name(0)] for number in range(bad)}
+    gateway.crashers = "hang" if hang else "crash"
     sent: list[Sent] = []
 
     def start(number: int) -> None:
@@ -309,10 +309,10 @@ def poison(good: int, stacks: int, bad: int, account: Account, *, hang: bool = F
         world.at(world.dice.uniform(0, SPREAD), partial(start, number))
     killers = [Stack(account, f"bad{number}") for number in range(bad if apart else 1)]
     for number in range(bad):
-        key = f"poison{number}"
+        key = f"crasher{number}"
         world.at(world.dice.uniform(0, SPREAD), partial(killers[number % len(killers)].create, key, key, "free"))
     account.run()
-    return Poisoned(
+    return Crashing(
         good=sum(request.success for request in sent),
         seconds=max(request.answers[0][0] for request in sent if request.answers),
         over=max(stack.over_at for stack in killers),

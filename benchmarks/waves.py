@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from tests.aws import fake
 from tests.aws.fake import Key, Plan
 
-from .model import DOOR, Account, Gateway, Sent
+from .model import SERIAL_CALL, Account, Gateway, Sent
 from .world import World
 
 #: Within so many seconds CloudFormation starts the resources of a stack.
@@ -28,7 +28,7 @@ class Result:
         calls: To API Gateway.
         throttled: How many of them were answered 429,
         busy: and how many 409.
-        asked: How often the neighbour asked,
+        asked: How often the other caller asked,
         served: and was served.
         invocations: How often the queue invoked the function.
         receives: The most of a message,
@@ -63,11 +63,11 @@ class Result:
 
     @property
     def luck(self) -> float:
-        """The share of the neighbour's wishes that was served."""
+        """The share of the other caller's wishes that was served."""
         return self.served / self.asked if self.asked else 1.0
 
 
-class Neighbour:
+class OtherCaller:
     """Somebody else in the account, who makes a call every two seconds and tries three times, for an hour at most."""
 
     def __init__(self, world: World, gateway: Gateway, busy: Callable[[], bool]) -> None:
@@ -128,7 +128,7 @@ def wave(kind: str, keys: int, stacks: int, account: Account, title: str = "") -
     for number in range(keys):
         open_.add(name(number))
         world.at(world.dice.uniform(0, SPREAD), lambda number=number: start(number))  # type: ignore[misc]
-    neighbour = Neighbour(world, gateway, lambda: bool(open_))
+    other_caller = OtherCaller(world, gateway, lambda: bool(open_))
     account.run()
     wanted = {"Create": {(name(n), "free") for n in range(keys)}, "Update": {(name(n), "pro") for n in range(keys)}}
     right = wanted.get(kind, set())
@@ -140,12 +140,12 @@ def wave(kind: str, keys: int, stacks: int, account: Account, title: str = "") -
         keys=keys,
         succeeded=len(kept - wrong),
         seconds=last,
-        limit=keys * DOOR * (2 if kind == "Update" else 1),
+        limit=keys * SERIAL_CALL * (2 if kind == "Update" else 1),
         calls=gateway.calls.total(),
         throttled=gateway.refused[429],
         busy=gateway.refused[409],
-        asked=neighbour.asked,
-        served=neighbour.served,
+        asked=other_caller.asked,
+        served=other_caller.served,
         invocations=account.invocations,
         receives=account.fifo.receives,
         rounds=account.fifo.rounds,

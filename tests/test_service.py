@@ -1343,18 +1343,18 @@ class TestHalfWay:
             assert failed(cfn.send(update), "no time was left")
         assert FREE in cfn.attached
 
-    def test_a_detaching_that_another_lane_has_finished(self, cfn: CloudFormation) -> None:
+    def test_a_detaching_that_other_worker_has_finished(self, cfn: CloudFormation) -> None:
         """After a pause it looks whether its mark still stands: by then the key may be somebody else's."""
         cfn.create("A", FREE)
         delete = cfn.a_delete("A", FREE)
 
-        def other_lane() -> None:
+        def other_worker() -> None:
             cfn.at(DELETE)
             assert cfn.send(delete).success
             assert outcome(cfn.create("B", FREE, stack="two")) == "ATTACHED"
 
         cfn.at(DELETE, fails(BUSY))
-        cfn.clock.meanwhile = [other_lane]
+        cfn.clock.meanwhile = [other_worker]
         assert cfn.send(delete).success
         assert cfn.attached == {FREE}
 

@@ -187,14 +187,14 @@ class TestRequests:
         plans_and_keys.aws.proxy.fail_next("CreateUsagePlanKey", passing, times=2)
         assert plans_and_keys.send("Create", "Alice", "alice in Free")["Data"]["Outcome"] == "ATTACHED"
 
-    def test_everybody_of_a_crowd_gets_in(self, plans_and_keys: Customers, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(plans_and_keys.aws.proxy.door, "seconds", 0.3)
-        crowd = ["alice", "bob", "carol", "dora", "erin"]
-        with ThreadPoolExecutor(len(crowd)) as pool:
-            answers = pool.map(lambda name: plans_and_keys.send("Create", name.title(), f"{name} in Free"), crowd)
+    def test_five_at_once_are_all_served(self, plans_and_keys: Customers, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(plans_and_keys.aws.proxy.one_at_a_time, "seconds", 0.3)
+        many = ["alice", "bob", "carol", "dora", "erin"]
+        with ThreadPoolExecutor(len(many)) as pool:
+            answers = pool.map(lambda name: plans_and_keys.send("Create", name.title(), f"{name} in Free"), many)
             assert {answer["Data"]["Outcome"] for answer in answers} == {"ATTACHED"}
-        assert plans_and_keys.plans()["Free"] == crowd
-        ids = {plans_and_keys.id(name) for name in crowd}
+        assert plans_and_keys.plans()["Free"] == many
+        ids = {plans_and_keys.id(name) for name in many}
         # The queue has kept them out of each other's way.
         assert {call.status for call in plans_and_keys.aws.proxy.calls if call.key in ids} == {201}
 

@@ -12,7 +12,7 @@ from .aws import rules
 from .aws.fake import ApiGateway, Key, Plan
 from .aws.ministack import Aws, running
 from .aws.proxy import strict
-from .aws.rules import Bucket, Door
+from .aws.rules import Bucket, OneAtATime
 
 
 class Clock:
@@ -33,25 +33,25 @@ class TestDoor:
     """Creates and deletes pass one at a time."""
 
     def test_is_shut_while_somebody_is_inside(self, clock: Clock) -> None:
-        door = Door(0.3, clock)
-        assert door.enter() is None
+        one_at_a_time = OneAtATime(0.3, clock)
+        assert one_at_a_time.enter() is None
         clock.now += 60
-        assert door.enter() is rules.BUSY
+        assert one_at_a_time.enter() is rules.BUSY
 
     def test_stays_shut_until_the_call_has_taken_its_time(self, clock: Clock) -> None:
-        door = Door(0.5, clock)
-        door.enter()
-        assert door.leave() == 0.5
-        assert door.enter() is rules.BUSY
+        one_at_a_time = OneAtATime(0.5, clock)
+        one_at_a_time.enter()
+        assert one_at_a_time.leave() == 0.5
+        assert one_at_a_time.enter() is rules.BUSY
         clock.now += 0.5
-        assert door.enter() is None
+        assert one_at_a_time.enter() is None
 
     def test_opens_at_once_after_a_call_that_was_slow_by_itself(self, clock: Clock) -> None:
-        door = Door(0.5, clock)
-        door.enter()
+        one_at_a_time = OneAtATime(0.5, clock)
+        one_at_a_time.enter()
         clock.now += 2
-        assert door.leave() == 0
-        assert door.enter() is None
+        assert one_at_a_time.leave() == 0
+        assert one_at_a_time.enter() is None
 
     def test_says_to_try_again_later(self) -> None:
         assert "Please try again later" in rules.BUSY.message
@@ -234,7 +234,7 @@ class TestFake:
     """What the fake has besides."""
 
     def test_a_stranger_at_the_door_keeps_others_out(self, fake: ApiGateway, clock: Clock) -> None:
-        fake.door = Door(0.5, clock)
+        fake.one_at_a_time = OneAtATime(0.5, clock)
         api = SimpleNamespace(client=fake, ids={})
         create(api, "free", "alice")
         for call in (lambda: create(api, "free", "bob"), lambda: delete(api, "free", "alice")):
@@ -276,7 +276,7 @@ class TestProxy:
                 return str(error.response["Error"]["Message"])
             return "created"
 
-        proxied.proxy.door.seconds = 1
+        proxied.proxy.one_at_a_time.seconds = 1
         with ThreadPoolExecutor(2) as pool:
             answers = sorted(pool.map(attempt, [("free", "alice"), ("pro", "bob")]))
         assert answers == [rules.BUSY.message, "created"]

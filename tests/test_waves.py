@@ -146,7 +146,7 @@ def test_forty_minutes_of_throttling_lose_nobody(stacks: int, retry_after: int |
     result = throttled(20, stacks, retry_after, Account(1, worst=True))
     assert result.succeeded == 20
     assert result.seconds <= 2400 + 100
-    assert result.invocations <= 2 * 2400 / 45  # Two lanes, and each waits for most of its function's time.
+    assert result.invocations <= 2 * 2400 / 45  # Two workers, and each waits for most of its function's time.
     assert result.receives <= MOST_RECEIVES / 10
     assert result.rounds == 1
     assert retry_after is None or result.calls <= 120  # One a turn, and then the twenty.
@@ -171,7 +171,7 @@ def test_what_is_sent_back_into_the_queue_is_lost_after_sixteen_rounds(monkeypat
 
 
 def test_requests_that_lambda_hands_in_minutes_late_are_served_too() -> None:
-    result = wave("Create", 100, 5, Account(1, worst=True, crowded=0.5))
+    result = wave("Create", 100, 5, Account(1, worst=True, without_room=0.5))
     assert result.succeeded == 100
     assert result.seconds > 120
     assert result.rounds == 1
@@ -192,7 +192,7 @@ def test_the_same_seed_gives_the_same_figures() -> None:
 
 def an_account(seed: int) -> Account:
     """Batches of both kinds; and in every other pair of accounts Lambda hands in requests minutes late, and in any order."""
-    return Account(seed, worst=bool(seed % 2), crowded=0.7 * (seed // 2 % 2))
+    return Account(seed, worst=bool(seed % 2), without_room=0.7 * (seed // 2 % 2))
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -226,8 +226,8 @@ def test_what_the_stack_believes_in_exists_and_nothing_else_though_functions_die
 
 @pytest.mark.parametrize("hang", [False, True], ids=["crash", "hang"])
 def test_a_stack_that_kills_the_function_does_not_slow_down_another_one(*, hang: bool) -> None:
-    alone = storms.poison(60, 1, 0, Account(1))
-    beside = storms.poison(60, 1, 20, Account(1), hang=hang)
+    alone = storms.crashing(60, 1, 0, Account(1))
+    beside = storms.crashing(60, 1, 20, Account(1), hang=hang)
     assert beside.good == 60
     assert beside.deaths >= 3
     assert beside.seconds <= 1.1 * alone.seconds
@@ -236,8 +236,8 @@ def test_a_stack_that_kills_the_function_does_not_slow_down_another_one(*, hang:
 @both_batches
 @pytest.mark.parametrize("apart", [False, True], ids=["in one stack", "each in a stack of its own"])
 def test_requests_that_kill_the_function_cost_others_two_visibility_time_outs_at_most(*, worst: bool, apart: bool) -> None:
-    alone = storms.poison(200, 20, 0, Account(1, worst=worst))
-    beside = storms.poison(200, 20, 20, Account(1, worst=worst), apart=apart)
+    alone = storms.crashing(200, 20, 0, Account(1, worst=worst))
+    beside = storms.crashing(200, 20, 20, Account(1, worst=worst), apart=apart)
     assert beside.good == 200
     assert beside.seconds <= alone.seconds + 2 * VISIBILITY
     assert beside.over <= 4 * VISIBILITY + alone.seconds + 4 * VISIBILITY * (not apart)

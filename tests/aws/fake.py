@@ -19,7 +19,7 @@ from botocore.loaders import Loader
 from botocore.model import ServiceModel
 
 from . import rules
-from .rules import Bucket, Door, Refusal
+from .rules import Bucket, OneAtATime, Refusal
 
 
 class Plan(NamedTuple):
@@ -39,12 +39,12 @@ class Key(NamedTuple):
 class ApiGateway:
     """The calls about usage plan keys. Plans, keys and what is attached are there to be read and to be set.
 
-    Without a door and a bucket nothing is refused for being too much at a time.
+    Without `OneAtATime` and a bucket nothing is refused for being too much at a time.
     """
 
     shared_stage = rules.SHARED_STAGES[0]
 
-    def __init__(self, door: Door | None = None, bucket: Bucket | None = None) -> None:
+    def __init__(self, one_at_a_time: OneAtATime | None = None, bucket: Bucket | None = None) -> None:
         """An account with nothing in it."""
         self.plans: dict[str, Plan] = {}
         self.keys: dict[str, Key] = {}
@@ -52,7 +52,7 @@ class ApiGateway:
         """(key, plan) pairs."""
         self.calls: Counter[str] = Counter()
         """How often each operation was asked for, refused ones included."""
-        self.door, self.bucket = door, bucket
+        self.one_at_a_time, self.bucket = one_at_a_time, bucket
         self.exceptions = _exceptions()
         self.meta = SimpleNamespace(region_name="eu-central-1")
 
@@ -130,12 +130,12 @@ class ApiGateway:
         return operation
 
     def _enter(self, operation: str) -> None:
-        if self.door:
-            _raise(self.door.enter(), operation)
+        if self.one_at_a_time:
+            _raise(self.one_at_a_time.enter(), operation)
 
     def _leave(self) -> None:
-        if self.door:
-            self.door.leave()
+        if self.one_at_a_time:
+            self.one_at_a_time.leave()
 
     def _usage_plan_key(self, key: str, status: int) -> dict[str, Any]:
         name, value = self.keys[key]

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from . import rules
-from .rules import Bucket, Door, Refusal
+from .rules import Bucket, OneAtATime, Refusal
 
 FRAMING = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect", "date", "server"}
 """Headers that are made anew on each side."""
@@ -49,7 +49,7 @@ class Proxy:
     """A running proxy: where it is, what it was asked, and what is to go wrong next."""
 
     url: str
-    door: Door
+    one_at_a_time: OneAtATime
     calls: list[Call] = field(default_factory=list)
     _faults: list[tuple[str, Refusal]] = field(default_factory=list)
 
@@ -173,19 +173,19 @@ class Handler(BaseHTTPRequestHandler):
         return Answer(response.status, back, content)
 
     def _usage_plan_key(self, operation: str, plan: str, key: str, body: bytes) -> Answer | None:
-        proxy, door = self.server.proxy, self.server.proxy.door
+        proxy, one_at_a_time = self.server.proxy, self.server.proxy.one_at_a_time
         fault = proxy._fault(operation)
         if fault and fault is not LOST:
             answer = Answer.of(fault)
         elif operation == "GetUsagePlanKey":
             answer = self._checked(operation, plan, key, body)
-        elif busy := door.enter():
+        elif busy := one_at_a_time.enter():
             answer = Answer.of(busy)
         else:
             try:
                 answer = self._checked(operation, plan, key, body)
             finally:
-                time.sleep(door.leave())
+                time.sleep(one_at_a_time.leave())
         proxy.calls.append(Call(operation, key, plan, answer.status))
         return None if fault is LOST else answer
 
@@ -201,12 +201,12 @@ class Server(ThreadingHTTPServer):
     stopping = False
     request_queue_size = 128
 
-    def __init__(self, api: Any, emulator: int, certificate: Path, door: Door, bucket: Bucket) -> None:
+    def __init__(self, api: Any, emulator: int, certificate: Path, one_at_a_time: OneAtATime, bucket: Bucket) -> None:
         """Listens on a free port of the loopback interface."""
         super().__init__(("127.0.0.1", 0), Handler)
         self.present, self.emulator, self.bucket = Present(api), emulator, bucket
         self.tls = ssl.create_default_context(cafile=certificate)
-        self.proxy = Proxy(f"http://127.0.0.1:{self.server_port}", door)
+        self.proxy = Proxy(f"http://127.0.0.1:{self.server_port}", one_at_a_time)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """A client that is gone in mid-call is no error of the proxy's; nor is anything once it is stopped."""
@@ -221,7 +221,7 @@ def strict(api: Any, port: int, certificate: Path, seconds: float = 0.03) -> Ite
     `api` is a boto3 client for the emulator itself that may see all plans and keys.
     """
     clock = time.monotonic
-    with Server(api, port, certificate, Door(seconds, clock), Bucket(clock)) as server:
+    with Server(api, port, certificate, OneAtATime(seconds, clock), Bucket(clock)) as server:
         thread = Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()
         try:

@@ -14,7 +14,7 @@ the text of concurrent modification is known (serverless/serverless #12065); tho
 not say "try again later", and a 404 has one text for the plan and for the key, as AWS has been seen to mix them up: nothing can
 be told from a text.
 
-Everything here is pure, but for the door and the bucket, which remember; their clock is handed in.
+Everything here is pure, but for `OneAtATime` and `Bucket`: these remember; their clock is handed in.
 """
 
 from collections.abc import Callable, Collection
@@ -97,7 +97,7 @@ def delete(world: World, plan: str, key: str) -> Refusal | None:
     return get(world, plan, key)
 
 
-class Door:
+class OneAtATime:
     """Creates and deletes pass one at a time, and each takes a while; whoever comes meanwhile is refused."""
 
     def __init__(self, seconds: float, clock: Clock) -> None:
@@ -118,7 +118,7 @@ class Door:
             return None
 
     def leave(self) -> float:
-        """The work is done. The door stays shut for this many seconds more, until the call has taken its time."""
+        """The work is done. Others are refused for this many seconds more, until the call has taken its time."""
         with self._lock:
             self._shut_until = self._entered + self.seconds
             return max(0.0, self._shut_until - self._clock())
