@@ -142,9 +142,8 @@ def main() -> int:
             "hang until Lambda ends the function, in a stack of their own": pool.submit(partial(crashing, hang=True), 20, seed),
         }
 
-        print(
-            f"time: against the serial limit, calls * {SERIAL_CALL} s. calls: to API Gateway, for each key. other caller: calls served."
-        )
+        print(f"time: against the serial limit, calls * {SERIAL_CALL} s. calls: to API Gateway, for each key.")
+        print("others: how many calls of another caller in the account were served.")
         print("kind: a batch takes what it can of one stack; worst: one of each in turn.")
         print("receives: the most of a message; rounds: the most invocations in a chain of messages (Lambda ends it at 16).")
         print(f"\nThrough the queue\n{HEAD}")
