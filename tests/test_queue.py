@@ -23,7 +23,7 @@ from tests.aws.fake import Key, Plan
 from tests.memory import Clock, Inline, MemoryLedger
 from usage_plan_key.api_gateway import ApiGateway
 from usage_plan_key.custom_resource import CustomResource
-from usage_plan_key.errors import EventError, FailedError, TurnOverError, UnclearError
+from usage_plan_key.errors import EventError, FailedError, NotBegunError, TurnOverError, UnclearError
 from usage_plan_key.provider import CLOSING_TIME, GIVING_TIME, LAST_SECONDS, PATIENCE, Provider, _threads, about
 from usage_plan_key.queue import LONGEST_MESSAGE, VISIBILITY, Queue, messages
 from usage_plan_key.request import SIGNED_FOR, Request
@@ -217,6 +217,33 @@ class TestArriving:
         assert not world.api.calls
         assert not world.answers
 
+    def test_its_message_says_when_it_arrived(self, world: World) -> None:
+        """CloudFormation's time is counted from then."""
+        arrived = world.clock.now
+        world.arrives("alice")
+        assert json.loads(world.sqs.sent[0]["MessageBody"])["arrived"] == arrived
+
+    def test_one_whose_time_is_over_comes_again_where_the_function_has_no_time_to_look_it_up(self, world: World) -> None:
+        world.seconds = 1
+        with pytest.raises(TurnOverError):
+            world.arrives("alice", ResourceProperties={"ServiceTimeout": str(int(BEFORE_LOOK))})
+        assert not world.answers
+
+    def test_one_whose_time_is_nearly_over_is_answered_where_it_arrives(self, world: World) -> None:
+        """`BEFORE_LOOK` seconds are too few to begin anything; with more, another invocation may have time to queue it."""
+        properties = {"KeyId": "alice", "UsagePlanId": "free", "ServiceTimeout": str(int(BEFORE_LOOK))}
+        world.arrives("alice", ResourceProperties=properties)
+        assert "was over before its turn came" in world.answers[0]["Reason"]
+        with pytest.raises(NotBegunError):
+            world.arrives("bob", ResourceProperties={**properties, "ServiceTimeout": str(int(BEFORE_LOOK) + 1)})
+
+    def test_what_makes_answers_is_made_ready_at_once_where_there_is_no_queue(self, world: World) -> None:
+        world.function = replace(world.function, queue=None)
+        world.before_create = lambda: ready.append(world.prepared)
+        ready: list[int] = []
+        world.arrives("alice")
+        assert ready == [1]
+
     def test_refused_by_the_queue_it_is_answered_at_once(self, world: World) -> None:
         world.sqs.fails = [ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "SendMessage")]
         world.arrives("alice")
@@ -242,12 +269,17 @@ class TestArriving:
             assert ("What stays attached: alice:free" in world.answers[0]["Reason"]) is (kind == "Delete")
 
     @pytest.mark.parametrize("kind", ["Create", "Delete"])
-    def test_an_unexpected_error_is_a_failed_answer(self, world: World, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_unexpected_error_is_a_failed_answer(
+        self, world: World, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """Else CloudFormation would wait for an hour in silence."""
         monkeypatch.setattr("usage_plan_key.rules.fence", lambda *_, **__: 1 / 0)
         world.arrives("alice", kind, **({"PhysicalResourceId": "alice:free"} if kind == "Delete" else {}))
         assert world.served() == [("Alice", "FAILED")]
         assert "An internal error, please report it: ZeroDivisionError" in world.answers[0]["Reason"]
+        assert ("ERROR", "An internal error", True) in [
+            (line.levelname, line.message, bool(line.exc_info)) for line in caplog.records
+        ]
 
     @pytest.mark.parametrize("code", ["RequestThrottled", "ThrottlingException"])
     def test_throttled_it_tries_again(self, world: World, code: str) -> None:
@@ -1070,6 +1102,21 @@ class TestTold:
 
     def refused(self, operation: str) -> ClientError:
         return ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, operation)
+
+    def test_a_foreign_id_is_in_no_line(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
+        """A former provider's may be a key's value."""
+        caplog.set_level(logging.INFO)
+        for on_existing in ("Adopt", "Bad"):
+            properties = {"KeyId": "alice", "UsagePlanId": "free", "OnExisting": on_existing}
+            world.arrives(
+                "alice", "Update", PhysicalResourceId="s3cr3t-value", ResourceProperties=properties, RequestId=on_existing
+            )
+            world.serve()
+        assert [vars(line).get("AnswerId") for line in caplog.records if "status" in vars(line)] == [
+            "alice:free",
+            "a foreign id of 12 characters",
+        ]
+        assert "s3cr3t" not in str([vars(line) for line in caplog.records])
 
     def test_a_stray_is_counted_and_logged(
         self, world: World, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]

@@ -948,6 +948,15 @@ class TestGuard:
         resource.answer(asked, Context())
         assert [json.loads(one)["Status"] for one in delivered] == ["FAILED"]
 
+    def test_the_log_says_that_a_call_hangs(self, caplog: pytest.LogCaptureFixture) -> None:
+        def serve() -> Response:
+            time.sleep(0.2)
+            return attached()
+
+        asked = EVENTS["create"]
+        a_resource(parse(asked), serve, failed, lambda _: None, WHERE).answer(asked, Context(GUARD_TIME + 0.05))
+        assert "The function's time is nearly up, and a call hangs" in caplog.messages
+
     def test_the_invocation_lasts_until_the_guards_answer_is_delivered(self) -> None:
         """Lambda freezes what still runs when the handler returns."""
         delivered: list[bytes] = []

@@ -1408,6 +1408,15 @@ class TestLost:
         assert outcome(cfn.update("A", FREE, FREE, digest="P1")) == "LOST"
         assert cfn.delete("A", FREE).success
 
+    def test_what_is_lost_does_not_count_as_attached(self, cfn: CloudFormation) -> None:
+        """Whoever puts the key back later has put it there, so it stays when the resource goes."""
+        cfn.create("A", FREE, digest="P1")
+        cfn.delete("A", FREE)
+        cfn.create("A", GOLD, digest="P1")
+        self.gone(cfn)
+        assert outcome(cfn.update("A", GOLD, FREE, digest="P1")) == "LOST"
+        assert cfn.entry(FREE).begun_by is not None
+
     @pytest.mark.parametrize("carried", [FREE, GOLD])
     def test_an_update_that_succeeded_is_taken_back_though_the_key_is_gone(self, cfn: CloudFormation, carried: str) -> None:
         """What it had left is wanted again, and no Delete has come for it."""

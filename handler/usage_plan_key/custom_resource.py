@@ -52,7 +52,7 @@ def _fresh() -> Mapping[str, Any]:
     """
     with _as_if_local():
         level: Any = logging.getLogger().level
-        return vars(CfnResource(log_level=level, boto_level="ERROR", sleep_on_delete=0))
+        return vars(CfnResource(log_level=level, sleep_on_delete=0))
 
 
 _FRESH: Final = _fresh()

@@ -265,7 +265,7 @@ def _is_transient(error: Exception) -> Again | None:
             logger.warning("The answer's PUT failed, trying again: %s", type(error).__name__)
         case _:
             return None
-    return Again(unclear=True)
+    return Again()
 
 
 def _json(fields: object) -> bytes:
