@@ -1,4 +1,4 @@
-"""The cfn-lint rule: what the function would refuse is found in the template, by cfn-lint itself, from anywhere."""
+"""The cfn-lint rule finds in a template what the function would refuse, run by cfn-lint itself from anywhere."""
 
 import importlib.util
 import json

@@ -8,8 +8,8 @@ or in .cfnlintrc:
 
     append_rules: [cfn_lint]
 
-E9301: the function refuses a property. W9302: two resource types declare one association. W9303: a key's value is not masked.
-Tried with cfn-lint 1.58. No message shows the value of a property: somebody may have pasted a key's value.
+E9301: the function refuses a property. W9302: two resource types declare one association. W9303: a key's value is
+not masked. No message shows the value of a property: somebody may have pasted a key's value.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _schema() -> dict[str, Any]:
 
 
 class UsagePlanKeyProperties(CfnLintKeyword):  # type: ignore[misc]  # cfn-lint has no types
-    """The properties are what the schema says; an intrinsic function passes unless cfn-lint knows its value."""
+    """The properties fit the schema; an intrinsic function passes unless cfn-lint knows its value."""
 
     id = "E9301"
     shortdesc = f"Check the properties of {CUSTOM}"
@@ -73,13 +73,13 @@ class UsagePlanKeyProperties(CfnLintKeyword):  # type: ignore[misc]  # cfn-lint 
 
     def _faults(self, validator: Validator, properties: dict[str, Any]) -> Iterator[tuple[list[str], str]]:
         known, required = self._schema["properties"], self._schema["required"]
-        if not any(name.startswith("Fn::") for name in properties):  # Such a function could add what is missing.
+        if not any(name.startswith("Fn::") for name in properties):  # Fn::Transform can add a property.
             for name in required:
                 if properties.get(name) in (None, NO_VALUE):
                     yield [], f"{name} is missing"
         for name, value in properties.items():
             if name in known:
-                for found, _, _ in validator.resolve_value(value):  # nothing, where cfn-lint cannot know the value
+                for found, _, _ in validator.resolve_value(value):
                     if found is not None and (wrong := fault(name, found, known[name])):
                         yield [name], wrong
             elif not name.startswith("Fn::"):
@@ -123,7 +123,7 @@ def _hint(name: str, known: dict[str, Any]) -> str:
 
 
 class UsagePlanKeyTwice(CloudFormationLintRule):  # type: ignore[misc]  # cfn-lint has no types
-    """Both types declare one association: on AWS the native one is refused, or detaches the other's key when it goes."""
+    """Both types declare one association: API Gateway refuses the second, or one detaches the other's key."""
 
     id = "W9302"
     shortdesc = "Check that one resource type declares an association"
@@ -132,15 +132,19 @@ class UsagePlanKeyTwice(CloudFormationLintRule):  # type: ignore[misc]  # cfn-li
     tags = ["resources", "apigateway"]  # noqa: RUF012
 
     def match(self, cfn: Template) -> list[RuleMatch]:
-        """Name each native resource whose association a custom one has, unless their conditions exclude each other."""
+        """Name each native resource whose association a custom one has, unless conditions keep them apart."""
         customs, natives = cfn.get_resources([CUSTOM]), cfn.get_resources([NATIVE])
         matches = []
         for (name, native), (other, custom) in product(natives.items(), customs.items()):
-            conditions = {it["Condition"]: {True} for it in (native, custom) if isinstance(it.get("Condition"), str)}
-            together = not conditions or any(True for _ in cfn.conditions.build_scenarios(conditions))
-            if _association(native) is not None and _association(native) == _association(custom) and together:
+            same = _association(native) is not None and _association(native) == _association(custom)
+            if same and _together(cfn, native, custom):
                 matches.append(RuleMatch(["Resources", name], f"{other} declares this association too: remove one of the two"))
         return matches
+
+
+def _together(cfn: Template, *resources: dict[str, Any]) -> bool:
+    conditions = {it["Condition"]: {True} for it in resources if isinstance(it.get("Condition"), str)}
+    return not conditions or any(True for _ in cfn.conditions.build_scenarios(conditions))
 
 
 def _association(resource: dict[str, Any]) -> tuple[Any, Any] | None:
@@ -167,12 +171,12 @@ class UsagePlanKeyValueShown(CloudFormationLintRule):  # type: ignore[misc]  # c
         matches = []
         for function, wanted in (
             ("Fn::GetAtt", rf"({names})\.Value"),
-            ("Fn::Sub", rf".*\$\{{({names})\.Value\}}"),
+            ("Fn::Sub", rf".*\$\{{({names})\.Value\}}.*"),
         ):
             for *path, value in cfn.search_deep_keys(function):
                 first = value[0] if function == "Fn::Sub" and isinstance(value, list) else value
                 text = ".".join(map(str, first)) if isinstance(first, list) else str(first)
-                if _shown(path) and re.match(wanted, text, re.DOTALL):
+                if _shown(path) and re.fullmatch(wanted, text, re.DOTALL):
                     matches.append(RuleMatch(path, "NoEcho does not mask a key's value here; keep it in a secret instead"))
         return matches
 
