@@ -204,6 +204,16 @@ class TestLines:
             assert it.run(step) == 0
             it.deployed.write_text(json.dumps({"TemplateBody": yaml_parse(it.text)}))
 
+    def test_an_alias_is_changed_once(self, migration: Callable[..., Migration]) -> None:
+        it = migration(template("  Bob: *alice\n").replace("Alice:", "Alice: &alice"))
+        for step in ("retain", "replace", "take"):
+            it.changed(step)
+        assert " ".join(it.text.split()) == (
+            "Resources: AliceInPlan: &alice Type: Custom::UsagePlanKey Properties: ServiceToken: !ImportValue"
+            " usage-plan-key-FunctionArn ServiceTimeout: 120 OnExisting: Take VerifyTrigger: taken KeyId: a1b2"
+            " KeyType: API_KEY UsagePlanId: f7r3 BobInPlan: *alice"
+        )
+
     def test_an_emoji_that_json_escapes_is_no_fault(self, migration: Callable[..., Migration]) -> None:
         it = migration(json.dumps({"Description": "\U0001f511", "Resources": {"Alice": retained()}}))
         it.deployed.write_text(json.dumps({"TemplateBody": json.loads(it.text)}))

@@ -215,7 +215,8 @@ class Template:
         return place - (self.text[place - 1] == "\r")
 
     def _add(self, place: int, text: str) -> None:
-        self.edits[place, place] = self.edits.get((place, place), "") + text
+        before = self.edits.get((place, place), "")
+        self.edits[place, place] = before if text in before else before + text  # an alias comes here a second time
 
     def _indent(self, node: Node) -> str:
         """Find the line break and the white space before a node; nothing if it does not begin its line."""
