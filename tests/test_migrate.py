@@ -491,6 +491,19 @@ class TestRefusals:
         assert migrate.main(["retain", str(tmp_path / "nowhere.yaml")]) == 1
         assert "cannot be read" in capsys.readouterr().err
 
+    def test_a_file_that_cannot_be_written(
+        self, migration: Callable[..., Migration], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        it, whole = migration(), Path.open
+
+        def read_only(path: Path, mode: str = "r", **more: Any) -> Any:
+            if "w" in mode:
+                raise PermissionError(13, "Permission denied", str(path))
+            return whole(path, mode, **more)
+
+        monkeypatch.setattr(Path, "open", read_only)
+        assert "Permission denied" in self.refused(it, capsys, "retain")
+
 
 class TestWarnings:
     """What the command cannot see, and CloudFormation's limits."""

@@ -520,15 +520,16 @@ def _read(path: Path) -> str:
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="migrate.py", description=__doc__, formatter_class=form)
-    parser.add_argument("step", choices=["retain", "replace", "take"])
-    parser.add_argument("template", type=Path)
+    parser.add_argument("step", choices=["retain", "replace", "take"], help="in this order, with a deploy after each")
+    parser.add_argument("template", type=Path, help="YAML or JSON")
     parser.add_argument("--in-place", action="store_true", help="change the file, instead of writing to the standard output")
     parser.add_argument("--deployed", type=Path, metavar="FILE", help="what aws cloudformation get-template put out")
     parser.add_argument("--suffix", default="InPlan", help="what the new logical ids end with (InPlan)")
-    token = parser.add_mutually_exclusive_group()
-    token.add_argument("--import", dest="export", metavar="EXPORT", default="usage-plan-key-FunctionArn")
-    token.add_argument("--parameter", metavar="NAME", help="a parameter of the template holds the function's ARN")
-    token.add_argument("--ssm", metavar="NAME", help="an SSM parameter holds it (60 keys at most)")
+    token = parser.add_argument_group("the function's ARN").add_mutually_exclusive_group()
+    export = "usage-plan-key-FunctionArn"
+    token.add_argument("--import", dest="export", metavar="EXPORT", default=export, help=f"an export holds it ({export})")
+    token.add_argument("--parameter", metavar="NAME", help="a parameter of the template holds it")
+    token.add_argument("--ssm", metavar="NAME", help="an SSM parameter holds it, for 60 keys at most")
     token.add_argument("--arn", metavar="ARN", help="the function's ARN itself")
     return parser.parse_args(arguments)
 
@@ -557,7 +558,7 @@ def main(arguments: list[str] | None = None) -> int:
                 file.write(text)
         else:
             sys.stdout.write(text)
-    except MigrationError as error:
+    except (MigrationError, OSError) as error:
         print(f"migrate.py: {error}", file=sys.stderr)
         return 1
     for note in notes:
