@@ -305,34 +305,20 @@ def replace(template: Template, deployed: Template, token: Any, suffix: str) -> 
     natives = _natives(template)
     _check_retained(natives, deployed)
     names = _new_names(template, natives, suffix)
-    notes = []
+    wanted = {"ServiceToken": token, "ServiceTimeout": service_timeout(len(natives)), "OnExisting": "Take"}
     for name, (key, resource) in natives.items():
-        properties = entry(resource, "Properties")
-        if not isinstance(properties, MappingNode) or any(entry(properties, id_) is None for id_ in IDS):
-            raise MigrationError(f"{name} has no KeyId or no UsagePlanId that can be seen, so it cannot be replaced")
         template.replace(key, name, names[name])
-        type_ = entry(resource, "Type")
-        template.replace(type_, NATIVE, CUSTOM) if type_ else None
-        wanted = {"ServiceToken": token, "ServiceTimeout": service_timeout(len(natives)), "OnExisting": "Take"}
-        for each, value in wanted.items():
-            template.put(properties, each, value, name)
-        metadata = entry(resource, "Metadata")
-        if entry(metadata, MARK) is None:
-            notes.append(f"Warning: {names[name]} keeps its own DeletionPolicy: its key stays attached when the resource goes.")
-        elif isinstance(metadata, MappingNode) and len(metadata.value) > 1:
-            template.remove(resource, {"DeletionPolicy", "UpdateReplacePolicy"})
-            template.remove(metadata, {MARK})
-        else:
-            template.remove(resource, {"DeletionPolicy", "UpdateReplacePolicy", "Metadata"})
-    for kind, node, local in references(template.root):
-        if kind == "Fn::Sub":
-            template.replace_in_sub(node, names, local)
-        elif (old := node.value.split(".")[0] if kind == "Fn::GetAtt" else node.value) in names:
-            template.replace(node, node.value, names[old] + node.value.removeprefix(old))
-    unseen = sorted(deployed.resources(NATIVE).keys() - natives.keys())
-    if unseen:
-        notes.append(f"Warning: {', '.join(unseen)} is deployed and not here: a transform makes it, or this deploy deletes it.")
+        _make_custom(template, name, resource, wanted)
+    _follow(template, names)
     _check_references(Template.read(template.edited(), "the new template"), names)
+
+    notes = [
+        f"Warning: {names[name]} keeps its own DeletionPolicy: its key stays attached when the resource goes."
+        for name, (_, resource) in natives.items()
+        if entry(entry(resource, "Metadata"), MARK) is None
+    ]
+    if unseen := sorted(deployed.resources(NATIVE).keys() - natives.keys()):
+        notes.append(f"Warning: {', '.join(unseen)} is deployed and not here: a transform makes it, or this deploy deletes it.")
     return [
         *notes,
         f"{len(names)} resources. Deploy this template: each ends with the outcome ADOPTED.",
@@ -342,6 +328,33 @@ def replace(template: Template, deployed: Template, token: Any, suffix: str) -> 
     ]
 
 
+def _make_custom(template: Template, name: str, resource: MappingNode, wanted: Mapping[str, Any]) -> None:
+    """Change the type, add the properties, and take out what `retain` has added."""
+    type_, properties, metadata = (entry(resource, each) for each in ("Type", "Properties", "Metadata"))
+    if not isinstance(properties, MappingNode) or any(entry(properties, id_) is None for id_ in IDS):
+        raise MigrationError(f"{name} has no KeyId or no UsagePlanId that can be seen, so it cannot be replaced")
+    if type_ is not None:
+        template.replace(type_, NATIVE, CUSTOM)
+    for each, value in wanted.items():
+        template.put(properties, each, value, name)
+    if not isinstance(metadata, MappingNode) or entry(metadata, MARK) is None:
+        return
+    if len(metadata.value) > 1:
+        template.remove(metadata, {MARK})
+        template.remove(resource, {"DeletionPolicy", "UpdateReplacePolicy"})
+    else:
+        template.remove(resource, {"DeletionPolicy", "UpdateReplacePolicy", "Metadata"})
+
+
+def _follow(template: Template, names: Mapping[str, str]) -> None:
+    """Change every reference to an old logical id."""
+    for kind, node, local in references(template.root):
+        if kind == "Fn::Sub":
+            template.replace_in_sub(node, names, local)
+        elif (old := node.value.split(".")[0] if kind == "Fn::GetAtt" else node.value) in names:
+            template.replace(node, node.value, names[old] + node.value.removeprefix(old))
+
+
 def service_timeout(keys: int) -> int:
     """Allow a minute, and a second for every two keys; at least two minutes, at most CloudFormation's hour."""
     return min(3600, max(120, 60 + keys // 2))
@@ -349,24 +362,17 @@ def service_timeout(keys: int) -> int:
 
 def take(template: Template, deployed: Template) -> list[str]:
     """Set VerifyTrigger of each custom resource that says Take. Returns what the user should know."""
-    notes, count = [], 0
-    known = deployed.resources(CUSTOM)
+    notes, count, known = [], 0, deployed.resources(CUSTOM)
     for name, (_, resource) in template.resources(CUSTOM).items():
         properties = entry(resource, "Properties")
         if not isinstance(properties, MappingNode) or text_of(entry(properties, "OnExisting")) != "Take":
             continue
-        there = entry(known[name][1], "Properties") if name in known else None
-        if text_of(entry(there, "OnExisting")) != "Take" or not _same_ids(properties, there):
-            raise MigrationError(
-                f"{name} is not deployed with OnExisting: Take for this key and plan, so nothing can be taken over:"
-                f" deploy what replace made, then run {GET_TEMPLATE}"
-            )
-        trigger = entry(properties, "VerifyTrigger")
+        trigger, before = entry(properties, "VerifyTrigger"), _deployed_trigger(name, properties, known)
         if trigger is not None and text_of(trigger) is None:
             notes.append(f"Warning: VerifyTrigger of {name} is a function, so it is left alone: change what it refers to.")
             continue
-        if plain(trigger) == plain(entry(there, "VerifyTrigger")):
-            new = "taken" if text_of(trigger) != "taken" else "taken again"
+        if plain(trigger) == before:
+            new = "taken" if before != "taken" else "taken again"
             template.put(properties, "VerifyTrigger", new, name, after="OnExisting")
         count += 1
     if not count and not notes:
@@ -379,6 +385,17 @@ def take(template: Template, deployed: Template) -> list[str]:
         "Leave OnExisting: Take there: without it Delete does not detach the key.",
         "If the deploy fails: all keys stay attached. Mend the cause, and deploy again.",
     ]
+
+
+def _deployed_trigger(name: str, properties: MappingNode, known: Mapping[str, tuple[Node, MappingNode]]) -> Any:
+    """Read the VerifyTrigger that is in force; refuse if what `replace` made is not."""
+    there = entry(known[name][1], "Properties") if name in known else None
+    if text_of(entry(there, "OnExisting")) != "Take" or not _same_ids(properties, there):
+        raise MigrationError(
+            f"{name} is not deployed with OnExisting: Take for this key and plan, so nothing can be taken over:"
+            f" deploy what replace made, then run {GET_TEMPLATE}"
+        )
+    return plain(entry(there, "VerifyTrigger"))
 
 
 def _natives(template: Template) -> dict[str, tuple[Node, MappingNode]]:
