@@ -43,7 +43,7 @@ lint: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/cfn-lint template.yaml examples/*.yaml
+	$(BIN)/cfn-lint --append-rules tools/cfn_lint -- template.yaml examples/*.yaml
 
 build: $(READY) ## what AWS gets, without sam: build/
 	rm -rf build
@@ -70,7 +70,7 @@ audit: $(READY) ## the artifact's packages, their licences, and what PyPI knows 
 
 clean:
 	rm -rf .venv build .aws-sam .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find handler tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	find handler tests examples benchmarks tools -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): tests/requirements.txt tests/runtime.txt handler/requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
