@@ -15,7 +15,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY) ## a whole stack on an embedded AWS, step by step
-	@$(BIN)/python -m examples.demo
+	@$(BIN)/python -m examples
 
 test: $(READY) ## the tests. ARGS="-k name" hands arguments to pytest
 	$(BIN)/python -m pytest $(ARGS)

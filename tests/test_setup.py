@@ -1,4 +1,4 @@
-"""What a newcomer sees at the terminal: the set-up of .venv, also where it is disturbed.
+"""What a newcomer sees at the terminal: the set-up of .venv, also where it is disturbed, and the demo's colours.
 
 Each test has a copy of the Makefile in a folder whose name holds a space and quotes. Where pip only has to take its
 time, a shell script plays it; without a network it is pip itself.
@@ -17,8 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from examples import demo
+
 from . import environment
-from .aws.ministack import free_port
+from .aws import ministack
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("Makefile", "handler", "tests/environment.py")
@@ -208,7 +210,7 @@ def test_a_requirement_that_is_newer_is_a_new_set_up(folder: Folder) -> None:
 
 def test_without_a_network_pip_says_so_at_once_and_in_one_sentence(folder: Folder) -> None:
     """It is pip itself, behind a proxy that is not there; a password in the proxy's name is not shown."""
-    proxy = f"127.0.0.1:{free_port()}"
+    proxy = f"127.0.0.1:{ministack.free_port()}"
     nowhere = {
         "PIP_CONFIG_FILE": os.devnull,
         "PIP_FIND_LINKS": "",
@@ -307,3 +309,46 @@ def test_the_artifact_is_built_where_the_path_has_a_space_and_quotes(folder: Fol
     make = folder.make("build", python="stub/real")
     assert make.ended() == 0, make.chatter
     assert {"boto3", "usage_plan_key"} <= {path.name for path in (folder.path / "build").iterdir()}
+
+
+def test_the_demo_reads_no_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even to find that botocore cannot parse what stands there."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.delenv(name)
+    (tmp_path / ".aws").mkdir()
+    for name in ("config", "credentials"):
+        (tmp_path / ".aws" / name).write_text("[")
+    with ministack._unconfigured():
+        ministack._client("sts", "https://127.0.0.1:1", tmp_path).close()
+
+
+@pytest.mark.parametrize(
+    ("terminal", "variables", "coloured"),
+    [
+        (True, {}, True),
+        (True, {"NO_COLOR": "1"}, False),
+        (True, {"NO_COLOR": ""}, True),
+        (True, {"TERM": "dumb"}, False),
+        (False, {}, False),
+        (False, {"FORCE_COLOR": "1"}, True),
+        (False, {"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+    ],
+)
+def test_the_demo_has_colours_where_they_are_wanted(
+    terminal: bool, variables: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A terminal's, unless somebody says otherwise: https://no-color.org."""
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TERM": "xterm", **variables}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal)
+    assert demo._shown(("Create", "Alice", "", "FAILED", "alice in Free", "")).count("\033") == 2 * coloured
+
+
+def test_the_demo_keeps_to_80_columns() -> None:
+    widest = demo._shown(("Update", "CarolInc", "frank in Free", "SUCCESS", "frank in Free", "ATTACHED"))
+    reason = demo._filled("usage-plan-key " * 20, "   Reason: ")
+    assert max(map(len, [widest, *reason.splitlines()])) <= 80
+    assert reason.split()[1:] == ["usage-plan-key"] * 20, "a name can be copied"
