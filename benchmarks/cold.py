@@ -209,7 +209,7 @@ def _share(pid: int, share: float) -> Iterator[None]:
 def _build(folder: Path, python: Path) -> tuple[Path, Path]:
     """Make the artifact, and what the others share: boto3 and crhelper whole. Both have byte code for this Python."""
     ours, others = folder / "ours", folder / "others"
-    environment = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(WHEELS), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    environment = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": WHEELS.as_uri(), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     make = ["make", "-C", str(ROOT / "handler"), "build-UsagePlanKeyFunction", f"ARTIFACTS_DIR={ours}", f"PYTHON={python}"]
     subprocess.run(make, env=environment, check=True, capture_output=True)
     pip = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", str(others)]

@@ -1,4 +1,4 @@
-"""The life of Custom::UsagePlanKey on this machine: python -m examples.demo, from the repository's root.
+"""The life of Custom::UsagePlanKey on this machine: python -m examples, from the repository's root.
 
 Starts MiniStack with API Gateway's own rules in force before it, deploys template.yaml and then customers.yaml, and
 changes that step by step. Of each step it shows what CloudFormation asked, what was answered, and which keys are in
@@ -6,13 +6,14 @@ which plan; and it checks all of that. Ends with 1, saying which step and why, w
 """
 
 import copy
+import os
 import signal
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from textwrap import fill
@@ -25,6 +26,8 @@ from tests.aws.ministack import Aws, Deployment, Request, StartError, Template, 
 ROOT = Path(__file__).parent.parent
 PROVIDER, CUSTOMERS = "usage-plan-key", "customers"
 FUNCTION = "UsagePlanKeyFunction"
+WIDTH = 80
+BOLD, RED, GREEN = 1, 31, 32
 
 Line = tuple[str, str, str, str, str, str]
 """A request as it is shown: type, logical id, the association asked about; status, association answered, outcome."""
@@ -263,7 +266,7 @@ class Story:
         """
         self._steps += 1
         self.title = title
-        print(f"\n{self._steps}. {title}")
+        print(f"\n{_coloured(fill(f'{self._steps}. {title}', WIDTH, subsequent_indent='   '), BOLD)}")
         if note:
             print(_filled(note, ""))
         with progress("   Deploying"):
@@ -292,13 +295,21 @@ class Story:
                 raise WrongError(f"no Reason says {text!r}")
 
 
+def _coloured(text: str, colour: int) -> str:
+    """Colour it on a terminal that has colours; https://no-color.org and https://force-color.org overrule that."""
+    wanted = (sys.stdout.isatty() and os.environ.get("TERM") != "dumb") or bool(os.environ.get("FORCE_COLOR"))
+    return f"\033[{colour}m{text}\033[0m" if wanted and not os.environ.get("NO_COLOR") else text
+
+
 def _filled(text: str, label: str) -> str:
-    return fill(text, 116, initial_indent=f"   {label}", subsequent_indent="      " if label else "   ")
+    indent = "      " if label else "   "
+    return fill(text, WIDTH, initial_indent=f"   {label}", subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _shown(line: Line) -> str:
     kind, logical_id, asked, status, answered, outcome = line
-    return f"   {kind:7}{logical_id:10}{asked:15} -> {status:8}{answered:15} {outcome}".rstrip()
+    status = _coloured(f"{status:8}", RED if status == "FAILED" else GREEN)
+    return f"   {kind:7}{logical_id:10}{asked:15} -> {status}{answered:15} {outcome}".rstrip()
 
 
 def _check(what: str, found: object, expected: object) -> None:
@@ -321,8 +332,9 @@ def progress(what: str) -> Iterator[None]:
     began, done = time.monotonic(), threading.Event()
 
     def tick() -> None:
-        while not done.wait(1):
-            print(".", end="", flush=True)
+        with suppress(BrokenPipeError):  # The main thread meets it too.
+            while not done.wait(1):
+                print(".", end="", flush=True)
 
     ticking = threading.Thread(target=tick)
     ticking.start()
@@ -480,7 +492,8 @@ def tell(story: Story, stack: Customers) -> None:
 
 def main() -> int:
     """0 when all is as promised."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     began = time.monotonic()
     story = Story()
     try:
@@ -495,20 +508,20 @@ def main() -> int:
     except KeyboardInterrupt:
         _complain("Interrupted. Everything is stopped.")
         return 130
+    except BrokenPipeError:  # make demo | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (WrongError, StartError, TimeoutError) as error:
         _complain(f"WRONG at {story.title!r}: {error}")
         return 1
     except BaseException:
         _complain(f"FAILED at {story.title!r}:")
         raise
-    print(f"\nAll as it should be, in {time.monotonic() - began:.0f} s. Everything is stopped.")
+    took = time.monotonic() - began
+    print(_coloured(f"\nAll as it should be, in {took:.0f} s. Everything is stopped.", GREEN))
     return 0
 
 
 def _complain(text: str) -> None:
     sys.stdout.flush()
     print(f"\n{text}", file=sys.stderr)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

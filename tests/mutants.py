@@ -111,10 +111,9 @@ def main(wanted: list[str]) -> int:
         if not modules:
             sys.exit(f"There are {', '.join(Path(path).stem for path in config().only_mutate)}")
         names = [f"{PACKAGE}.{module}.*" for module in modules]
-        mutmut = Path(sys.executable).with_name("mutmut")
         os.nice(10)
         if code := subprocess.run(
-            [mutmut, "run", "--max-children", str(WORKERS), *names], stdin=subprocess.DEVNULL, check=False
+            [sys.executable, "-m", "mutmut", "run", "--max-children", str(WORKERS), *names], stdin=subprocess.DEVNULL, check=False
         ).returncode:
             return code
         faults = list(told(modules))

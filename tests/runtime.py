@@ -1,6 +1,6 @@
 """The built artifact under Lambda's own runtime, without Docker: RIE, the emulator of Lambda's that sam has, and awslambdaric.
 
-`make` puts both into .venv/runtime. They listen on the loopback interface alone: RIE's own choice would be all of them.
+`make test` puts both into .venv/runtime. They listen on the loopback interface alone: RIE's own choice would be all of them.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def function(
         start: What the interpreter runs.
     """
     if not RIE.is_file():
-        raise StartError(f"{RIE} is missing: run `make`, on Linux (Lambda's emulator is made for no other system)")
+        raise StartError(f"{RIE} is missing: run `make test`, on Linux (Lambda's emulator is made for no other system)")
     ports = [free_port(), free_port()]
     rie, api = (f"127.0.0.1:{port}" for port in ports)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

@@ -22,7 +22,8 @@ LAMBDA = {"python_version": "3.13", "python_full_version": "3.13.0", "extra": ""
 
 def build(path: Path, wheels: Path = WHEELS, umask: int = 0o022, **environment: str) -> subprocess.CompletedProcess[str]:
     """Build the artifact as `make build` does: with Lambda's Python if there is one here, else without byte code."""
-    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels.as_uri()}  # pip splits it at spaces
+    offline["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     make = ["make", "-C", str(HANDLER), "build-UsagePlanKeyFunction", f"ARTIFACTS_DIR={path}"]
     given = {**os.environ, **offline, **environment}
     return subprocess.run(make, env=given, umask=umask, check=False, capture_output=True, text=True)

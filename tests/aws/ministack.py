@@ -292,11 +292,12 @@ def _client(service: str, url: str, certificate: Path) -> Any:
 
 @contextmanager
 def _unconfigured() -> Iterator[None]:
-    """No AWS, proxy or certificate setting in this process's environment, for a while."""
+    """No AWS, proxy or certificate setting in this process's environment or in a home directory, for a while."""
     with patch.dict(os.environ):
         for name in list(os.environ):
             if name.startswith("AWS_") or name.lower().endswith("_proxy") or name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
                 del os.environ[name]
+        os.environ |= dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
         yield
 
 
