@@ -341,19 +341,6 @@ class TestServing:
         assert world.serve() == []
         assert world.served() == [("Alice", "SUCCESS")] * 10
 
-    def test_an_association_that_is_lost_is_counted(self, world: World, capsys: pytest.CaptureFixture[str]) -> None:
-        """An Update brings the properties of the last success, and somebody has deleted the key since."""
-        world.arrives("alice")
-        world.serve()
-        world.api.attached.clear()
-        del world.api.keys["alice"]
-        assert not capsys.readouterr().out
-        world.arrives("alice", "Update", PhysicalResourceId="alice:free")
-        world.serve()
-        assert world.answers[-1]["Data"]["Outcome"] == "LOST"
-        metric = json.loads(capsys.readouterr().out)
-        assert (metric["Lost"], metric["_aws"]["CloudWatchMetrics"][0]["Namespace"]) == ([1.0], "UsagePlanKey")
-
     def test_under_sam_local_a_batchs_answers_are_printed_and_not_sent(
         self, world: World, capsys: pytest.CaptureFixture[str]
     ) -> None:

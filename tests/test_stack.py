@@ -17,6 +17,8 @@ from .aws import rules
 from .aws.ministack import Aws, InvokeError, Template, packaged, running
 
 NUMBERS = count(1)
+SECOND = {"FunctionArnParameterName": ""}
+"""A second stack of template.yaml in the region: the SSM parameter is the first one's."""
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +260,7 @@ class TestRequests:
     def test_a_value_goes_to_no_other_host(self, plans_and_keys: Customers) -> None:
         """Where no emulator is named, to CloudFormation's own alone."""
         aws = plans_and_keys.aws
-        aws.deploy("strict", provider(aws), **aws.emulated | {"ResponseHost": ""})
+        aws.deploy("strict", provider(aws), **aws.emulated | {"ResponseHost": "", **SECOND})
         plans_and_keys.function = aws.physical_ids("strict")[FUNCTION]
         properties = adopting(plans_and_keys, "alice in Free") | {"IncludeValue": "true"}
         answer = plans_and_keys.send("Create", "Alice", "alice in Free", ResourceProperties=properties)
@@ -273,7 +275,7 @@ class TestRole:
     def test_the_function_can_be_narrowed_to_one_plan(self, plans_and_keys: Customers) -> None:
         aws = plans_and_keys.aws
         plan = plans_and_keys.id("Pro")
-        aws.deploy("narrow", provider(aws), UsagePlanId=plan, **aws.emulated)
+        aws.deploy("narrow", provider(aws), UsagePlanId=plan, **aws.emulated, **SECOND)
         plans_and_keys.function = aws.physical_ids("narrow")[FUNCTION]
         assert plans_and_keys.send("Create", "Carol", "carol in Pro")["Data"]["Outcome"] == "ATTACHED"
         answer = plans_and_keys.send("Create", "Alice", "alice in Free")

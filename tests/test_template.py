@@ -2,12 +2,17 @@
 
 import ast
 import gzip
+import inspect
 import json
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
+from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +20,14 @@ import boto3
 import botocore
 import pytest
 from botocore.model import ServiceModel
+from samtranslator.translator.managed_policy_translator import ManagedPolicyLoader
+from samtranslator.translator.transform import transform
 from samtranslator.yaml_helper import yaml_parse
 
 from prune import OPERATIONS
-from usage_plan_key import queue, retry
+from usage_plan_key import metrics, queue, retry
+from usage_plan_key.metrics import NAMESPACE
+from usage_plan_key.model import Outcome
 from usage_plan_key.provider import CLOSING_TIME
 from usage_plan_key.request import LONGEST_SERVICE_TIMEOUT
 
@@ -28,6 +37,7 @@ BOTOCORE = Path(botocore.__file__).parent
 SOURCES = sorted((ROOT / "handler" / "usage_plan_key").glob("*.py"))
 TEMPLATE: dict[str, Any] = yaml_parse((ROOT / "template.yaml").read_text())
 RESOURCES = TEMPLATE["Resources"]
+PARAMETERS = TEMPLATE["Parameters"]
 FUNCTION = RESOURCES["UsagePlanKeyFunction"]["Properties"]
 TIMEOUT = TEMPLATE["Globals"]["Function"]["Timeout"]
 REQUESTS = RESOURCES["Requests"]["Properties"]
@@ -37,6 +47,13 @@ STATEMENTS = {
     for policy in RESOURCES["Role"]["Properties"]["Policies"]
     for statement in policy["PolicyDocument"]["Statement"]
 }
+#: What the stack is told by: its function, log, ledger and dashboard.
+NAMES = [
+    FUNCTION["FunctionName"],
+    RESOURCES["LogGroup"]["Properties"]["LogGroupName"],
+    RESOURCES["Ledger"]["Properties"]["TableName"],
+    RESOURCES["OperationsDashboard"]["Properties"]["DashboardName"],
+]
 
 #: The services that are called, and where.
 SERVICES = {"apigateway": "api_gateway.py", "cloudformation": "cloudformation.py", "dynamodb": "ledger.py", "sqs": "queue.py"}
@@ -85,7 +102,93 @@ def test_the_functions_arn_is_exported_and_stays() -> None:
     output = TEMPLATE["Outputs"]["FunctionArn"]
     assert output["Export"]["Name"] == {"Fn::Sub": "${AWS::StackName}-FunctionArn"}
     assert output["Value"] == {"Fn::GetAtt": ["UsagePlanKeyFunction", "Arn"]}
-    assert FUNCTION["FunctionName"] == {"Ref": "AWS::StackName"}
+
+
+def test_the_names_of_a_stack_that_is_deployed_already_stay() -> None:
+    """A changed ServiceToken is not supported, and a new ledger would be an empty one."""
+    assert [resolved(name) for name in NAMES] == ["stack", "/aws/lambda/stack", "stack-ledger", "stack-region"]
+
+
+def test_a_stack_whose_name_is_too_long_gets_the_same_names_from_its_parameter() -> None:
+    """A StackSet's stack has a new name when it is made again, and is to find its ledger in the way."""
+    given = [resolved(name, FunctionName="own") for name in NAMES]
+    assert given == ["own", "/aws/lambda/own", "own-ledger", "own-region"]
+
+
+def test_the_functions_arn_is_published_by_a_name_that_no_stack_or_region_is_in() -> None:
+    parameter = RESOURCES["FunctionArnParameter"]
+    assert resolved(parameter["Properties"]["Name"]) == "/usage-plan-key/function-arn"
+    assert (parameter["Properties"]["Type"], parameter["Properties"]["Value"]) == (
+        "String",
+        TEMPLATE["Outputs"]["FunctionArn"]["Value"],
+    )
+    assert holds(parameter["Condition"])
+    assert not holds(parameter["Condition"], FunctionArnParameterName="")
+
+
+def test_every_role_has_the_boundary_that_is_asked_for() -> None:
+    """Those that SAM makes, too."""
+    roles = [it["Properties"] for it in transformed()["Resources"].values() if it["Type"] == "AWS::IAM::Role"]
+    assert roles
+    for role in roles:
+        assert resolved(role["PermissionsBoundary"]) == {"Ref": "AWS::NoValue"}
+        assert resolved(role["PermissionsBoundary"], PermissionsBoundaryArn="arn") == "arn"
+
+
+def test_sam_makes_the_functions_of_it_and_what_invokes_them() -> None:
+    made = Counter(it["Type"] for it in transformed()["Resources"].values())
+    assert made["AWS::Lambda::Function"] == sum(it["Type"] == "AWS::Serverless::Function" for it in RESOURCES.values())
+    assert made["AWS::Lambda::EventSourceMapping"] == made["AWS::Lambda::EventInvokeConfig"] == 1
+    assert not [name for name in made if name.startswith("AWS::Serverless")]
+
+
+@pytest.mark.parametrize("queue", ["Requests", "Undelivered", "Unanswered"])
+def test_an_operator_finds_each_queue_and_the_log_in_the_outputs(queue: str) -> None:
+    outputs = {name: it["Value"] for name, it in TEMPLATE["Outputs"].items()}
+    assert outputs[f"{queue}QueueName"] == {"Fn::GetAtt": [queue, "QueueName"]}
+    assert outputs[f"{queue}QueueUrl"] == {"Ref": queue}
+    assert outputs["LogGroup"] == {"Ref": "LogGroup"}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_parameter_says_what_it_is_and_takes_nothing_else(name: str) -> None:
+    parameter = PARAMETERS[name]
+    assert parameter["Description"].endswith(".")
+    if "AllowedValues" in parameter:
+        assert parameter["Default"] in parameter["AllowedValues"]
+    else:
+        assert re.fullmatch(parameter["AllowedPattern"], parameter["Default"])
+        assert not re.fullmatch(parameter["AllowedPattern"], "no good")
+
+
+def test_the_console_shows_each_parameter_once_with_a_label() -> None:
+    shown = TEMPLATE["Metadata"]["AWS::CloudFormation::Interface"]
+    assert sorted(name for group in shown["ParameterGroups"] for name in group["Parameters"]) == sorted(PARAMETERS)
+    assert set(shown["ParameterLabels"]) == set(PARAMETERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fits"),
+    [
+        ("FunctionName", "a" * 64, True),
+        ("FunctionName", "a" * 65, False),
+        ("FunctionArnParameterName", "/team/usage-plan-key", True),
+        ("FunctionArnParameterName", "usage-plan-key", False),
+        ("PermissionsBoundaryArn", "{}:aws-cn:iam::{:012}:policy/path/bound", True),
+        ("PermissionsBoundaryArn", "{}:aws:iam::aws:policy/PowerUserAccess", True),
+        ("PermissionsBoundaryArn", "{}:aws:iam::{:012}:role/bound", False),
+        ("AlarmTopicArn", "{}:aws-us-gov:sns:us-gov-west-1:{:012}:alarms", True),
+        ("AlarmTopicArn", "{}:aws:sqs:eu-central-1:{:012}:alarms", False),
+        ("ExistingLedger", "usage-plan-key-ledger", True),
+        ("ExistingLedger", "a b", False),
+        ("ApiGatewayEndpoint", "http://localhost:4566", True),
+        ("ApiGatewayEndpoint", "localhost:4566", False),
+        ("ResponseHost", "localhost:4566", True),
+        ("ResponseHost", "https://localhost", False),
+    ],
+)
+def test_what_a_parameter_takes(name: str, value: str, fits: bool) -> None:
+    assert bool(re.fullmatch(PARAMETERS[name]["AllowedPattern"], value.format("arn", 1))) is fits
 
 
 def test_the_ledger_outlives_its_stack_and_has_the_keys_that_the_code_writes() -> None:
@@ -153,10 +256,53 @@ def test_an_error_that_counts_for_the_period_before_raises_its_alarm() -> None:
 
 
 def test_every_alarm_goes_to_the_topic_and_silence_is_no_alarm() -> None:
-    assert set(ALARMS) == {"RequestsAlarm", "ErrorsAlarm", "UndeliveredAlarm", "UnansweredAlarm"}
+    assert {"RequestsAlarm", "ErrorsAlarm", "UndeliveredAlarm", "UnansweredAlarm", "AnswerRefusedAlarm", "LostAlarm"} <= {*ALARMS}
     for alarm in ALARMS.values():
         assert alarm["AlarmActions"] == {"Fn::If": ["HasAlarmTopic", [{"Ref": "AlarmTopicArn"}], {"Ref": "AWS::NoValue"}]}
         assert (alarm["ComparisonOperator"], alarm["TreatMissingData"]) == ("GreaterThanThreshold", "notBreaching")
+
+
+def test_what_an_alarm_watches_is_emitted_and_both_sides_name_the_same_service() -> None:
+    own = {alarm["MetricName"]: alarm for alarm in ALARMS.values() if alarm["Namespace"] == NAMESPACE}
+    assert {"AnswerRefused", "Lost"} <= set(own) <= emitted()
+    service = FUNCTION["Environment"]["Variables"]["POWERTOOLS_SERVICE_NAME"]
+    for alarm in own.values():
+        assert alarm["Dimensions"] == [{"Name": "service", "Value": service}]
+        # What the log brings late counts for the period before.
+        assert (alarm["Statistic"], alarm["EvaluationPeriods"], alarm["DatapointsToAlarm"]) == ("Sum", 2, 1)
+
+
+def test_the_dashboard_shows_every_metric_that_is_emitted_and_no_other() -> None:
+    shown = {(namespace, name, *dimension) for namespace, name, *dimension in charted()}
+    service = FUNCTION["Environment"]["Variables"]["POWERTOOLS_SERVICE_NAME"]
+    assert {metric for metric in shown if metric[0] == NAMESPACE} == {(NAMESPACE, name, "service", service) for name in emitted()}
+    queues = {
+        ("AWS/SQS", "ApproximateNumberOfMessagesVisible", "QueueName", f"{name}.QueueName")
+        for name in ("Undelivered", "Unanswered")
+    }
+    names = ("AgeOfOldestMessage", "NumberOfMessagesVisible", "NumberOfMessagesNotVisible")
+    queues |= {("AWS/SQS", f"Approximate{name}", "QueueName", "Requests.QueueName") for name in names}
+    lambdas = {
+        ("AWS/Lambda", name, "FunctionName", "UsagePlanKeyFunction")
+        for name in ("Invocations", "Errors", "Throttles", "Duration")
+    }
+    assert {metric for metric in shown if metric[0] != NAMESPACE} == queues | lambdas
+
+
+def test_the_dashboard_is_there_where_it_is_asked_for_and_draws_its_own_region() -> None:
+    board = RESOURCES["OperationsDashboard"]
+    assert not holds(board["Condition"])
+    assert holds(board["Condition"], Dashboard="true")
+    places = set()
+    for widget in dashboard()["widgets"]:
+        assert widget["properties"]["region"] == "region"
+        places |= {
+            (x, y)
+            for x in range(widget["x"], widget["x"] + widget["width"])
+            for y in range(widget["y"], widget["y"] + widget["height"])
+        }
+    assert len(places) == sum(widget["width"] * widget["height"] for widget in dashboard()["widgets"]), "none covers another"
+    assert max(x for x, _ in places) < 24, "a dashboard's columns"
 
 
 def test_the_lanes_are_two_and_report_what_failed() -> None:
@@ -275,6 +421,79 @@ print(*{{name.partition(".")[0] for name in sys.modules}} & {{"pydantic", "aws_x
     environment = {"AWS_DEFAULT_REGION": "eu-central-1", "LEDGER_TABLE": "ledger", "QUEUE_URL": "https://sqs/1/requests"}
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], env=environment, check=True, capture_output=True, text=True)
     assert done.stdout.splitlines() == ["0 True apigateway dynamodb sqs", ""]
+
+
+def resolved(value: Any, **parameters: str) -> Any:
+    """What CloudFormation makes of a value in a stack with these parameters; a resource stays its name."""
+    match value:
+        case {"Ref": name}:
+            default = PARAMETERS.get(name, {}).get(
+                "Default", {"AWS::StackName": "stack", "AWS::Region": "region"}.get(name, value)
+            )
+            return parameters.get(name, default)
+        case {"Fn::If": [condition, yes, no]}:
+            return resolved(yes if holds(condition, **parameters) else no, **parameters)
+        case {"Fn::Sub": [text, names]}:
+            inner = {name: resolved(it, **parameters) for name, it in names.items()}
+            return re.sub(r"\$\{(.+?)\}", lambda hit: inner.get(hit[1]) or str(resolved({"Ref": hit[1]}, **parameters)), text)
+    return value
+
+
+def holds(condition: Any, **parameters: str) -> bool:
+    """Tell whether a condition holds in a stack with these parameters."""
+    match TEMPLATE["Conditions"][condition] if isinstance(condition, str) else condition:
+        case {"Fn::Equals": [one, other]}:
+            return bool(resolved(one, **parameters) == resolved(other, **parameters))
+        case {"Fn::Not": [inner]}:
+            return not holds(inner, **parameters)
+    raise NotImplementedError(condition)
+
+
+def transformed() -> Any:
+    """What SAM makes of the template."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        template = yaml_parse((ROOT / "template.yaml").read_text())
+        for function in (it for it in template["Resources"].values() if it["Type"] == "AWS::Serverless::Function"):
+            function["Properties"]["CodeUri"] = {"Bucket": "bucket", "Key": "key"}
+        return transform(template, {}, ManagedPolicyLoader(None))
+
+
+def emitted() -> set[str]:
+    """The names of all metrics that metrics.py can write: each function of it is called, in each way."""
+    calls: list[Callable[[], None]] = [metrics.no_request, metrics.answer_refused, metrics.answer_undelivered]
+    calls.append(partial(metrics.turn_over, 1))
+    bodies = [{"Status": "SUCCESS", "Data": {"Outcome": outcome}} for outcome in Outcome]
+    bodies += [{"Status": "SUCCESS"}, {"Status": "FAILED"}]
+    calls += [partial(metrics.response, json.dumps(body).encode(), 1, 1.0) for body in bodies]
+    public = {name for name, it in vars(metrics).items() if inspect.isfunction(it) and it.__module__ == metrics.__name__}
+    assert {getattr(call, "func", call).__name__ for call in calls} == {name for name in public if not name.startswith("_")}
+    with redirect_stdout(StringIO()) as out:
+        for call in calls:
+            call()
+    lines = [json.loads(line)["_aws"]["CloudWatchMetrics"][0] for line in out.getvalue().splitlines()]
+    return {metric["Name"] for line in lines for metric in line["Metrics"]}
+
+
+def dashboard() -> Any:
+    """The dashboard's body, in which a resource or its attribute stays as it is named."""
+    body = RESOURCES["OperationsDashboard"]["Properties"]["DashboardBody"]["Fn::Sub"]
+    return json.loads(re.sub(r"\$\{(.+?)\}", lambda hit: {"AWS::Region": "region"}.get(hit[1], hit[1]), body))
+
+
+def charted() -> Iterator[list[str]]:
+    """Each metric in the dashboard, written out: `.` repeats what stands above it, and `...` all that it leaves open.
+
+    https://docs.aws.amazon.com/AmazonCloudWatch/latest/APIReference/CloudWatch-Dashboard-Body-Structure.html
+    """
+    for widget in dashboard()["widgets"]:
+        above: list[str] = []
+        for row in widget["properties"]["metrics"]:
+            names = [name for name in row if isinstance(name, str)]
+            if names[0] == "...":
+                names = above[: len(above) - len(names) + 1] + names[1:]
+            above = [before if name == "." else name for name, before in zip(names, above or names, strict=True)]
+            yield above
 
 
 def shape(of: Any) -> Any:

@@ -74,6 +74,8 @@ class ApiGateway:
         """Take a client whose own retries are off: there is one policy."""
         self._client = client
         self._plans: dict[str, tuple[float, Any]] = {}
+        self.calls = 0
+        """How many calls were made, for the metrics."""
 
     @property
     def _region(self) -> str:
@@ -251,6 +253,7 @@ class ApiGateway:
         """Call until it is served with a reply that can be read: where `id_` is given, one that is about it."""
 
         def readable() -> Any:
+            self.calls += 1
             try:
                 reply = call()
             except (AttributeError, TypeError, ValueError) as error:  # botocore's, at JSON that is no object

@@ -36,6 +36,8 @@ logger = Logger(
     level=os.environ.get("POWERTOOLS_LOG_LEVEL", "INFO"),
     json_serializer=json.JSONEncoder(separators=(",", ":"), default=str).encode,  # made once
 )
+# Powertools names the logger after its service, and here it needs the package's name. The lines have the metrics' service.
+logger.append_keys(service=os.environ.get("POWERTOOLS_SERVICE_NAME"))
 logger.registered_handler.addFilter(_tell_what_it_is_about)
 # At DEBUG, these write replies, with the keys' values, and URLs.
 for _chatty in ("boto3", "botocore", "urllib3"):

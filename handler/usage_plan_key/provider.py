@@ -10,24 +10,24 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol, cast
 
-from aws_lambda_powertools.metrics import MetricUnit, single_metric
-
+from . import metrics
 from .api_gateway import ApiGateway
 from .cloudformation import stack_is_gone
 from .custom_resource import CustomResource
 from .errors import EventError, FailedError, NotBegunError, TurnOverError, UnclearError
 from .ledger import StatelessLedger, Table
-from .model import Holder, Outcome, Response
+from .model import Holder, Response
 from .queue import VISIBILITY, Message, Queue, messages
 from .request import MOST_SKEW, Create, Delete, Request, Update, parse
-from .response import NAMESPACE, Sender, destination, redacted, where
+from .response import Sender, destination, redacted, where
 from .retry import BEFORE_LOOK, Clock, Deadline
 from .rules import abandon
 from .service import Service
@@ -266,8 +266,8 @@ class Provider:
 
     def _put_aside(self, message: Message, ends: float) -> bool:
         """Send what is no request to the dead-letter queue; False where it stays, and comes again."""
-        with single_metric("NoRequest", MetricUnit.Count, 1, namespace=NAMESPACE):
-            pass
+        if not self.local:
+            metrics.no_request()
         deadline = Deadline(min(GIVING_TIME, ends - self.clock.time()), self.clock).last()
         try:
             return bool(self.queue and self.queue.put_aside(message, deadline))
@@ -335,7 +335,9 @@ class Provider:
             self._check(request)  # Who may write to the queue has not passed `on_event`.
         except FailedError as failed:
             refusal = str(failed)
-        self._respond(request, turn.event, context, service, refusal, deliver, Deadline(ends - self.clock.time(), self.clock))
+        now = self.clock.time()
+        end = Deadline(ends - now, self.clock)
+        self._respond(request, turn.event, context, service, refusal, deliver, end, now - message.arrived)
 
     def _in_turn(self, turn: _Turn, ends: float, patience: float, opens: float) -> Deadline:
         """Until when a request out of the queue is worked on."""
@@ -374,6 +376,7 @@ class Provider:
         refusal: str,
         deliver: Callable[[bytes], None],
         end: Deadline,
+        waited: float | None = None,
     ) -> None:
         def give_up() -> Response:
             # The guard has all the time that is left, and nothing of the service that hangs.
@@ -383,11 +386,29 @@ class Provider:
         def step(serve: Callable[[], Response]) -> Callable[[Any, Any], str]:
             return resource.served_by(lambda: _logged(request, service.fail(refusal) if refusal else serve()))
 
-        resource = CustomResource(request, give_up, deliver, where(context))
-        resource.create(step(service.create))
-        resource.update(step(service.update))
-        resource.delete(step(service.delete))
-        resource.answer(event, context)
+        with self._counted(deliver, waited) as counted:
+            resource = CustomResource(request, give_up, counted, where(context))
+            resource.create(step(service.create))
+            resource.update(step(service.update))
+            resource.delete(step(service.delete))
+            resource.answer(event, context)
+
+    @contextmanager
+    def _counted(self, deliver: Callable[[bytes], None], waited: float | None) -> Iterator[Callable[[bytes], None]]:
+        """Count the response where it leaves, once, even if the guard made it; under sam local count nothing."""
+        before = self.api.calls
+
+        def counted(body: bytes) -> None:
+            deliver(body)
+            if not self.local:
+                metrics.response(body, self.api.calls - before, waited)
+
+        try:
+            yield counted
+        except TurnOverError:
+            if not self.local and self.api.calls > before:
+                metrics.turn_over(self.api.calls - before)
+            raise
 
 
 def _logged(request: Request, response: Response) -> Response:
@@ -398,9 +419,6 @@ def _logged(request: Request, response: Response) -> Response:
         "status": status,
         "AnswerId": request.shown_id if response.id == request.physical_id else response.id,
     }
-    if response.outcome == Outcome.LOST:
-        with single_metric("Lost", MetricUnit.Count, 1, namespace=NAMESPACE):
-            pass
     log = logger.info if response.success else logger.error
     log("%s %s", status, response.outcome or response.reason, extra=keys)
     return response

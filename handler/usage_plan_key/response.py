@@ -13,12 +13,12 @@ from typing import Any, Final
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
-from aws_lambda_powertools.metrics import MetricUnit, single_metric
 from botocore.httpsession import ProxyConfiguration
 from botocore.utils import get_environ_proxies
 from crhelper import FAILED, SUCCESS
 from urllib3.util import Url, parse_url
 
+from . import metrics
 from .errors import EventError, FailedError, OutOfTimeError, UndeliveredError
 from .model import Response
 from .request import Create, Request, Update
@@ -26,8 +26,6 @@ from .retry import SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT, Again, Deadline, r
 
 logger = logging.getLogger(__name__)
 
-#: Of the function's metrics.
-NAMESPACE: Final = "UsagePlanKey"
 #: https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/crpg-ref-responses.html
 LONGEST_RESPONSE: Final = 4096
 #: How many redirects in a row one PUT follows.
@@ -188,6 +186,7 @@ class Sender:
         try:
             status = retry(lambda: self._put(request.response_url, body, tls, last), what, last, _is_transient)
         except OutOfTimeError:
+            metrics.answer_undelivered()
             # No cause: urllib3's errors name the URL, which is pre-signed.
             raise UndeliveredError(f"{what} to {urlsplit(request.response_url).hostname}: no time is left") from None
         except (EventError, FailedError) as refused:
@@ -197,8 +196,7 @@ class Sender:
                 logger.debug("CloudFormation has the answer: status %d", status)
                 return
             logger.error("CloudFormation refused the answer with status %d: it waits for it no longer", status)
-        with single_metric("AnswerRefused", MetricUnit.Count, 1, namespace=NAMESPACE):
-            pass
+        metrics.answer_refused()
 
     def _put(
         self, url: str, body: bytes, tls: ssl.SSLContext, deadline: Deadline, base: str = "", follow: int = MOST_REDIRECTS

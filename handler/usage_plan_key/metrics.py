@@ -1,0 +1,64 @@
+"""The function's metrics: it logs one line for each response, and CloudWatch turns the lines into metrics.
+
+https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format.html
+
+CloudWatch bills each name with each combination of its dimensions. So each outcome has a name of its own, and
+Powertools' `service` is the only dimension: a dimension `Outcome` would make ten metrics of each on its line.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Final
+
+from aws_lambda_powertools.metrics import EphemeralMetrics, MetricUnit
+from aws_lambda_powertools.metrics.functions import is_metrics_disabled
+
+NAMESPACE: Final = "UsagePlanKey"
+#: Seconds from a request's arrival to the turn that answers it.
+QUEUE_SECONDS: Final = "QueueSeconds"
+
+
+def response(body: bytes, attempts: int, waited: float | None) -> None:
+    """Count a response by its outcome.
+
+    Args:
+        body: The response's body; nothing but its outcome goes into the log.
+        attempts: The calls to API Gateway in this turn.
+        waited: The seconds that the request waited in the queue; None where there was no queue.
+    """
+    fields = json.loads(body)
+    outcome = fields["Data"]["Outcome"].capitalize() if "Data" in fields else "Deleted"
+    name = outcome if fields["Status"] == "SUCCESS" else "Failed"
+    _emit({name: 1, "Attempts": attempts} | ({} if waited is None else {QUEUE_SECONDS: waited}))
+
+
+def turn_over(attempts: int) -> None:
+    """Count the calls to API Gateway of a request that a later turn answers."""
+    _emit({"Attempts": attempts})
+
+
+def no_request() -> None:
+    """Count a message that is no request."""
+    _emit({"NoRequest": 1})
+
+
+def answer_refused() -> None:
+    """Count a response that CloudFormation did not take; nobody sends it again."""
+    _emit({"AnswerRefused": 1})
+
+
+def answer_undelivered() -> None:
+    """Count a response that could not be delivered in time; its request comes again."""
+    _emit({"AnswerUndelivered": 1})
+
+
+def _emit(values: dict[str, float]) -> None:
+    if is_metrics_disabled():
+        return
+    metrics = EphemeralMetrics(namespace=NAMESPACE)
+    for name, value in values.items():
+        metrics.add_metric(name, MetricUnit.Seconds if name == QUEUE_SECONDS else MetricUnit.Count, value)
+    # One write. Powertools prints, which takes two, and another thread's line could come between them.
+    sys.stdout.write(json.dumps(metrics.serialize_metric_set(), separators=(",", ":")) + "\n")
