@@ -16,9 +16,16 @@ from typing import Any, Final
 
 #: What is called. A test holds it against the code, and a client has no method for anything else.
 OPERATIONS: Final = {
-    "apigateway": ("CreateUsagePlanKey", "DeleteUsagePlanKey", "GetUsagePlan", "GetUsagePlanKey", "GetUsagePlans"),
+    "apigateway": (
+        "CreateUsagePlanKey",
+        "DeleteUsagePlanKey",
+        "GetUsagePlan",
+        "GetUsagePlanKey",
+        "GetUsagePlanKeys",
+        "GetUsagePlans",
+    ),
     "cloudformation": ("DescribeStacks",),
-    "dynamodb": ("TransactGetItems", "TransactWriteItems"),
+    "dynamodb": ("Scan", "TransactGetItems", "TransactWriteItems"),
     "sqs": ("ChangeMessageVisibility", "SendMessage"),
 }
 

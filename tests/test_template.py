@@ -42,17 +42,15 @@ FUNCTION = RESOURCES["UsagePlanKeyFunction"]["Properties"]
 TIMEOUT = TEMPLATE["Globals"]["Function"]["Timeout"]
 REQUESTS = RESOURCES["Requests"]["Properties"]
 ALARMS = {name: it["Properties"] for name, it in RESOURCES.items() if it["Type"] == "AWS::CloudWatch::Alarm"}
-STATEMENTS = {
-    statement["Sid"]: statement
-    for policy in RESOURCES["Role"]["Properties"]["Policies"]
-    for statement in policy["PolicyDocument"]["Statement"]
-}
-#: What the stack is told by: its function, log, ledger and dashboard.
+WATCH = RESOURCES["WatchFunction"]["Properties"]
+#: What the stack is told by: its function, log, ledger and dashboard; the watch and its log.
 NAMES = [
     FUNCTION["FunctionName"],
     RESOURCES["LogGroup"]["Properties"]["LogGroupName"],
     RESOURCES["Ledger"]["Properties"]["TableName"],
     RESOURCES["OperationsDashboard"]["Properties"]["DashboardName"],
+    RESOURCES["WatchFunction"]["Properties"]["FunctionName"],
+    RESOURCES["WatchLogGroup"]["Properties"]["LogGroupName"],
 ]
 
 #: The services that are called, and where.
@@ -68,6 +66,9 @@ LAMBDA_ITSELF = {
     ("sqs:DeleteMessage", "Requests.Arn"),
     ("sqs:GetQueueAttributes", "Requests.Arn"),
 }
+#: What the watch alone calls, in the same modules.
+WATCHES_OWN = {("apigateway:GET", "/usageplans/${UsagePlanId}/keys"), ("dynamodb:Scan", "Ledger.Arn")}
+STACKS = ("cloudformation:DescribeStacks", "stack/*/*")
 #: The parts of a transaction, by the action that each needs.
 # https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/transaction-apis-iam.html
 PARTS = {
@@ -81,13 +82,57 @@ PARTS = {
 
 def test_the_policy_allows_what_is_called_and_no_more() -> None:
     """API Gateway's actions are its HTTP verbs and paths, which botocore's model knows."""
-    calls = {*api_gateway_calls(), *ledger_calls(), *queue_calls(), ("cloudformation:DescribeStacks", "stack/*/*")}
-    assert allowed() == {*calls, *LAMBDA_ITSELF}
+    calls = {*api_gateway_calls(), *ledger_calls(), *queue_calls(), STACKS}
+    assert calls >= WATCHES_OWN
+    assert allowed() == calls - WATCHES_OWN | LAMBDA_ITSELF
+
+
+def test_the_watch_has_a_role_of_its_own_which_changes_nothing_and_queues_only_where_it_repairs() -> None:
+    logs = {(action, "WatchLogGroup.Arn") for action in ("logs:CreateLogStream", "logs:PutLogEvents")}
+    assert allowed("WatchRole") == WATCHES_OWN | {STACKS} | logs | {("sqs:SendMessage", "Requests.Arn")}
+    always = {statement["Sid"] for statement in statements("WatchRole") if "Fn::If" not in statement}
+    assert always == {"ListKeys", "ReadLedger", "SeeWhetherStacksAreGone", "WriteLogs"}
+    (repairs,) = (statement["Fn::If"] for statement in statements("WatchRole") if "Fn::If" in statement)
+    assert (repairs[0], repairs[1]["Sid"], repairs[2]) == ("HasWatchRepairs", "QueueRepairs", {"Ref": "AWS::NoValue"})
+    assert WATCH["Environment"]["Variables"]["QUEUE_URL"] == {"Fn::If": ["HasWatchRepairs", {"Ref": "Requests"}, ""]}
+    assert WATCH["Role"] == {"Fn::GetAtt": ["WatchRole", "Arn"]}
+
+
+def test_the_watch_runs_by_itself_only_on_a_schedule_and_no_run_is_repeated() -> None:
+    """A failed run is no reason for another 900 calls."""
+    scheduled = {name for name, resource in RESOURCES.items() if resource.get("Condition") == "HasWatchSchedule"}
+    assert scheduled == {"WatchRule", "WatchPermission", "DriftAlarm", "WatchErrorsAlarm"}
+    assert TEMPLATE["Parameters"]["WatchSchedule"]["Default"] == ""
+    assert TEMPLATE["Parameters"]["WatchRepairs"]["Default"] == "false"
+    assert (WATCH["Timeout"], WATCH["EventInvokeConfig"]) == (900, {"MaximumRetryAttempts": 0})
+    assert "Events" not in WATCH
+    assert "ReservedConcurrentExecutions" not in WATCH
+
+
+def test_the_watch_reads_no_variable_that_it_has_not_and_has_the_serving_functions_name_in_its_own() -> None:
+    """It names the serving function in a command that it shows."""
+    variables = FUNCTION["Environment"]["Variables"]
+    assert WATCH["Environment"]["Variables"].keys() <= variables.keys()
+    assert resolved(WATCH["FunctionName"]) == f"{resolved(FUNCTION['FunctionName'])}-watch"
+
+
+def test_drift_raises_its_alarm_until_a_run_finds_none() -> None:
+    """By the metric that watch.py writes, under the name that the function has: see tests/test_watch.py."""
+    alarm = ALARMS["DriftAlarm"]
+    assert (alarm["Namespace"], alarm["MetricName"], alarm["Statistic"]) == (NAMESPACE, "Drift", "Maximum")
+    service = WATCH["Environment"]["Variables"]["POWERTOOLS_SERVICE_NAME"]
+    assert alarm["Dimensions"] == [{"Name": "service", "Value": service}]
+    assert (alarm["Threshold"], alarm["EvaluationPeriods"], alarm["TreatMissingData"]) == (0, 1, "ignore")
+    errors = ALARMS["WatchErrorsAlarm"]
+    assert errors["Dimensions"] == [{"Name": "FunctionName", "Value": {"Ref": "WatchFunction"}}]
+    assert (errors["EvaluationPeriods"] - 1) * errors["Period"] >= WATCH["Timeout"]
+    assert (errors["DatapointsToAlarm"], errors["Threshold"]) == (1, 0)
 
 
 def test_no_action_is_a_wildcard_and_none_touches_api_keys_themselves() -> None:
-    assert not [action for action, _ in allowed() if "*" in action]
-    assert not [resource for _, resource in allowed() if "/apikeys" in resource or resource == "*"]
+    for role in ("Role", "WatchRole"):
+        assert not [action for action, _ in allowed(role) if "*" in action]
+        assert not [resource for _, resource in allowed(role) if "/apikeys" in resource or resource == "*"]
 
 
 @pytest.mark.parametrize("file", ["template.yaml", *(f"examples/{path.name}" for path in (ROOT / "examples").glob("*.yaml"))])
@@ -95,7 +140,9 @@ def test_every_arn_fits_every_partition_and_names_no_account(file: str) -> None:
     text = (ROOT / file).read_text()
     assert not re.search(r"\barn:(?!\$\{AWS::Partition\}:)", text)
     assert not re.search(r"\b\d{12}\b", text)
-    assert "amazonaws.com" not in text.replace("lambda.amazonaws.com", ""), "a service principal is the same everywhere"
+    assert "amazonaws.com" not in re.sub(r"\b(lambda|events)\.amazonaws\.com", "", text), (
+        "a service principal is the same everywhere"
+    )
 
 
 def test_the_functions_arn_is_exported_and_stays() -> None:
@@ -106,13 +153,16 @@ def test_the_functions_arn_is_exported_and_stays() -> None:
 
 def test_the_names_of_a_stack_that_is_deployed_already_stay() -> None:
     """A changed ServiceToken is not supported, and a new ledger would be an empty one."""
-    assert [resolved(name) for name in NAMES] == ["stack", "/aws/lambda/stack", "stack-ledger", "stack-region"]
+    assert [resolved(name) for name in NAMES] == [
+        *("stack", "/aws/lambda/stack", "stack-ledger", "stack-region"),
+        *("stack-watch", "/aws/lambda/stack-watch"),
+    ]
 
 
 def test_a_stack_whose_name_is_too_long_gets_the_same_names_from_its_parameter() -> None:
     """A StackSet's stack has a new name when it is made again, and is to find its ledger in the way."""
     given = [resolved(name, FunctionName="own") for name in NAMES]
-    assert given == ["own", "/aws/lambda/own", "own-ledger", "own-region"]
+    assert given == ["own", "/aws/lambda/own", "own-ledger", "own-region", "own-watch", "/aws/lambda/own-watch"]
 
 
 def test_the_functions_arn_is_published_by_a_name_that_no_stack_or_region_is_in() -> None:
@@ -138,7 +188,7 @@ def test_every_role_has_the_boundary_that_is_asked_for() -> None:
 def test_sam_makes_the_functions_of_it_and_what_invokes_them() -> None:
     made = Counter(it["Type"] for it in transformed()["Resources"].values())
     assert made["AWS::Lambda::Function"] == sum(it["Type"] == "AWS::Serverless::Function" for it in RESOURCES.values())
-    assert made["AWS::Lambda::EventSourceMapping"] == made["AWS::Lambda::EventInvokeConfig"] == 1
+    assert (made["AWS::Lambda::EventSourceMapping"], made["AWS::Lambda::EventInvokeConfig"]) == (1, 2)
     assert not [name for name in made if name.startswith("AWS::Serverless")]
 
 
@@ -170,8 +220,11 @@ def test_the_console_shows_each_parameter_once_with_a_label() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "fits"),
     [
-        ("FunctionName", "a" * 64, True),
-        ("FunctionName", "a" * 65, False),
+        ("FunctionName", "a" * 58, True),
+        ("FunctionName", "a" * 59, False),
+        ("WatchSchedule", "rate(1 day)", True),
+        ("WatchSchedule", "cron(0 4 * * ? *)", True),
+        ("WatchSchedule", "daily", False),
         ("FunctionArnParameterName", "/team/usage-plan-key", True),
         ("FunctionArnParameterName", "usage-plan-key", False),
         ("PermissionsBoundaryArn", "{}:aws-cn:iam::{:012}:policy/path/bound", True),
@@ -256,10 +309,12 @@ def test_an_error_that_counts_for_the_period_before_raises_its_alarm() -> None:
 
 
 def test_every_alarm_goes_to_the_topic_and_silence_is_no_alarm() -> None:
+    """But the silence between two runs of the watch, which is no sign of anything."""
     assert {"RequestsAlarm", "ErrorsAlarm", "UndeliveredAlarm", "UnansweredAlarm", "AnswerRefusedAlarm", "LostAlarm"} <= {*ALARMS}
-    for alarm in ALARMS.values():
+    for name, alarm in ALARMS.items():
         assert alarm["AlarmActions"] == {"Fn::If": ["HasAlarmTopic", [{"Ref": "AlarmTopicArn"}], {"Ref": "AWS::NoValue"}]}
-        assert (alarm["ComparisonOperator"], alarm["TreatMissingData"]) == ("GreaterThanThreshold", "notBreaching")
+        silence = "ignore" if name == "DriftAlarm" else "notBreaching"
+        assert (alarm["ComparisonOperator"], alarm["TreatMissingData"]) == ("GreaterThanThreshold", silence)
 
 
 def test_what_an_alarm_watches_is_emitted_and_both_sides_name_the_same_service() -> None:
@@ -268,8 +323,9 @@ def test_what_an_alarm_watches_is_emitted_and_both_sides_name_the_same_service()
     service = FUNCTION["Environment"]["Variables"]["POWERTOOLS_SERVICE_NAME"]
     for alarm in own.values():
         assert alarm["Dimensions"] == [{"Name": "service", "Value": service}]
-        # What the log brings late counts for the period before.
-        assert (alarm["Statistic"], alarm["EvaluationPeriods"], alarm["DatapointsToAlarm"]) == ("Sum", 2, 1)
+        if alarm["MetricName"] != "Drift":
+            # What the log brings late counts for the period before.
+            assert (alarm["Statistic"], alarm["EvaluationPeriods"], alarm["DatapointsToAlarm"]) == ("Sum", 2, 1)
 
 
 def test_the_dashboard_shows_every_metric_that_is_emitted_and_no_other() -> None:
@@ -337,8 +393,9 @@ def test_sam_needs_no_flags() -> None:
     assert set(overrides) <= set(FUNCTION["Environment"]["Variables"]), "sam overrides none but these"
 
 
-def test_the_handler_can_be_imported_from_the_artifact_alone(artifact: Path) -> None:
-    module, _, name = FUNCTION["Handler"].rpartition(".")
+@pytest.mark.parametrize("function", [FUNCTION, WATCH], ids=["serving", "watch"])
+def test_the_handler_can_be_imported_from_the_artifact_alone(artifact: Path, function: dict[str, Any]) -> None:
+    module, _, name = function["Handler"].rpartition(".")
     code = f"import sys; sys.path.append({str(artifact)!r}); import {module} as m; print(m.__file__, callable(m.{name}))"
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code],
@@ -348,6 +405,13 @@ def test_the_handler_can_be_imported_from_the_artifact_alone(artifact: Path) -> 
         text=True,
     )
     assert (done.stdout.split(), done.stderr) == ([str(artifact / Path(*module.split("."))) + ".py", "True"], "")
+
+
+def test_sam_finds_a_build_step_for_each_function() -> None:
+    functions = {name: it for name, it in RESOURCES.items() if it["Type"] == "AWS::Serverless::Function"}
+    assert {it["Metadata"]["BuildMethod"] for it in functions.values()} == {"makefile"}
+    steps = [f"build-{name}" for name in functions]
+    subprocess.run(["make", "-C", str(ROOT / "handler"), "-n", *steps, "ARTIFACTS_DIR=x"], check=True, capture_output=True)
 
 
 def test_the_artifact_has_the_pinned_packages_and_the_services_that_are_called(artifact: Path) -> None:
@@ -413,7 +477,7 @@ boto3.client = lambda service, **more: made.append(service) or client(service, *
 gc.collect()
 loaded.clear()
 import usage_plan_key.app
-print(len(loaded), gc.isenabled(), *made)
+print(len(loaded), gc.isenabled(), *made, *(name for name in sys.modules if name == "usage_plan_key.watch"))
 from usage_plan_key.request import parse
 assert not getattr(parse({EVENT!r}), "faults", None)
 print(*{{name.partition(".")[0] for name in sys.modules}} & {{"pydantic", "aws_xray_sdk", "difflib", "unittest", "asyncio"}})
@@ -462,7 +526,7 @@ def transformed() -> Any:
 def emitted() -> set[str]:
     """The names of all metrics that metrics.py can write: each function of it is called, in each way."""
     calls: list[Callable[[], None]] = [metrics.no_request, metrics.answer_refused, metrics.answer_undelivered]
-    calls.append(partial(metrics.turn_over, 1))
+    calls += [partial(metrics.turn_over, 1), partial(metrics.drift, 1)]
     bodies = [{"Status": "SUCCESS", "Data": {"Outcome": outcome}} for outcome in Outcome]
     bodies += [{"Status": "SUCCESS"}, {"Status": "FAILED"}]
     calls += [partial(metrics.response, json.dumps(body).encode(), 1, 1.0) for body in bodies]
@@ -510,11 +574,17 @@ def shape(of: Any) -> Any:
     return of.name, shape(of.key), shape(of.value)
 
 
-def allowed() -> set[tuple[str, str]]:
-    """The policy as pairs of an action and a resource: a path of API Gateway's, or an attribute."""
+def statements(role: str) -> list[dict[str, Any]]:
+    policies = RESOURCES[role]["Properties"]["Policies"]
+    return [statement for policy in policies for statement in policy["PolicyDocument"]["Statement"]]
+
+
+def allowed(role: str = "Role") -> set[tuple[str, str]]:
+    """A role's policy as pairs of an action and a resource: a path of API Gateway's, or an attribute."""
     return {
         (action, named(resource))
-        for statement in STATEMENTS.values()
+        for given in statements(role)
+        for statement in [given["Fn::If"][1] if "Fn::If" in given else given]
         for action in listed(statement["Action"])
         for resource in listed(statement["Resource"])
     }

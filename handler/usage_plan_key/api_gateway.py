@@ -5,6 +5,7 @@ https://docs.aws.amazon.com/apigateway/latest/api/API_CreateUsagePlanKey.html an
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +17,7 @@ from botocore.exceptions import (
 )
 
 from .errors import FailedError, MissingError, OutOfTimeError, UnreadableError
-from .model import Association
+from .model import Association, digest, well_formed
 from .retry import Again, Attempts, Deadline, code, message, retry, transient
 from .rules import attaching
 
@@ -147,6 +148,33 @@ class ApiGateway:
                 return None
             raise self._refused(what, association, error, "GET", f"keys/{association.key_id}", deadline) from error
 
+    def keys_in(self, plan_id: str, deadline: Deadline, pace: Callable[[], None]) -> set[str]:
+        """Name the keys in a plan by their ids (GetUsagePlanKeys); their values are dropped at once.
+
+        Args:
+            plan_id: The plan.
+            deadline: Until when.
+            pace: Called before every call.
+
+        Raises:
+            MissingError: There is no such plan.
+        """
+        what = f"Could not list the API keys in usage plan {plan_id} in {self._region}"
+        ids: set[str] = set()
+        position: dict[str, str] = {}
+        while True:
+            call = partial(_page_of_keys, self._client, pace, plan_id, position)
+            try:
+                page = self._ask(call, what, deadline)
+            except (ClientError, BotoCoreError) as error:
+                if code(error) == "NotFoundException":
+                    raise MissingError(f"{what}: there is no such usage plan") from error
+                raise self._refused(what, Association("", plan_id), error, "GET", "keys", deadline) from error
+            ids |= page["ids"]
+            if not page["position"]:
+                return ids
+            position = {"position": page["position"]}
+
     def detach(self, association: Association, deadline: Deadline) -> None:
         """Take the key out of the plan (DeleteUsagePlanKey). What is not there is forgiven, whichever part is missing."""
         attempts = Attempts()
@@ -276,6 +304,30 @@ def _logged(again: Callable[[Exception], Again | None], what: str) -> Callable[[
         return verdict
 
     return logged
+
+
+def _page_of_keys(client: APIGatewayClient, pace: Callable[[], None], plan_id: str, position: dict[str, str]) -> dict[str, Any]:
+    """Call, with a frame that no reply is in when something is raised: a reply has the keys' values."""
+    pace()
+    if (page := _ids_of_keys(client, plan_id, position)) is None:
+        raise UnreadableError("the reply is none of API Gateway's, or is cut short")
+    return page
+
+
+def _ids_of_keys(client: APIGatewayClient, plan_id: str, position: dict[str, str]) -> dict[str, Any] | None:
+    """Keep the ids alone. One that is no id may be a value (`association`): a digest stands for it."""
+    with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
+        # https://docs.aws.amazon.com/apigateway/latest/api/API_GetUsagePlanKeys.html
+        reply = client.get_usage_plan_keys(usagePlanId=plan_id, limit=500, **position)
+        # An empty list has been seen to be left out: https://github.com/aws/aws-sdk-js/issues/1416
+        ids = [item["id"] for item in reply.get("items", [])]
+        hidden = "an id of {} characters ({})"
+        return {
+            "ids": {id_ if well_formed(id_) else hidden.format(len(id_), digest(id_)[:8]) for id_ in ids},
+            "position": reply.get("position"),
+            "ResponseMetadata": reply.get("ResponseMetadata", {}),
+        }
+    return None
 
 
 def _key(reply: Any) -> Key:

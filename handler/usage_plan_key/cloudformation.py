@@ -1,4 +1,4 @@
-"""What the function asks CloudFormation: whether a stack is gone. Only an operator's event does."""
+"""What is asked of CloudFormation, by an operator's event and by the watch alone: whether a stack is gone."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ from .errors import FailedError
 from .retry import Deadline, retry, transient
 
 
+def is_of(stack_id: str, function_arn: str) -> bool:
+    """Tell whether this is a stack's id of the function's region and account."""
+    _, partition, _, region, account, *_ = f"{function_arn}::::::".split(":")
+    ours = rf"arn:{partition}:cloudformation:{region}:{account}:stack/[A-Za-z0-9-]+/[A-Za-z0-9-]+"
+    return bool(account and re.fullmatch(ours, stack_id))
+
+
 def stack_is_gone(client: Any, stack_id: str, function_arn: str, deadline: Deadline) -> bool:
     """Ask whether a stack is deleted or does not exist.
 
@@ -22,9 +29,7 @@ def stack_is_gone(client: Any, stack_id: str, function_arn: str, deadline: Deadl
         FailedError: CloudFormation does not say, or the stack is not one of this function's region and account: about another
             account's stack, this one's CloudFormation would say that it does not exist.
     """
-    _, partition, _, region, account, *_ = f"{function_arn}::::::".split(":")
-    ours = rf"arn:{partition}:cloudformation:{region}:{account}:stack/[A-Za-z0-9-]+/[A-Za-z0-9-]+"
-    if not account or not re.fullmatch(ours, stack_id):
+    if not is_of(stack_id, function_arn):
         raise FailedError(f"{stack_id} is no id of a stack in this function's region and account, so nothing was let go of")
     what = f"Could not ask CloudFormation about {stack_id}"
     try:

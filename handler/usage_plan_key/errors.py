@@ -59,3 +59,7 @@ class UnreadableError(Exception):
 
 class UndeliveredError(Exception):
     """Raised when an answer could not be delivered: the invocation fails, so that the request is served again."""
+
+
+class IncompleteError(Exception):
+    """Raised at the end of a watch that has not seen everything; what it has seen is reported."""

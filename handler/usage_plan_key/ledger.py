@@ -7,9 +7,9 @@ So the rules stay pure functions from pages to pages, and two requests at the sa
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from botocore.exceptions import BotoCoreError, ClientError
@@ -51,6 +51,14 @@ class Ledger(Protocol):
         Raises:
             FailedError: The pages cannot be read or written.
         """
+
+
+class Pages(NamedTuple):
+    """All pages, as they were read one after the other, and the sentences about those that cannot be read."""
+
+    records: dict[Holder, ResourceRecord]
+    entries: dict[Association, AssociationRecord]
+    unread: list[str]
 
 
 class StatelessLedger:
@@ -108,6 +116,46 @@ class Table:
                 return after._replace(versions=versions)
             attempt += 1
             deadline.pause(attempt, f"Could not write to the ledger {self._name}", "others keep changing the same pages")
+
+    def associations(self, deadline: Deadline) -> set[Association]:
+        """Name all associations that are held, for the watch.
+
+        Raises:
+            FailedError: The table cannot be read.
+        """
+        named = self._scan(deadline, ProjectionExpression="pk")
+        found = (Association.parse(page["pk"].removeprefix("association#")) for page in named)
+        return {association for association in found if association}
+
+    def pages(self, deadline: Deadline) -> Pages:
+        """Read all pages, for the watch.
+
+        Raises:
+            FailedError: The table cannot be read.
+        """
+        pages = Pages({}, {}, [])
+        for page in self._scan(deadline):
+            kind, _, key = page["pk"].partition("#")
+            try:
+                if kind == "holder":
+                    pages.records[Holder(*key.rsplit("#", 1))] = self._understood(page["pk"], page, _record)
+                else:
+                    pages.entries[_association(key)] = self._understood(page["pk"], page, _entry)
+            except (FailedError, TypeError, ValueError) as error:
+                pages.unread.append(f"{page['pk']}: {error}")
+        return pages
+
+    def _scan(self, deadline: Deadline, **more: Any) -> Iterator[dict[str, Any]]:
+        """Read the table, a megabyte a call."""
+        # https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_Scan.html
+        read = TypeDeserializer().deserialize
+        while True:
+            call = partial(self._client.scan, TableName=self._name, ConsistentRead=True, **more)
+            reply = self._persist(call, "read", deadline)
+            yield from ({name: read(value) for name, value in item.items()} for item in reply["Items"])
+            if not (last := reply.get("LastEvaluatedKey")):
+                return
+            more["ExclusiveStartKey"] = last
 
     def _changed(self, holder: Holder, before: Snapshot, after: Snapshot, now: int) -> list[dict[str, Any]]:
         pages = [_record_page(holder, after.record, now)] if after.record != before.record else []

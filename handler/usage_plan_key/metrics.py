@@ -54,6 +54,11 @@ def answer_undelivered() -> None:
     _emit({"AnswerUndelivered": 1})
 
 
+def drift(missing: int) -> None:
+    """Count the associations that the watch found missing; none is a value, too: it ends the alarm."""
+    _emit({"Drift": missing})
+
+
 def _emit(values: dict[str, float]) -> None:
     if is_metrics_disabled():
         return

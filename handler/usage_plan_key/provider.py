@@ -26,7 +26,7 @@ from .errors import EventError, FailedError, NotBegunError, TurnOverError, Uncle
 from .ledger import StatelessLedger, Table
 from .model import Holder, Response
 from .queue import VISIBILITY, Message, Queue, messages
-from .request import MOST_SKEW, Create, Delete, Request, Update, parse
+from .request import MOST_SKEW, Create, Delete, Repair, Request, Update, parse, parse_repair
 from .response import Sender, destination, redacted, where
 from .retry import BEFORE_LOOK, Clock, Deadline
 from .rules import abandon
@@ -178,7 +178,7 @@ class Provider:
         strays: list[Message] = []
         for message in messages(records):
             try:
-                turns.append(_Turn(message, *self._read(message.event, message.arrived), []))
+                turns.append(_Turn(message, *self._read(message.event, message.arrived, queued=True), []))
             except Exception as error:  # noqa: BLE001  # it costs nobody else anything
                 logger.error("Message %s is no request: %s", message.id, error)  # noqa: TRY400  # the sentence says it all
                 strays.append(message)
@@ -253,7 +253,10 @@ class Provider:
         logger.warning("%s is gone: let go of %s, and detached nothing", holder, ", ".join(ids) or "nothing")
         return {"LetGo": ids}
 
-    def _read(self, event: object, arrived: float) -> tuple[Request, Mapping[str, Any]]:
+    def _read(self, event: object, arrived: float, *, queued: bool = False) -> tuple[Request, Mapping[str, Any]]:
+        # The watch's repairs come by the queue alone; without a ledger there is nothing to hold them against.
+        if queued and self.table and (repair := parse_repair(event)):
+            return repair, cast("Mapping[str, Any]", event)
         request = parse(event)
         if request.issued is not None and request.issued > arrived + MOST_SKEW:
             request.issued = None  # A time to come would be newer than all that follows.
@@ -321,6 +324,9 @@ class Provider:
         again = message.receives > 1
         logger.log(logging.INFO if again else logging.DEBUG, "Its turn has come: %s", _described(request))
         deadline = self._in_turn(turn, ends, patience, opens)
+        if isinstance(request, Repair):  # It fences nothing, and nobody is answered.
+            self._service(request, deadline, again=again).repair(request)
+            return
         service = self._service(request, deadline, fenced=message.fenced, again=again)
 
         def deliver(body: bytes) -> None:

@@ -56,7 +56,7 @@ from .model import (
     Standing,
     digest,
 )
-from .request import Create, CreateOrUpdate, Delete, OnExisting, Request, Update
+from .request import Create, CreateOrUpdate, Delete, OnExisting, Repair, Request, Update
 
 #: Answers remembered at most, and requests of one second, so that a holder's item cannot outgrow DynamoDB's 400 KB.
 MOST_ANSWERS: Final = 50
@@ -158,8 +158,15 @@ def check_superseded(record: ResourceRecord, request: Request | CreateOrUpdate) 
     Raises:
         SupersededError: A newer request for the same resource has arrived.
     """
+    if isinstance(request, Repair) and is_pending(record):
+        raise SupersededError("Superseded: a request of the resource is pending, and is served instead")
     if request.issued is not None and record.newest != request.id and record.issued >= request.issued:
         raise SupersededError("Superseded: CloudFormation has sent a newer request for this resource; nothing was touched")
+
+
+def is_pending(record: ResourceRecord) -> bool:
+    """Tell whether the newest request that has arrived is not answered yet."""
+    return bool(record.newest) and record.newest not in record.answers
 
 
 # --- Deaths ---
@@ -266,6 +273,8 @@ def present(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
 
 def reattaching(state: Snapshot, request: CreateOrUpdate, association: Association) -> Snapshot:
     """Before a held association is attached again: from then on it is ours; one that was moved away is what it was before."""
+    if isinstance(request, Repair):
+        check_repairable(state, request)
     entry = state.entry(association)
     if entry.moved_by is None:
         entry = entry._replace(preexisting=False, taken_over=False)
@@ -294,6 +303,34 @@ def attached(state: Snapshot, request: Request, association: Association) -> Sna
     if entry.begun_by not in (request.id, _reattaching_by(request)):
         return state
     return state.with_entry(association, entry._replace(begun_by=None))
+
+
+def is_believed(record: ResourceRecord, entry: AssociationRecord, association: Association) -> bool:
+    """Tell whether a resource counts on its association: told that it is attached, it has not left it since."""
+    hold = record.holds.get(association)
+    if hold is None or hold.failed or hold.left:
+        return False
+    given = record.answers.get(hold.request)
+    # An answer is remembered for a day. Later, an attaching that is still open never came to SUCCESS.
+    return given.success if given else entry.begun_by not in (hold.request, NOBODY)
+
+
+def check_repairable(state: Snapshot, request: Repair) -> None:
+    """Refuse a repair unless the resource, at rest, still counts on its association and may attach it.
+
+    Raises:
+        FailedError: It does not, or it may not.
+    """
+    entry = state.entry(request.wanted)
+    check_superseded(state.record, request)
+    if request.holder not in entry.holders or not is_believed(state.record, entry, request.wanted):
+        raise FailedError("the resource does not hold it any more, or was never told that it is attached")
+    if entry.detaching is not None:
+        raise FailedError("it is being detached")
+    if entry.moved_by:
+        raise FailedError("it was moved away from")
+    if entry.preexisting and not entry.taken_over:
+        raise FailedError("it was there before this stack, so somebody else may have removed it for good")
 
 
 def take_back(state: Snapshot, request: CreateOrUpdate) -> Snapshot:

@@ -17,7 +17,7 @@ from .api_gateway import ApiGateway, InPlan, Key, Rival
 from .errors import FailedError, MissingError, TurnOverError
 from .ledger import Ledger, Rule
 from .model import NOBODY, Association, AssociationRecord, Holder, Outcome, ResourceRecord, Response, Snapshot, Standing
-from .request import MOST_SKEW, Create, CreateOrUpdate, Delete, Invalid, Request, Update
+from .request import MOST_SKEW, Create, CreateOrUpdate, Delete, Invalid, Repair, Request, Update
 from .retry import CONNECT_TIMEOUT, READ_TIMEOUT, Again, Deadline
 from .rules import MOST_DEATHS
 
@@ -398,6 +398,50 @@ class Service:
                 if isinstance(failed, TurnOverError):
                     continue
                 raise FailedError(f"{failed}. And what was detached for it could not be attached again: {again}") from again
+
+    # --- The watch ---
+
+    def repair(self, request: Repair) -> None:
+        """Attach again what the watch found missing, if that may be; else drop it: the next watch sees it again.
+
+        Raises:
+            TurnOverError: It waits for API Gateway, and comes again in its place.
+        """
+        what = f"{request.wanted.id} for {request.holder}"
+        try:
+            self._repair(request, self._begin())
+        except TurnOverError:
+            self._rest()
+            raise
+        except FailedError as failed:
+            logger.warning("Not repaired: %s: %s", what, failed)
+        except Exception:
+            # Nobody waits for it, and its stack's requests wait behind it.
+            logger.exception("Not repaired: %s: an internal error, please report it", what)
+        self._rest()
+
+    def _repair(self, request: Repair, state: Snapshot) -> None:
+        """The steps of a REPAIRED: `reattaching` and every pause look whether the repair is still in order."""
+        wanted = request.wanted
+        rules.check_repairable(state, request)
+        by_us = self._api.look(wanted, self._watched) is None and self._attach_missing(request)
+        self._change([wanted], lambda state: rules.attached(state, request, wanted))
+        logger.info("%s: %s for %s", Outcome.REPAIRED if by_us else "There again", wanted.id, self._holder)
+
+    def _attach_missing(self, request: Repair) -> bool:
+        """Attach what is held and not in the plan; False where somebody else just did. No other plan makes way."""
+        cleared = self._reattach(request, request.wanted)
+        try:
+            found = self._api.attach(request.wanted, self._watched)
+            if isinstance(found, list):
+                raise FailedError(f"{rules.attaching(request.wanted)}: {found[0]} blocks it")
+        except FailedError as failed:
+            if failed.nothing_changed:
+                self._not_reattached(request, request.wanted, cleared)
+            raise
+        if not found.by_us:
+            self._not_reattached(request, request.wanted, cleared)
+        return found.by_us
 
     # --- Delete ---
 

@@ -90,6 +90,20 @@ class ApiGateway:
         _raise(rules.get(self, usagePlanId, keyId), operation)
         return self._usage_plan_key(keyId, 200)
 
+    def get_usage_plan_keys(self, *, usagePlanId: str, position: str | None = None, limit: int = 25) -> dict[str, Any]:
+        """GetUsagePlanKeys, page by page, in no order that means anything."""
+        operation = self._call("GetUsagePlanKeys")
+        if usagePlanId not in self.plans:
+            _raise(rules.NOT_FOUND, operation)
+        assert 1 <= limit <= 500, "the most that a page takes"
+        keys = sorted(key for key, plan in self.attached if plan == usagePlanId)
+        start = int(position or 0)
+        end = start + limit
+        items = [
+            {"id": key, "type": "API_KEY", "name": self.keys[key].name, "value": self.keys[key].value} for key in keys[start:end]
+        ]
+        return _answer(200, items=items, **({"position": str(end)} if end < len(keys) else {}))
+
     def delete_usage_plan_key(self, *, usagePlanId: str, keyId: str) -> dict[str, Any]:
         """DeleteUsagePlanKey."""
         operation = self._call("DeleteUsagePlanKey")

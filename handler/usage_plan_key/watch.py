@@ -1,0 +1,350 @@
+r"""The watch compares the ledger with the usage plans, and reports. It detaches nothing.
+
+It is a function of its own. The parameter WatchSchedule has it run by itself. By hand, NAME being the serving
+function's name:
+
+    aws lambda invoke --function-name NAME-watch --cli-read-timeout 0 /dev/stdout
+    aws lambda invoke --function-name NAME-watch --cli-read-timeout 0 --cli-binary-format raw-in-base64-out \
+        --payload '{"Repair": true, "UsagePlanId": "a1b2c3"}' /dev/stdout
+
+`Repair` says whether the watch has what is missing attached again; without it, the parameter WatchRepairs does.
+`true` needs WatchRepairs=true, which brings the permission. `UsagePlanId` narrows the watch to one plan.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from . import metrics
+from .api_gateway import ApiGateway
+from .cloudformation import is_of, stack_is_gone
+from .errors import EventError, FailedError, IncompleteError, MissingError, UnclearError
+from .ledger import Pages, Table
+from .model import Association, AssociationRecord, Holder, ResourceRecord, well_formed
+from .provider import Context, about
+from .queue import Queue
+from .request import LONGEST_SERVICE_TIMEOUT, MOST_SKEW, repair_event
+from .retry import BEFORE_CALL, Clock, Deadline
+from .rules import is_believed, is_pending
+
+logger = logging.getLogger(__name__)
+
+#: Seconds from one call to API Gateway to the next: a tenth of the ten calls a second that the account has.
+#: https://docs.aws.amazon.com/apigateway/latest/developerguide/limits.html
+PLAN_PACE: Final = 1.0
+#: Seconds from one call to CloudFormation to the next. No document says how many it takes.
+STACK_PACE: Final = 0.5
+#: Seconds for which one plan, or one stack, is asked about.
+PATIENCE: Final = 120.0
+#: Seconds at the end of the function's time to read the ledger, to report, and to queue repairs.
+CLOSING_TIME: Final = 60.0
+#: Seconds for which CloudFormation may wait for an answer: what a request has touched since is no drift.
+RECENT: Final = LONGEST_SERVICE_TIMEOUT + MOST_SKEW
+#: Repairs of one run: three minutes of the workers' time. More would make stacks wait, and raise RequestsAlarm.
+MOST_REPAIRS: Final = 500
+
+
+class Missing(NamedTuple):
+    """An association that resources count on, and that is not in its plan.
+
+    Attributes:
+        association: Which.
+        holders: The resources that were told that it is attached.
+        plan_is_gone: There is no such plan.
+        barred: Why no repair may touch it, whoever asks; empty for nothing.
+        askers: In whose name it may be repaired.
+    """
+
+    association: Association
+    holders: list[Holder]
+    plan_is_gone: bool
+    barred: str
+    askers: list[Holder]
+
+    def without(self, gone: set[Holder]) -> Missing:
+        """Leave out resources of stacks that are gone."""
+        holders, askers = ([one for one in these if one not in gone] for these in (self.holders, self.askers))
+        return self._replace(holders=holders, askers=askers)
+
+
+class Seen(NamedTuple):
+    """What a run has seen.
+
+    Attributes:
+        plans: How many plans it has looked into.
+        associations: How many of these plans' associations are held.
+        missing: What resources count on, and is not there.
+        unheld: What is there, and nobody holds.
+        gone: What resources of stacks that are gone hold.
+        unread: Sentences about the ledger's pages that cannot be read.
+        stacks_not_asked: Stacks that CloudFormation was not asked about: other accounts', or for lack of time.
+        unseen: How many plans and pages, and whether stacks, could not be seen.
+    """
+
+    plans: int
+    associations: int
+    missing: list[Missing]
+    unheld: set[Association]
+    gone: dict[Holder, ResourceRecord]
+    unread: list[str]
+    stacks_not_asked: int
+    unseen: int
+
+
+@dataclass(kw_only=True)
+class Pace:
+    """Lets no call begin sooner than so many seconds after the last one began."""
+
+    seconds: float
+    clock: Clock
+    opens: float = 0.0
+
+    def __call__(self) -> None:
+        """Wait for it."""
+        self.clock.sleep(max(0.0, self.opens - self.clock.time()))
+        self.opens = self.clock.time() + self.seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """What a run talks to.
+
+    Attributes:
+        api: API Gateway.
+        table: The ledger.
+        queue: Where repairs go; None where there are to be none.
+        cloudformation: Makes a client.
+        clock: Tells the time.
+        sample: Draws the order of plans and stacks: two runs that are cut short leave out different ones.
+    """
+
+    api: ApiGateway
+    table: Table
+    queue: Queue | None = None
+    cloudformation: Callable[[], Any]
+    clock: Clock = time
+    sample: Callable[[list[str], int], list[str]] = random.sample
+
+    def run(self, event: object, context: Context) -> dict[str, Any]:
+        """Look into every plan that the ledger knows, and report.
+
+        Args:
+            event: EventBridge's, or an operator's: see the top of this module.
+            context: Lambda's.
+
+        Raises:
+            EventError: The event asks for something unknown.
+            FailedError: The ledger cannot be read.
+            IncompleteError: Something could not be seen.
+        """
+        about.set({"function_request_id": context.aws_request_id})
+        began = self.clock.time()
+        ends = began + context.get_remaining_time_in_millis() / 1000
+        only, repairs = self._asked(event)
+        seen = self._seen(only, ends, context.invoked_function_arn)
+        _tell(seen, context.function_name.removesuffix("-watch"), repairs=repairs)
+        may_be_repaired = [one for one in seen.missing if one.askers]
+        queued = self._ask_for(may_be_repaired, self.queue, ends, context) if repairs and self.queue else 0
+        unseen = seen.unseen + (queued is None)
+        summary = {
+            "plans": seen.plans,
+            "associations": seen.associations,
+            "missing": len(seen.missing),
+            "unheld": len(seen.unheld),
+            "gone": len(seen.gone),
+            "repairs": queued or 0,
+            "stacks_not_asked": seen.stacks_not_asked,
+            "not_looked_at": unseen,
+            "seconds": round(self.clock.time() - began),
+        }
+        logger.info("Watched: %s", json.dumps(summary), extra=summary)
+        # The alarm stays as the last run left it, so one that has not seen everything never says that all is well.
+        if only is None and (seen.missing or not unseen):
+            metrics.drift(len(seen.missing))
+        if unseen:
+            raise IncompleteError(f"Something was not looked at; the log says why: {json.dumps(summary)}")
+        return summary
+
+    def _seen(self, only: str | None, ends: float, function_arn: str) -> Seen:
+        """Look, and compare."""
+        known = self.table.associations(self._until(ends))
+        plans = {association.plan_id for association in known} if only is None else {only}
+        inside = self._look_into(plans, ends - CLOSING_TIME)
+        # Read after the plans: what no request has touched for an hour stood so when its plan was looked into.
+        pages = self.table.pages(self._until(ends))
+        looked_at = {held: entry for held, entry in pages.entries.items() if held.plan_id in inside}
+        found = [one for held, entry in looked_at.items() if (one := self._missing(held, entry, pages, inside))]
+        holders = {one for one, record in pages.records.items() if any(held in looked_at for held in record.holds)}
+        first = {holder.stack_id for one in found for holder in one.holders}
+        gone, stacks_not_asked, refused = self._gone(holders, first, ends - CLOSING_TIME, function_arn)
+        listed = {Association(key, plan) for plan, keys in inside.items() for key in keys or ()}
+        return Seen(
+            plans=len(inside),
+            associations=len(looked_at),
+            missing=[rest for one in found if (rest := one.without(gone)).holders],
+            unheld=listed - known - pages.entries.keys(),
+            gone={holder: pages.records[holder] for holder in sorted(gone)},
+            unread=pages.unread,
+            stacks_not_asked=stacks_not_asked,
+            unseen=len(plans) - len(inside) + len(pages.unread) + refused,
+        )
+
+    def _asked(self, event: object) -> tuple[str | None, bool]:
+        """Read what is asked for: which plan alone, and whether to have what is missing repaired."""
+        asked = event if isinstance(event, Mapping) and "detail-type" not in event else {}
+        only, repairs = asked.get("UsagePlanId"), asked.get("Repair", self.queue is not None)
+        known = not asked.keys() - {"UsagePlanId", "Repair"}
+        if not (known and isinstance(repairs, bool) and (only is None or well_formed(only))):
+            raise EventError('the watch takes {"Repair": true or false, "UsagePlanId": "..."}, both optional')
+        if repairs and self.queue is None:
+            raise EventError("repairs are off: deploy the function with WatchRepairs=true first")
+        return only, repairs
+
+    def _until(self, ends: float) -> Deadline:
+        return Deadline(ends - self.clock.time(), self.clock).short()
+
+    def _patience(self, ends: float) -> Deadline:
+        return Deadline(min(PATIENCE, ends - self.clock.time()), self.clock)
+
+    def _has_time(self, pace: Pace, ends: float) -> bool:
+        return self.clock.time() + pace.seconds + BEFORE_CALL <= ends
+
+    def _shuffled(self, these: Iterable[str]) -> list[str]:
+        ordered = sorted(these)
+        return self.sample(ordered, len(ordered))
+
+    def _look_into(self, plans: Iterable[str], ends: float) -> dict[str, set[str] | None]:
+        """List the keys of each plan, None where there is no such plan; leaves out those that it cannot see."""
+        inside: dict[str, set[str] | None] = {}
+        pace = Pace(seconds=PLAN_PACE, clock=self.clock)
+        for plan in self._shuffled(plans):
+            if not self._has_time(pace, ends):
+                logger.error("Not looked at: the function's time is nearly up, after %d plans", len(inside))
+                break
+            try:
+                inside[plan] = self.api.keys_in(plan, self._patience(ends), pace)
+            except MissingError:
+                inside[plan] = None
+            except FailedError as failed:
+                logger.error("Not looked at: %s", failed)  # noqa: TRY400  # the sentence says it all
+        return inside
+
+    def _missing(
+        self, association: Association, entry: AssociationRecord, pages: Pages, inside: Mapping[str, set[str] | None]
+    ) -> Missing | None:
+        """Tell what is missing of an association; None where it is there, or where something is under way."""
+        keys = inside[association.plan_id]
+        records = {holder: pages.records.get(holder, ResourceRecord()) for holder in sorted(entry.holders)}
+        since = self.clock.time() - RECENT
+        # What was moved away from is believed where moving it back failed, or where that was LOST.
+        is_under_way = entry.detaching is not None or any(_touched(record) > since for record in records.values())
+        holders = [holder for holder, record in records.items() if is_believed(record, entry, association)]
+        if not holders or is_under_way or (keys is not None and association.key_id in keys):
+            return None
+        barred = "it was moved away from" if entry.moved_by else ""
+        if entry.preexisting and not entry.taken_over:
+            barred = "it was there before the stack"
+        askers = [] if keys is None or barred else [holder for holder in holders if not is_pending(records[holder])]
+        return Missing(association, holders, keys is None, barred, askers)
+
+    def _gone(self, holders: Iterable[Holder], first: set[str], ends: float, function_arn: str) -> tuple[set[Holder], int, int]:
+        """Ask CloudFormation about each stack.
+
+        Gives back whose stack is gone, how many stacks were not asked about (another account's, and where there was
+        no time), and whether CloudFormation has refused.
+        """
+        stacks = self._shuffled(first) + self._shuffled({holder.stack_id for holder in holders} - first)
+        client = self.cloudformation()
+        pace = Pace(seconds=STACK_PACE, clock=self.clock)
+        is_gone: dict[str, bool] = {}
+        failed = 0
+        for stack in stacks:
+            if failed or not is_of(stack, function_arn) or not self._has_time(pace, ends):
+                continue
+            pace()
+            try:
+                is_gone[stack] = stack_is_gone(client, stack, function_arn, self._patience(ends))
+            except FailedError as error:
+                logger.error("Not asked about any more stacks: %s", error)  # noqa: TRY400  # the sentence says it all
+                failed = 1
+        return {holder for holder in holders if is_gone.get(holder.stack_id)}, len(stacks) - len(is_gone), failed
+
+    def _ask_for(self, missing: list[Missing], queue: Queue, ends: float, context: Context) -> int | None:
+        """Queue repairs, in order with their stacks' requests; gives back how many, None where that fails."""
+        for one in missing[MOST_REPAIRS:]:
+            logger.warning("A later run has %s repaired: this one asks for %d", one.association.id, MOST_REPAIRS)
+        for one in missing[:MOST_REPAIRS]:
+            # Another run's is another repair, and finds the key there.
+            event = repair_event(f"{context.aws_request_id}/{one.association.id}", one.askers[0], one.association)
+            try:
+                queue.put(event, self.clock.time(), self._until(ends))
+            except (FailedError, UnclearError) as error:
+                logger.error("No more repairs are asked for: %s", error)  # noqa: TRY400  # the sentence says it all
+                return None
+        return min(len(missing), MOST_REPAIRS)
+
+
+def _touched(record: ResourceRecord) -> float:
+    """Tell when a request has last come for a resource, or was answered, in epoch seconds."""
+    return max([record.issued, *(answer.at for answer in record.answers.values())])
+
+
+def _tell(seen: Seen, function: str, *, repairs: bool) -> None:
+    """Log a line for each thing. `function` is the serving one's name."""
+    for text in seen.unread:
+        logger.error("Not looked at: page %s", text)
+    for held in sorted(seen.unheld):
+        logger.info("Held by nobody: %s in usage plan %s", held.key_id, held.plan_id)
+    for holder, record in seen.gone.items():
+        _tell_gone(holder, record, function)
+    for missing in seen.missing:
+        _tell_missing(missing, repairs=repairs)
+
+
+def _tell_gone(holder: Holder, record: ResourceRecord, function: str) -> None:
+    logger.warning(
+        "Gone: stack %s does not exist any more, and its %s still holds %s. To let go of it, which detaches nothing: "
+        "aws lambda invoke --function-name %s --cli-binary-format raw-in-base64-out --payload '%s' /dev/stdout",
+        holder.stack_id,
+        holder.logical_id,
+        ", ".join(association.id for association in record.holds),
+        function,
+        json.dumps({"LetGo": {"StackId": holder.stack_id, "LogicalResourceId": holder.logical_id}}),
+    )
+
+
+def _tell_missing(missing: Missing, *, repairs: bool) -> None:
+    key, plan = missing.association
+    if missing.plan_is_gone:
+        why, todo = f"there is no usage plan {plan}", "give the resource another UsagePlanId, or remove it, and deploy"
+    else:
+        why = f"API key {key} is not in usage plan {plan}: somebody has removed it, or the key is deleted"
+        todo = "deploy the stack with another VerifyTrigger"
+    if missing.askers:
+        todo = "wait for its repair, which is queued" if repairs else f"{todo}, or have it repaired (WatchRepairs)"
+    elif not missing.plan_is_gone:
+        why += f". No repair touches it: {missing.barred or 'the last request of its resource was never answered'}"
+    logger.warning(
+        "Missing: %s, held by %s: %s. What to do: %s",
+        missing.association.id,
+        ", ".join(map(str, missing.holders)),
+        why,
+        todo,
+        extra={"association": missing.association.id, "holders": [holder._asdict() for holder in missing.holders]},
+    )
+
+
+def handler(event: object, context: Any) -> dict[str, Any]:
+    """The Lambda entry. `app` has the wiring, and makes its clients as soon as it is imported."""
+    from .app import _invocation as wired  # noqa: PLC0415  # the tests import this module without an AWS region
+
+    if wired.table is None or wired.cloudformation is None:
+        raise EventError("the watch needs a ledger")
+    watch = Watch(api=wired.api, table=wired.table, queue=wired.queue, cloudformation=wired.cloudformation)
+    return watch.run(event, context)
