@@ -4,12 +4,14 @@ What CloudFormation would send and MiniStack does not, a Delete after a failed C
 to the function by the tests: asynchronously and with a pre-signed ResponseURL, as CloudFormation does it.
 """
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from typing import Any
 
 import pytest
+from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 
 from examples.demo import FUNCTION, PROVIDER, ROOT, Customers, example, failing, kept_as_secret, moved, renamed, shifted
 
@@ -282,6 +284,57 @@ class TestRole:
         assert answer["Status"] == "FAILED"
         assert "apigateway:POST" in answer["Reason"]
         assert plans_and_keys.plans() == {"Free": [], "Pro": ["carol"]}
+
+
+class TestWatch:
+    """The second function, with its own role's policy: a key is removed from its plan by hand."""
+
+    def test_it_is_reported_and_attached_again_by_the_serving_function(self, plans_and_keys: Customers) -> None:
+        aws = plans_and_keys.aws
+        parameters = {"WatchSchedule": "rate(1 day)", "WatchRepairs": "true"} | aws.emulated | SECOND
+        assert aws.deploy("watched", provider(aws), **parameters).status == "CREATE_COMPLETE"
+        resources = aws.physical_ids("watched")
+        plans_and_keys.function, watch = resources[FUNCTION], resources["WatchFunction"]
+        plans_and_keys.send("Create", "Alice", "alice in Free")
+        attach_by_hand(plans_and_keys, "bob in Free")
+        plans_and_keys.detach_by_hand("alice in Free")
+        assert aws.invoke(watch, {})["missing"] == 0, "a request has touched it within the hour"
+        two_hours_pass(aws, resources["Ledger"])
+        found = aws.invoke(watch, {"Repair": False})
+        counts = ("plans", "associations", "missing", "unheld", "gone", "repairs", "stacks_not_asked")
+        assert [found[count] for count in counts] == [1, 1, 1, 1, 0, 0, 0]
+        assert plans_and_keys.plans()["Free"] == ["bob"]
+        assert aws.invoke(watch, {})["repairs"] == 1
+        deadline = time.monotonic() + 20
+        while plans_and_keys.plans()["Free"] != ["alice", "bob"]:
+            assert time.monotonic() < deadline, aws.log(plans_and_keys.function)
+            time.sleep(0.1)
+        assert aws.invoke(watch, {})["missing"] == 0
+        assert plans_and_keys.detached() == []
+        plans_and_keys.function = watch
+        assert plans_and_keys.leaked() == []
+        log = "".join(aws.log(watch))
+        assert f"Missing: {plans_and_keys.id('alice in Free')}, held by Alice of stack {plans_and_keys.name}" in log
+        assert '"Drift":[1.0]' in log
+
+    def test_unless_the_parameter_says_so_it_asks_for_no_repair(self, plans_and_keys: Customers) -> None:
+        aws = plans_and_keys.aws
+        watch = aws.physical_ids(PROVIDER)["WatchFunction"]
+        with pytest.raises(InvokeError, match="WatchRepairs=true"):
+            aws.invoke(watch, {"Repair": True})
+        assert aws.invoke(watch, {"UsagePlanId": plans_and_keys.id("Free")})["plans"] == 1
+
+
+def two_hours_pass(aws: Aws, table: str) -> None:
+    """For the ledger: all that is written in it was so two hours ago."""
+    client, read, write = aws.client("dynamodb"), TypeDeserializer().deserialize, TypeSerializer().serialize
+    for item in client.scan(TableName=table)["Items"]:
+        page = {name: read(value) for name, value in item.items()}
+        if page["pk"].startswith("holder#"):
+            page["issued"] -= 7200
+            for answer in page["answers"].values():
+                answer["at"] -= 7200
+            client.put_item(TableName=table, Item={name: write(value) for name, value in page.items()})
 
 
 def provider(aws: Aws) -> Template:
