@@ -6,6 +6,7 @@ there before us still is.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ from usage_plan_key.api_gateway import ApiGateway
 from usage_plan_key.model import Association, Holder, ResourceRecord, Response, Snapshot
 from usage_plan_key.provider import Provider
 from usage_plan_key.queue import Queue
-from usage_plan_key.request import Create, Delete, OnExisting, Request, Update
+from usage_plan_key.request import Create, Delete, OnExisting, Request, Update, repair_event
 from usage_plan_key.retry import Deadline
 
 KEYS = ("alice", "bob", "carol")
@@ -564,6 +565,36 @@ class Stacks(RuleBasedStateMachine):
             self.outside.discard(association)
             self.removed_retained(association)
             self.removed.add(association)
+
+    @rule(data=st.data(), removed=st.sampled_from((True, True, False)), rng=st.randoms(use_true_random=False))
+    def repair(self, data: st.DataObject, removed: bool, rng: Random) -> None:
+        """The watch asks for a repair, right or wrong: it attaches what its resource counts on, or nothing."""
+        held = sorted((holder, association) for association, entry in self.ledger.entries.items() for holder in entry.holders)
+        if not held:
+            return
+        holder, association = data.draw(st.sampled_from(held))
+        if removed:
+            self.remove_by_hand(*association)
+        event = repair_event(f"repair-{next(self.serial)}", holder, association)
+        body = json.dumps({"event": event, "arrived": self.clock.now})
+        before = set(self.api.attached)
+        self.puts.clear()
+        self.chaos.rng = rng
+        for number, self.chaos.risk in enumerate((0.15, 0.15, 0.0), 1):
+            attributes = {"ApproximateReceiveCount": str(number), "MessageGroupId": "group"}
+            record = {"messageId": "1", "receiptHandle": "1", "body": body, "attributes": attributes}
+            with contextlib.suppress(Death):
+                if not self.function.by_queue([record], self)["batchItemFailures"]:
+                    break
+        self.chaos.rng = None
+        assert not self.puts
+        added = self.api.attached - before
+        assert before <= self.api.attached
+        if added:
+            assert added == {self.pair(association)}
+            assert association in self.removed | self.ever_retained
+            assert holder in self.believed().get(association, []) or association in self.ever_retained
+            self.removed.discard(association)
 
     def removed_retained(self, association: Association) -> None:
         for retained in self.retains.values():
