@@ -584,7 +584,7 @@ class Stacks(RuleBasedStateMachine):
             attributes = {"ApproximateReceiveCount": str(number), "MessageGroupId": "group"}
             record = {"messageId": "1", "receiptHandle": "1", "body": body, "attributes": attributes}
             with contextlib.suppress(Death):
-                if not self.function.by_queue([record], self)["batchItemFailures"]:
+                if not self.function.on_batch([record], self)["batchItemFailures"]:
                     break
         self.chaos.rng = None
         assert not self.puts

@@ -66,7 +66,7 @@ from usage_plan_key.provider import Provider
 from usage_plan_key.queue import Queue
 from usage_plan_key.request import REPAIR_TIME, Repair, parse, parse_repair, repair_event
 from usage_plan_key.retry import Deadline
-from usage_plan_key.rules import MOST_DEATHS
+from usage_plan_key.rules import MOST_DEATHS, is_believed
 from usage_plan_key.service import Service
 from usage_plan_key.watch import MOST_REPAIRS, RECENT, Watch, handler
 
@@ -411,9 +411,57 @@ class TestNoDrift:
         world.create("A", FREE)
         world.create("B", "bob:gold")
         world.clock.now += RECENT + 60
-        world.clock.meanwhile = [lambda: None, partial(world.delete, "A", FREE), partial(world.delete, "B", "bob:gold")]
+
+        def both() -> None:
+            world.delete("A", FREE)
+            world.delete("B", "bob:gold")
+
+        world.clock.meanwhile = [lambda: None, both]  # One plan is looked into before, one after.
         summary = world.watch_now()
         assert (summary["missing"], summary["unheld"], world.attached) == (0, 0, set())
+
+    def test_attached_while_the_plans_are_looked_into(self, world: World) -> None:
+        """It is nobody's stranger."""
+        world.create("A", FREE)
+        world.clock.now += RECENT + 60
+        world.clock.meanwhile = [lambda: world.create("B", "bob:free")]
+        assert world.watch_now()["unheld"] == 0
+        assert world.attached == {FREE, "bob:free"}
+
+    SUCCESS, FAILURE = Response(True, FREE), Response(False, FREE)
+
+    @pytest.mark.parametrize(
+        ("hold", "answers", "begun_by", "believed"),
+        [
+            (Hold("r"), {"r": SUCCESS}, None, True),
+            (Hold("r"), {}, None, True),
+            (Hold("r"), {"r": SUCCESS}, "r", True),
+            (Hold("r"), {}, "another", True),
+            (Hold("r"), {}, "r", False),
+            (Hold("r"), {}, NOBODY, False),
+            (Hold("r"), {"r": FAILURE}, None, False),
+            (Hold("r", failed=True), {}, None, False),
+            (Hold("r", left=7), {"r": SUCCESS}, None, False),
+            (None, {"r": SUCCESS}, None, False),
+        ],
+        ids=[
+            "told so",
+            "told so more than a day ago",
+            "told so, as a rollback's LOST",
+            "told so; another request is attaching it again",
+            "attaching, never answered",
+            "wanted, never answered",
+            "refused",
+            "refused more than a day ago",
+            "left by an update",
+            "not held",
+        ],
+    )
+    def test_who_counts_on_it(
+        self, hold: Hold | None, answers: dict[str, Response], begun_by: str | None, believed: bool
+    ) -> None:
+        record = ResourceRecord({pair(FREE): hold} if hold else {}, answers=answers)
+        assert is_believed(record, AssociationRecord(frozenset({holder("A")}), begun_by=begun_by), pair(FREE)) is believed
 
 
 class TestUnheld:
@@ -485,6 +533,18 @@ class TestGone:
             world.watch()
         assert len(world.asked_about) == 1
         assert "cloudformation:DescribeStacks" in lines(log, "Not asked about any more stacks")[0]
+
+    def test_out_of_time_those_of_what_is_missing_were_asked_about(self, world: World) -> None:
+        """That is no failure: the next run draws others."""
+        many(world, keys=3000, plans=1)
+        for number in (7, 77, 177, 277):
+            world.api.attached.remove((f"k{number}0", "p0"))
+            world.stacks[holder(f"R{number}0", f"s{number}").stack_id] = "DELETE_COMPLETE"
+        world.left = 120
+        summary = world.watch()
+        assert (summary["missing"], summary["gone"]) == (0, 40)
+        assert 200 < summary["stacks_not_asked"] < 300
+        assert summary["seconds"] <= 60
 
     def test_slowly(self, world: World) -> None:
         for number in range(9):
@@ -1144,6 +1204,15 @@ class TestRaces:
             if answer.id != FREE:
                 assert world.delete("A", answer.id).success
             assert world.attached == {FREE}, (at, kind)
+
+    def test_one_that_has_looked_attaches_nothing_any_more(self, world: World, log: pytest.LogCaptureFixture) -> None:
+        world.missing_key()
+        update = world.an_update("A", FREE, GOLD)
+        world.at(GET, preceded_by(lambda: world.arrives(update)))
+        world.calls()
+        world.repair()
+        assert "pending" in lines(log, "Not repaired")[0]
+        assert world.calls() == {"GetUsagePlanKey": 1}
 
     def test_one_that_waits_gives_way_at_once(self, world: World, log: pytest.LogCaptureFixture) -> None:
         world.missing_key()
