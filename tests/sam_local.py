@@ -55,7 +55,7 @@ class Sam:
     def invoke(self, name: str, variables: Path | None = None) -> dict[str, Any]:
         """Invoke the function with a file, under samconfig.toml's variables or others; its answer is the last line."""
         more = ["--env-vars", str(variables)] if variables else []
-        printed = self("local", "invoke", "--event", f"events/{name}.json", *more, *self._options)
+        printed = self("local", "invoke", FUNCTION, "--event", f"events/{name}.json", *more, *self._options)
         return json.loads(printed.strip().splitlines()[-1])  # type: ignore[no-any-return]  # an answer is an object
 
 

@@ -568,7 +568,7 @@ class Stacks(RuleBasedStateMachine):
 
     @rule(data=st.data(), removed=st.sampled_from((True, True, False)), rng=st.randoms(use_true_random=False))
     def repair(self, data: st.DataObject, removed: bool, rng: Random) -> None:
-        """The watch asks for a repair, right or wrong: it attaches what its resource counts on, or nothing."""
+        """The watch asks for a repair, right or wrong: it attaches what a resource counts on, or nothing."""
         held = sorted((holder, association) for association, entry in self.ledger.entries.items() for holder in entry.holders)
         if not held:
             return

@@ -77,7 +77,7 @@ SCHEDULED = {"detail-type": "Scheduled Event", "source": "aws.events", "resource
 
 
 class World(CloudFormation):
-    """What the watch talks to: the driver of test_service.py with a queue, CloudFormation's stacks, and Lambda's context."""
+    """What the watch talks to: test_service.py's driver with a queue, stacks, and Lambda's context."""
 
     aws_request_id = "8c5a3a0e"
     function_name = "usage-plan-key-watch"

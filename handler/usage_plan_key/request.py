@@ -141,7 +141,7 @@ class Update(CreateOrUpdate):
 class Repair(Update):
     """What a resource holds and the watch found missing is to be attached again, as by an Update in place.
 
-    No stack has sent it: it fences nothing, and nobody is answered. No dataclass: that costs init a millisecond.
+    No stack has sent it: it fences nothing, and nobody is answered. A dataclass would cost init a millisecond.
     """
 
 

@@ -306,7 +306,7 @@ def attached(state: Snapshot, request: Request, association: Association) -> Sna
 
 
 def is_believed(record: ResourceRecord, entry: AssociationRecord, association: Association) -> bool:
-    """Tell whether a resource counts on its association: told that it is attached, it has not left it since."""
+    """Tell whether a resource counts on an association: told that it is attached, it has not left it."""
     hold = record.holds.get(association)
     if hold is None or hold.failed or hold.left:
         return False

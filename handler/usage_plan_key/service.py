@@ -402,7 +402,7 @@ class Service:
     # --- The watch ---
 
     def repair(self, request: Repair) -> None:
-        """Attach again what the watch found missing, if that may be; else drop it: the next watch sees it again.
+        """Attach again what the watch found missing, if that may be; else drop it for the next watch to see.
 
         Raises:
             TurnOverError: It waits for API Gateway, and comes again in its place.
@@ -421,7 +421,7 @@ class Service:
         self._rest()
 
     def _repair(self, request: Repair, state: Snapshot) -> None:
-        """The steps of a REPAIRED: `reattaching` and every pause look whether the repair is still in order."""
+        """The steps of a REPAIRED: `reattaching` and every pause look whether it is still in order."""
         wanted = request.wanted
         rules.check_repairable(state, request)
         by_us = self._api.look(wanted, self._watched) is None and self._attach_missing(request)
@@ -429,7 +429,7 @@ class Service:
         logger.info("%s: %s for %s", Outcome.REPAIRED if by_us else "There again", wanted.id, self._holder)
 
     def _attach_missing(self, request: Repair) -> bool:
-        """Attach what is held and not in the plan; False where somebody else just did. No other plan makes way."""
+        """Attach what is held and not in the plan; False where somebody else did. No other plan makes way."""
         cleared = self._reattach(request, request.wanted)
         try:
             found = self._api.attach(request.wanted, self._watched)

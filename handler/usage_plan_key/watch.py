@@ -7,8 +7,8 @@ function's name:
     aws lambda invoke --function-name NAME-watch --cli-read-timeout 0 --cli-binary-format raw-in-base64-out \
         --payload '{"Repair": true, "UsagePlanId": "a1b2c3"}' /dev/stdout
 
-`Repair` says whether the watch has what is missing attached again; without it, the parameter WatchRepairs does.
-`true` needs WatchRepairs=true, which brings the permission. `UsagePlanId` narrows the watch to one plan.
+`Repair` says whether the watch has what is missing attached again; without it, the parameter WatchRepairs
+does. `true` needs WatchRepairs=true, which brings the permission. `UsagePlanId` narrows the watch to one plan.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PATIENCE: Final = 120.0
 CLOSING_TIME: Final = 60.0
 #: Seconds for which CloudFormation may wait for an answer: what a request has touched since is no drift.
 RECENT: Final = LONGEST_SERVICE_TIMEOUT + MOST_SKEW
-#: Repairs of one run: three minutes of the workers' time. More would make stacks wait, and raise RequestsAlarm.
+#: Repairs of one run: three minutes of the workers' time. More would make stacks wait and raise an alarm.
 MOST_REPAIRS: Final = 500
 
 
@@ -83,7 +83,7 @@ class Seen(NamedTuple):
         unheld: What is there, and nobody holds.
         gone: What resources of stacks that are gone hold.
         unread: Sentences about the ledger's pages that cannot be read.
-        stacks_not_asked: Stacks that CloudFormation was not asked about: other accounts', or for lack of time.
+        stacks_not_asked: Stacks that it did not ask about: other accounts', or for lack of time.
         unseen: How many plans and pages, and whether stacks, could not be seen.
     """
 
@@ -164,7 +164,7 @@ class Watch:
             "seconds": round(self.clock.time() - began),
         }
         logger.info("Watched: %s", json.dumps(summary), extra=summary)
-        # The alarm stays as the last run left it, so one that has not seen everything never says that all is well.
+        # The alarm stays as the last run left it: one that has not seen everything never says that all is well.
         if only is None and (seen.missing or not unseen):
             metrics.drift(len(seen.missing))
         if unseen:
@@ -176,7 +176,7 @@ class Watch:
         known = self.table.associations(self._until(ends))
         plans = {association.plan_id for association in known} if only is None else {only}
         inside = self._look_into(plans, ends - CLOSING_TIME)
-        # Read after the plans: what no request has touched for an hour stood so when its plan was looked into.
+        # Read after the plans: what no request has touched for an hour stood so when its plan was listed.
         pages = self.table.pages(self._until(ends))
         looked_at = {held: entry for held, entry in pages.entries.items() if held.plan_id in inside}
         found = [one for held, entry in looked_at.items() if (one := self._missing(held, entry, pages, inside))]
@@ -220,7 +220,7 @@ class Watch:
         return self.sample(ordered, len(ordered))
 
     def _look_into(self, plans: Iterable[str], ends: float) -> dict[str, set[str] | None]:
-        """List the keys of each plan, None where there is no such plan; leaves out those that it cannot see."""
+        """List the keys of each plan, None where there is no such plan; leave out what cannot be seen."""
         inside: dict[str, set[str] | None] = {}
         pace = Pace(seconds=PLAN_PACE, clock=self.clock)
         for plan in self._shuffled(plans):
