@@ -112,7 +112,7 @@ class TestPages:
     texts = st.text(max_size=20)
     holders = st.builds(Holder, texts, texts)
     numbers = st.integers(0, 2**40)
-    answers = st.builds(Response, st.booleans(), st.text(min_size=1), texts, texts, texts, numbers)
+    answers = st.builds(Response, st.booleans(), st.text(min_size=1), texts, texts, texts, numbers, st.none())
     records = st.builds(
         ResourceRecord,
         holds=st.dictionaries(associations, st.builds(Hold, texts, st.booleans(), numbers, st.booleans(), texts), max_size=3),
@@ -147,6 +147,10 @@ class TestPages:
     def test_of_a_resource(self, record: ResourceRecord) -> None:
         """Nothing of a holder's page is lost on the way."""
         assert ledger._record(self.through_dynamodb(ledger._record_page(A, record, NOW))) == record
+
+    def test_a_value_is_not_written(self) -> None:
+        record = ResourceRecord(answers={"r": Response(success=True, id="x", value="s3cr3t")})
+        assert "s3cr3t" not in str(ledger._record_page(A, record, NOW))
 
     @given(entries)
     def test_of_an_association(self, entry: AssociationRecord) -> None:

@@ -127,7 +127,7 @@ def folder(tmp_path: Path) -> Iterator[Folder]:
         ("pip.sh", PIP),
     ):
         (made.path / name).write_text(text)
-    for name in ("stub", "examples", "benchmarks"):
+    for name in ("stub", "examples", "benchmarks", "tools"):
         (made.path / name).mkdir()
     stub = made.path / "stub" / "python3"
     stub.write_text('#!/bin/sh\ntest "$1" = -c || set -- setter.py\nexec "$REAL" "$@"\n')

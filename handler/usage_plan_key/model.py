@@ -103,7 +103,8 @@ class Response(NamedTuple):
 
     def __repr__(self) -> str:
         """Show no value."""
-        return f"Response({self.outcome or self.reason!r})"
+        shown = (f"{name}={field!r}" for name, field in self._asdict().items() if name != "value")
+        return f"Response({', '.join(shown)})"
 
 
 class Hold(NamedTuple):
