@@ -5,6 +5,7 @@ Each story ends at rest; then whoever plays it heals all faults, and holds what 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -147,6 +148,17 @@ def delete_before_create(cfn: CloudFormation) -> None:
     cfn.world.run(lambda: bool(request.bodies), 600)
 
 
+def warm(cfn: CloudFormation) -> None:
+    """One process serves other stacks, outcomes, log levels and NoEcho in turn."""
+    cfn.create("one", "A", props(GOLD, IncludeValue="true"))
+    logging.getLogger("usage_plan_key").setLevel(logging.WARNING)
+    cfn.create("two", "A", {"KeyID": "bob", "UsagePlanId": "free"})
+    cfn.create("three", "A", props(("bob", "free")))
+    logging.getLogger("usage_plan_key").setLevel(logging.DEBUG)
+    if ("one", "A") in cfn.resources and cfn.update("one", "A", props(GOLD, VerifyTrigger="2")):
+        cfn.delete("one", "A")
+
+
 def twice(cfn: CloudFormation) -> None:
     """Lambda hands in each event once more, at once and later."""
     for seconds in (0.0, 5.0, 400.0):
@@ -237,7 +249,7 @@ STORIES: Final[dict[str, Story]] = {
     for story in (
         *(create, create_with_value, create_and_delete, verify, repair, move, move_and_back, replace, replace_and_back, rename),
         *(rename_and_back, rename_and_move, swap, two_stacks, cancelled_create, cancelled_update, delete_before_create, twice),
-        *(bad_properties, beside_a_stray, unknown_key, foreign_id, express, retained),
+        *(warm, bad_properties, beside_a_stray, unknown_key, foreign_id, express, retained),
     )
 } | {
     "in the way": Story(in_the_way, STRANGERS),
