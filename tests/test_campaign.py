@@ -70,7 +70,7 @@ def broken(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
         case "an invented id names nothing":
             monkeypatch.setattr(rules, "releases", lambda record, request: [named] if (named := request.identified) else [])
         case "nobody mends what a restored ledger has forgotten":
-            monkeypatch.setattr("tests.campaign.play._mend", lambda cfn, story: None)
+            monkeypatch.setattr("tests.campaign.play._mend", lambda cfn: None)
         case "URLs are logged":
             monkeypatch.setattr(response, "destination", logged)
 

@@ -1,12 +1,13 @@
 """A handler behind CDK's provider framework, in the campaign's world, as CDK's documents describe the framework.
 
-https://docs.aws.amazon.com/cdk/api/v2/docs/aws-cdk-lib.custom_resources-readme.html, "Provider Framework". What that page
-leaves open is as in aws-cdk-lib/custom-resources/lib/provider-framework/runtime.
+https://docs.aws.amazon.com/cdk/api/v2/docs/aws-cdk-lib.custom_resources-readme.html, "Provider Framework". The
+rest is as in aws-cdk-lib/custom-resources/lib/provider-framework/runtime.
 
-CloudFormation invokes the framework's function, with 15 minutes, and that one invokes the user's and waits for it. It answers
-SUCCESS with what the user's function returns; it answers FAILED where that one raises, dies or times out. It answers a Create
-that fails with a marker as its id, and a Delete of the marker with SUCCESS, without the user's function. It tries the PUT six
-times. It has no ledger and no queue: Lambda invokes a framework that has died again, and it invokes the user's function again.
+CloudFormation invokes the framework's function, with 15 minutes. That one invokes the user's function and waits
+for it. It answers SUCCESS with what the user's function returns, and FAILED where that one raises, dies or times
+out. It answers a Create that fails with a marker as its id, and a Delete of the marker with SUCCESS, without the
+user's function. It tries the PUT six times. It has no ledger and no queue: Lambda invokes a framework that has
+died again, and that one invokes the user's function again.
 """
 
 from __future__ import annotations

@@ -46,10 +46,10 @@ def play(name: str, faults: Sequence[Fault] = (), *, seed: int = 0, by: str = "t
     """
     story = STORIES[name]
     world = World(seed, shared_stage=seed % 2, skew=(0.0, 60.0, -60.0)[seed % 3], **FUNCTIONS[by])
-    world.api.attached |= story.outside
     world.faults = list(faults)
     restored = any(fault.name in RESTORED for fault in faults)
     cfn = CloudFormation(world)
+    cfn.attached_by_hand(story.outside)
     wrong: list[str] = []
     with watched(world), contextlib.redirect_stdout(io.StringIO()) as out:
         try:
@@ -58,7 +58,7 @@ def play(name: str, faults: Sequence[Fault] = (), *, seed: int = 0, by: str = "t
             cfn.settle(skips=restored)
             wrong += _at_rest(cfn, story, "when all is well again")
             if restored:
-                _mend(cfn, story)
+                _mend(cfn)
                 wrong += _at_rest(cfn, story, "when it is mended")
             wrong += _old_requests_again(cfn)
             for stack, logical_id in list(cfn.resources):
@@ -68,7 +68,7 @@ def play(name: str, faults: Sequence[Fault] = (), *, seed: int = 0, by: str = "t
         except Exception as error:  # noqa: BLE001  # it is what the campaign looks for
             calls = list(world.calls)
             wrong.append(f"{type(error).__name__}: {error} {traceback.format_exc(limit=-3)}")
-    excepted = [text for text in wrong if "stranger" in text] if _cannot_tell(world, faults) else []
+    excepted = [text for text in wrong if "stranger" in text] if _cannot_tell(cfn, faults) else []
     # Lambda invokes three times, and a minute and two minutes later.
     lasting = any(fault.lasting for fault in faults) or sum(fault.service == "" for fault in faults) > 2
     answers = _answers(cfn, lasting=lasting)
@@ -97,21 +97,21 @@ def _at_rest(cfn: CloudFormation, story: Story, when: str) -> list[str]:
     attached, believed = cfn.world.api.attached, cfn.believed()
     return [
         *(f"{pair} is believed to be attached and is not, {when}" for pair in believed - attached),
-        *(f"{pair} was a stranger's and is gone, {when}" for pair in story.outside - story.taken - attached),
-        *(f"{pair} is left behind, {when}" for pair in attached - believed - story.outside - cfn.left),
+        *(f"{pair} was a stranger's and is gone, {when}" for pair in cfn.strangers - story.taken - attached),
+        *(f"{pair} is left behind, {when}" for pair in attached - believed - cfn.strangers - cfn.left),
     ]
 
 
-def _mend(cfn: CloudFormation, story: Story) -> None:
+def _mend(cfn: CloudFormation) -> None:
     """Do as docs/reliability.md says after a restore: detach by hand what no stack declares, and take over what one does."""
     attached = cfn.world.api.attached
 
     def detach_by_hand() -> None:
-        attached.difference_update(attached - cfn.believed() - story.outside - cfn.left)
+        attached.difference_update(attached - cfn.believed() - cfn.strangers - cfn.left)
 
     detach_by_hand()
     for (stack, name), resource in list(cfn.resources.items()):
-        if pair(resource.id) not in story.outside & attached:
+        if pair(resource.id) not in cfn.strangers & attached:
             for trigger in ("restored", "taken"):
                 cfn.update(stack, name, {**resource.properties, "OnExisting": "Take", "VerifyTrigger": trigger})
     detach_by_hand()
@@ -119,8 +119,8 @@ def _mend(cfn: CloudFormation, story: Story) -> None:
 
 def _is_forgotten(text: str, world: World) -> bool:
     """Tell whether this comes of what a restored ledger has forgotten."""
-    if "stranger" in text:  # It says that a function is just attaching the key.
-        return world.table.attaching
+    if "stranger" in text:  # It says that the function has attached the key, or is about to.
+        return any(str(pair(id_)) in text for id_ in world.table.claimed)
     forgotten = ("left behind, when all", "left behind, when everything", "and is not, when all", "two answers", "anew")
     return any(part in text for part in forgotten)
 
@@ -143,9 +143,10 @@ def _old_requests_again(cfn: CloudFormation) -> list[str]:
     return wrong
 
 
-def _cannot_tell(world: World, faults: Sequence[Fault]) -> bool:
-    """Tell whether a fault struck before the first answer after which nobody can tell whose the key is."""
-    first = next(number for number, (service, _) in enumerate(world.calls) if service == "s3")
+def _cannot_tell(cfn: CloudFormation, faults: Sequence[Fault]) -> bool:
+    """Tell whether a fault struck before the first answer after a stranger's attaching: then nobody can tell whose the key is."""
+    calls = enumerate(cfn.world.calls)
+    first = next((number for number, (service, _) in calls if service == "s3" and number >= cfn.since), len(cfn.world.calls))
     return any(fault.at < first and (fault.name in UNCLEAR or fault.lasting) for fault in faults)
 
 

@@ -235,6 +235,13 @@ def express(cfn: CloudFormation) -> None:
         cfn.create("one", "A", props(FREE))
 
 
+def given_away(cfn: CloudFormation) -> None:
+    """Deleted, then attached by somebody else, and declared again: that is refused."""
+    if cfn.create("one", "A", props(FREE)) and cfn.delete("one", "A"):
+        cfn.attached_by_hand([FREE])
+        cfn.create("one", "A", props(FREE))
+
+
 def retained(cfn: CloudFormation) -> None:
     """It is taken out of the template, declared again, and deleted."""
     if cfn.create("one", "A", props(FREE)):
@@ -249,7 +256,7 @@ STORIES: Final[dict[str, Story]] = {
     for story in (
         *(create, create_with_value, create_and_delete, verify, repair, move, move_and_back, replace, replace_and_back, rename),
         *(rename_and_back, rename_and_move, swap, two_stacks, cancelled_create, cancelled_update, delete_before_create, twice),
-        *(warm, bad_properties, beside_a_stray, unknown_key, foreign_id, express, retained),
+        *(warm, bad_properties, beside_a_stray, unknown_key, foreign_id, express, retained, given_away),
     )
 } | {
     "in the way": Story(in_the_way, STRANGERS),

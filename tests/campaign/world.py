@@ -10,7 +10,7 @@ import heapq
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from contextvars import Context, copy_context
@@ -140,15 +140,20 @@ class _DynamoDb:
         self.items: dict[str, dict[str, Any]] = {}
         self._earlier: list[dict[str, dict[str, Any]]] = []
         """What it held before each change."""
-        self.attaching = False
-        """It was restored to a moment at which the function was attaching a key."""
+        self.claimed: set[str] = set()
+        """Ids of associations that were ours, as it said when it was restored."""
         self._tokens: set[str] = set()
 
     def restore(self, changes: int) -> None:
         """Put back what it held before the last so many changes."""
         if undone := self._earlier[-changes:]:
             self.items = undone[0]
-            self.attaching |= any(page.get("state") == {"S": "attaching"} for page in self.items.values())
+            ours = (
+                pk
+                for pk, page in undone[0].items()
+                if page.get("state", {"S": "wanted"}) != {"S": "wanted"} and "before" not in page
+            )
+            self.claimed |= {pk.partition("#")[2] for pk in ours}
         del self._earlier[-changes:]
 
     def transact_get_items(self, *, TransactItems: list[dict[str, Any]]) -> dict[str, Any]:
@@ -498,6 +503,10 @@ class CloudFormation:
         """UPDATE_ROLLBACK_FAILED: what is to be continued."""
         self.left: set[tuple[str, str]] = set()
         """(key, plan) pairs that were retained, or whose clean-up Delete has failed in silence."""
+        self.strangers: set[tuple[str, str]] = set()
+        """(key, plan) pairs that somebody else has attached by hand."""
+        self.since = 0
+        """The number of the call at which they have."""
         self.late: list[Request] = []
         """Not answered in time."""
         self._ids = itertools.count(1)
@@ -536,6 +545,12 @@ class CloudFormation:
         request = world.requests[id_] = Request(event, int(world.clock.now))
         world.hand_in(event)
         return request
+
+    def attached_by_hand(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Somebody else attaches them."""
+        self.world.api.attached |= {*pairs}
+        self.strangers |= {*pairs}
+        self.since = len(self.world.calls)
 
     def give_up(self) -> None:
         """Give up the request that is under way, as when another resource has failed: what follows arrives while it is served."""
