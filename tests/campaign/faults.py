@@ -160,6 +160,7 @@ connection: Final[dict[str, Strike]] = {
     "served, reset in mid-reply": raised(partial(ConnectionClosedError, endpoint_url=URL), served=True),
     "served, the reply cut short": raised(partial(ResponseParserError, "cut"), served=True),
     "500": refused(500, "InternalFailure"),
+    "502": refused(502, "BadGateway"),
     "503": refused(503, "ServiceUnavailable"),
 }
 #: By changes; the last one leaves nothing of any story.

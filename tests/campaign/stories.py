@@ -113,6 +113,13 @@ def swap(cfn: CloudFormation) -> None:
         cfn.undo(("one", "A"), props(GOLD))
 
 
+def shift(cfn: CloudFormation) -> None:
+    """The first customer of a list goes: its resource takes the next one's key, and the last resource goes."""
+    other = ("bob", "free")
+    if cfn.create("one", "A", props(FREE)) and cfn.create("one", "B", props(other)) and cfn.update("one", "A", props(other)):
+        cfn.delete("one", "B")
+
+
 def two_stacks(cfn: CloudFormation) -> None:
     if cfn.create("one", "A", props(FREE)) and cfn.create("two", "A", props(FREE, OnExisting="Adopt")):
         cfn.delete("one", "A")
@@ -256,7 +263,7 @@ STORIES: Final[dict[str, Story]] = {
     for story in (
         *(create, create_with_value, create_and_delete, verify, repair, move, move_and_back, replace, replace_and_back, rename),
         *(rename_and_back, rename_and_move, swap, two_stacks, cancelled_create, cancelled_update, delete_before_create, twice),
-        *(warm, bad_properties, beside_a_stray, unknown_key, foreign_id, express, retained, given_away),
+        *(shift, warm, bad_properties, beside_a_stray, unknown_key, foreign_id, express, retained, given_away),
     )
 } | {
     "in the way": Story(in_the_way, STRANGERS),
