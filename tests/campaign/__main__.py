@@ -16,8 +16,8 @@ from random import Random
 from typing import Final, NamedTuple
 
 from . import events
-from .faults import FAULTS, FINAL, UNTRUE, deaths
-from .play import Play, play
+from .faults import ANYWHERE, FAULTS, FINAL, RESTORED, UNTRUE, deaths
+from .play import FUNCTIONS, Play, play
 from .stories import STORIES
 from .world import Fault
 
@@ -25,7 +25,7 @@ from .world import Fault
 LASTING: Final = (0.0, 200.0, 1200.0)
 
 
-#: Stories that need neither a move nor a ledger: without a fault, crhelper's README's handler brings them to a good end too.
+#: Stories that need neither a move nor a ledger: without a fault, the others bring them to a good end too.
 ALIKE: Final = ("create and delete", "create", "verify", "replace")
 
 
@@ -48,8 +48,8 @@ def possible(story: str, at: int, lasting: float) -> list[str]:
     """Name the faults that can strike at a call."""
     service, operation = calls(story)[at]
     if lasting:  # A refusal that is final, a lie and a loop of redirects are no outages.
-        return [name for name in FAULTS[service] if name not in FINAL | {"not found", "307"}]
-    return [name for name in (*FAULTS[service], *deaths) if (operation, name) not in UNTRUE]
+        return [name for name in FAULTS[service] if name not in FINAL | RESTORED.keys() | {"not found", "307"}]
+    return [name for name in (*FAULTS[service], *ANYWHERE) if (operation, name) not in UNTRUE]
 
 
 def single() -> Iterator[Cell]:
@@ -59,7 +59,23 @@ def single() -> Iterator[Cell]:
             for lasting in LASTING:
                 kind = f"{service}, {'once' if not lasting else f'for {lasting:.0f} s'}"
                 for name in possible(story, at, lasting):
-                    yield Cell("the function" if name in deaths else kind, story, ((name, at, lasting),), at)
+                    yield Cell(_kind(name) or kind, story, ((name, at, lasting),), at)
+
+
+def _kind(name: str) -> str:
+    if name in deaths:
+        return "the function hangs" if "hangs" in name or " s left" in name else "the function"
+    return name if name in ANYWHERE else "the ledger is restored" if name in RESTORED else ""
+
+
+def guards() -> Iterator[Cell]:
+    """A call hangs, and the function dies while the guard answers."""
+    for story in STORIES:
+        for at in range(len(calls(story))):
+            for hangs in ("hangs for ever", "is served, and hangs until the guard has answered"):
+                for later in (1, 2, 3):
+                    for dies in ("dies before", "dies after"):
+                        yield Cell("the guard dies", story, ((hangs, at, 0.0), (dies, at + later, 0.0)), at)
 
 
 def pairs() -> Iterator[Cell]:
@@ -85,7 +101,7 @@ def at_random(seed: int, count: int) -> Iterator[Cell]:
             names = [
                 name
                 for name in possible(story, at, lasting)
-                if name not in ("not found", "a second function at the same messages")
+                if name not in {"not found", "a second function at the same messages"} | RESTORED.keys()
             ]
             faults.append((dice.choice(names), at, lasting))
         yield Cell("at random", story, tuple(faults), number)
@@ -95,8 +111,8 @@ def made(cell: Cell) -> Play:
     """Make a play."""
     faults = []
     for name, at, lasting in cell.faults:
-        service = "" if name in deaths else calls(cell.story)[at][0]
-        faults.append(Fault(name, deaths[name] if name in deaths else FAULTS[service][name], service, at, lasting))
+        service = "" if name in ANYWHERE else calls(cell.story)[at][0]
+        faults.append(Fault(name, ANYWHERE[name] if name in ANYWHERE else FAULTS[service][name], service, at, lasting))
     return play(cell.story, faults, seed=cell.seed)
 
 
@@ -113,21 +129,24 @@ CLASSES: Final = {
     "changed by an old": "another answer the second time",
     "a secret": "a secret in a log",
 }
+#: Those that stay when all is well again, or that somebody waits for.
+ENDS: Final = {*CLASSES.values()} - {"another answer the second time", "a secret in a log"}
 
 
 def compared(story: str) -> list[Counter[str]]:
-    """Play a story with every fault once at every call of both functions: this one, and one as crhelper's README has it."""
+    """Play a story with every fault once at every call of each of the functions. None but this one has a ledger to restore."""
     counts = []
-    for readme in (False, True):
+    for by in FUNCTIONS:
         counted: Counter[str] = Counter()
-        for at, (service, operation) in enumerate(play(story, readme=readme).calls):
+        for at, (service, operation) in enumerate(play(story, by=by).calls):
             for name, strike in {**FAULTS[service], **deaths}.items():
-                if (operation, name) not in UNTRUE:
-                    done = play(story, [Fault(name, strike, service, at)], seed=at, readme=readme)
+                if (operation, name) not in UNTRUE and name not in RESTORED:
+                    done = play(story, [Fault(name, strike, service, at)], seed=at, by=by)
                     texts = [*done.wrong, *done.excepted]
                     counted["plays"] += 1
-                    counted["with anything wrong"] += bool(texts)
-                    counted.update({what for part, what in CLASSES.items() if any(part in text for text in texts)})
+                    found = {what for part, what in CLASSES.items() if any(part in text for text in texts)}
+                    counted["with a wrong end"] += bool(found & ENDS)
+                    counted.update(found)
         counts.append(counted)
     return counts
 
@@ -163,7 +182,7 @@ def main() -> int:
     asked = parser.parse_args()
     began, whole = time.monotonic(), Tally(Counter(), Counter(), Counter(), [])
     with ProcessPoolExecutor() as pool:
-        cells = [*single(), *pairs(), *at_random(asked.seed, asked.random)]
+        cells = [*single(), *pairs(), *guards(), *at_random(asked.seed, asked.random)]
         # A share of everything in each, so that all take about as long.
         chunks = [cells[number::200] for number in range(200)]
         seeds = [
@@ -177,7 +196,7 @@ def main() -> int:
             whole.wrong.extend(tally.wrong)
             if sys.stderr.isatty() or number % 20 == 0:
                 print(f"{number / 2:.0f} % of {len(cells)} plays, {len(whole.wrong)} wrong", file=sys.stderr, flush=True)
-        both = [sum(counts, Counter[str]()) for counts in zip(*pool.map(compared, ALIKE), strict=True)]
+        compare = [sum(counts, Counter[str]()) for counts in zip(*pool.map(compared, ALIKE), strict=True)]
         answered = sum((future.result()[0] for future in fuzzed), Counter[str]())
         bad = [wrong for future in fuzzed for wrong in future.result()[1]]
     print(f"\n{'faults':<28} {'plays':>8} {'struck':>8} {'excepted':>9} {'wrong':>6}")
@@ -186,9 +205,9 @@ def main() -> int:
         print(f"{kind:<28} {count:>8} {whole.struck[kind]:>8} {whole.excepted[kind]:>9} {wrong[kind]:>6}")
     print(f"{'all':<28} {whole.plays.total():>8} {whole.struck.total():>8} {whole.excepted.total():>9} {wrong.total():>6}")
     print(f"\nevents: {', '.join(f'{count} {what}' for what, count in answered.most_common())}; {len(bad)} wrong")
-    print(f"\n{'one fault, in stories that both can tell':<42} {'this':>8} {'README':>8}")
-    for what in ("plays", "with anything wrong", *dict.fromkeys(CLASSES.values())):
-        print(f"{what:<42} {both[0][what]:>8} {both[1][what]:>8}")
+    print(f"\n{'one fault, in stories that all can tell':<42} {' '.join(f'{by:>8}' for by in FUNCTIONS)}")
+    for what in ("plays", "with a wrong end", *dict.fromkeys(CLASSES.values())):
+        print(f"{what:<42} {' '.join(f'{counted[what]:>8}' for counted in compare)}")
     for cell, texts in whole.wrong[:20]:
         print(f"{cell}\n    {texts[0][:600]}")
     for text in bad[:20]:

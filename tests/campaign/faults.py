@@ -20,7 +20,7 @@ from botocore.parsers import ResponseParserError
 
 from usage_plan_key.retry import CONNECT_TIMEOUT, READ_TIMEOUT, SHORT_READ_TIMEOUT
 
-from .world import TIMEOUT, Death, Reply, Strike, World
+from .world import Death, Reply, Strike, World
 
 Make = Callable[[], Any]
 
@@ -75,10 +75,18 @@ def replied(status: int, body: bytes = b"", **headers: str) -> Strike:
     return lambda world, make: Reply(status, body, **headers)
 
 
-def hangs(world: World, make: Make) -> Any:
-    """It hangs until Lambda ends the function."""
-    world.clock.now += TIMEOUT
-    raise Death
+def hangs(*, served: bool = False, ends: bool = False) -> Strike:
+    """It hangs: the guard answers. Then it ends after all, or Lambda ends the function; it was served before, or at its end."""
+
+    def strike(world: World, make: Make) -> Any:
+        reply = make() if served else None
+        world.hang()
+        if not ends:
+            world.clock.now = max(world.clock.now, world.ends)
+            raise Death
+        return reply if served else make()
+
+    return strike
 
 
 def little_time(seconds: float) -> Strike:
@@ -89,6 +97,29 @@ def little_time(seconds: float) -> Strike:
         return make()
 
     return strike
+
+
+def restored(changes: int) -> Strike:
+    """An operator has restored the table to an earlier time."""
+
+    def strike(world: World, make: Make) -> Any:
+        world.table.restore(changes)
+        return make()
+
+    return strike
+
+
+def hands_out_nothing(world: World, make: Make) -> Any:
+    """SQS takes the message, and hands out none: for half a minute, or for as long as the fault lasts."""
+    until, _ = world.lasting.get("sqs", (0.0, None))
+    world.sqs.opens = max(until, world.clock.now + 30)
+    return make()
+
+
+def given_up(world: World, make: Make) -> Any:
+    """CloudFormation gives up the request that is served; its Delete, or its rollback, arrives meanwhile."""
+    world.cloudformation.give_up()
+    return make()
 
 
 def received_twice(world: World, make: Make) -> Any:
@@ -129,16 +160,26 @@ connection: Final[dict[str, Strike]] = {
     "served, reset in mid-reply": raised(partial(ConnectionClosedError, endpoint_url=URL), served=True),
     "served, the reply cut short": raised(partial(ResponseParserError, "cut"), served=True),
     "500": refused(500, "InternalFailure"),
+    "502": refused(502, "BadGateway"),
     "503": refused(503, "ServiceUnavailable"),
+}
+#: By changes; the last one leaves nothing of any story.
+RESTORED: Final = {f"restored to {changes} changes ago": restored(changes) for changes in (1, 2, 4)} | {
+    "restored to before the story": restored(1000)
 }
 #: What can happen to the function itself.
 deaths: Final[dict[str, Strike]] = {
     "dies before": raised(Death),
     "dies after": raised(Death, served=True),
-    "hangs for ever": hangs,
+    "hangs for ever": hangs(),
+    "is served, and hangs for ever": hangs(served=True),
+    "hangs until the guard has answered": hangs(ends=True),
+    "is served, and hangs until the guard has answered": hangs(served=True, ends=True),
     **{f"{seconds} s left": little_time(seconds) for seconds in (0, 1, 3, 20)},
     "a second function at the same messages": received_twice,
 }
+#: What happens while a call is made, whoever is called.
+ANYWHERE: Final = {**deaths, "CloudFormation gives the request up": given_up}
 FAULTS: Final[dict[str, dict[str, Strike]]] = {
     "apigateway": {
         **connection,
@@ -160,6 +201,7 @@ FAULTS: Final[dict[str, dict[str, Strike]]] = {
     },
     "dynamodb": {
         **connection,
+        **RESTORED,
         "denied": refused(400, "AccessDeniedException", "no"),
         "throttled": refused(400, "ThrottlingException", "slow"),
         "throughput exceeded": refused(400, "ProvisionedThroughputExceededException", "slow"),
@@ -180,9 +222,16 @@ FAULTS: Final[dict[str, dict[str, Strike]]] = {
     "sqs": {
         **connection,
         "denied": refused(403, "AccessDenied", "no"),
-        "throttled": refused(400, "RequestThrottled", "slow"),
         "no queue": refused(400, "AWS.SimpleQueueService.NonExistentQueue", "none"),
-        "full": refused(403, "OverLimit", "full"),
+        # A queue has no limit of messages; SendMessage refuses what comes too fast.
+        # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html and
+        # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/troubleshooting-fifo-throttling-issues.html
+        "throttled": refused(400, "RequestThrottled", "slow"),
+        "300 sends a second": refused(400, "ThrottlingException", "Rate exceeded"),
+        "its KMS key is throttled": refused(400, "KmsThrottled", "slow"),
+        # With 120,000 messages in flight, or before others of one group, no error is returned, and no message either.
+        # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/avoid-backlog-with-the-same-message-group-id.html
+        "full: it hands out nothing": hands_out_nothing,
     },
     "s3": {
         "no address": raised(partial(urllib3.exceptions.NewConnectionError, None, "no address")),  # type: ignore[arg-type]  # not looked at

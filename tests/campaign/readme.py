@@ -1,11 +1,12 @@
 """A handler as crhelper's README leads to, in the campaign's world: crhelper, with its defaults, and a function for each request.
 
-It has no queue and no ledger: Lambda's own second and third attempt are all that helps it after a death.
+It has no queue and no ledger: boto3's own five attempts help it, and after a death Lambda's second and third.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -13,9 +14,61 @@ from typing import Any, Self
 from unittest import mock
 
 import crhelper.utils
+from botocore.exceptions import ClientError
+from botocore.loaders import Loader
+from botocore.retryhandler import create_retry_handler
+from botocore.translate import build_retry_config
 from crhelper import CfnResource
 
 from .world import Death, World
+
+
+class Boto3:
+    """A client of boto3's with its default retries, decided by botocore itself, in virtual time."""
+
+    def __init__(self, world: World, line: Any) -> None:
+        self._world, self._line = world, line
+        retries = Loader().load_data("_retry")
+        config = build_retry_config("apigateway", retries["retry"], retries["definitions"])
+        self._again = create_retry_handler(config, "apigateway")
+
+    def __getattr__(self, operation: str) -> Any:
+        return functools.partial(self._call, getattr(self._line, operation))
+
+    def _call(self, call: Any, **named: Any) -> Any:
+        again: Any = self._again  # its stub does not know what botocore hands in
+        asked: dict[str, Any] = {"context": {}}
+        attempt = 1
+        while True:
+            try:
+                return call(**named)
+            except ClientError as error:
+                reply = SimpleNamespace(status_code=error.response["ResponseMetadata"]["HTTPStatusCode"])
+                pause = again(attempt, (reply, error.response), None, request_dict=asked)
+                if pause is None:
+                    raise
+            except Exception as error:  # noqa: BLE001  # botocore raises it again where it is final
+                pause = again(attempt, None, error, request_dict=asked)
+            self._world.clock.sleep(pause)
+            attempt += 1
+
+
+def attach(api: Any, id_: str) -> None:
+    """The only thing that Create does; and Update, where the id changes."""
+    key_id, _, plan_id = id_.partition(":")
+    api.create_usage_plan_key(usagePlanId=plan_id, keyId=key_id, keyType="API_KEY")
+
+
+def verify(api: Any, id_: str) -> None:
+    """The only thing that Update does where the id stays."""
+    key_id, _, plan_id = id_.partition(":")
+    api.get_usage_plan_key(usagePlanId=plan_id, keyId=key_id)
+
+
+def detach(api: Any, id_: str) -> None:
+    """The only thing that Delete does."""
+    key_id, _, plan_id = id_.partition(":")
+    api.delete_usage_plan_key(usagePlanId=plan_id, keyId=key_id)
 
 
 class _Helper(CfnResource):
@@ -42,28 +95,27 @@ class Readme:
         with mock.patch.dict("os.environ", AWS_SAM_LOCAL="true"):  # Else it makes clients, for polling.
             self._helper = helper = _Helper(log_level="DEBUG", boto_level="CRITICAL")
         helper.clock = world.clock
+        client = Boto3(world, api)
 
-        def ids(event: dict[str, Any]) -> tuple[str, str]:
-            return event["ResourceProperties"]["UsagePlanId"], event["ResourceProperties"]["KeyId"]
+        def wanted(event: dict[str, Any]) -> str:
+            return f"{event['ResourceProperties']['KeyId']}:{event['ResourceProperties']['UsagePlanId']}"
 
         @helper.create
         def create(event: dict[str, Any], context: object) -> str:
-            plan_id, key_id = ids(event)
-            api.create_usage_plan_key(usagePlanId=plan_id, keyId=key_id, keyType="API_KEY")
-            return f"{key_id}:{plan_id}"
+            attach(client, wanted(event))
+            return wanted(event)
 
         @helper.update
-        def update(event: dict[str, Any], context: object) -> Any:
-            plan_id, key_id = ids(event)
-            if f"{key_id}:{plan_id}" == event["PhysicalResourceId"]:
-                api.get_usage_plan_key(usagePlanId=plan_id, keyId=key_id)
-                return f"{key_id}:{plan_id}"
-            return create(event, context)
+        def update(event: dict[str, Any], context: object) -> str:
+            if wanted(event) == event["PhysicalResourceId"]:
+                verify(client, wanted(event))
+            else:
+                attach(client, wanted(event))
+            return wanted(event)
 
         @helper.delete
         def delete(event: dict[str, Any], context: object) -> None:
-            key_id, _, plan_id = event["PhysicalResourceId"].partition(":")
-            api.delete_usage_plan_key(usagePlanId=plan_id, keyId=key_id)
+            detach(client, event["PhysicalResourceId"])
 
     def on_event(self, event: dict[str, Any], context: Any) -> None:
         """Serve a request."""

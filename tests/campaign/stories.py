@@ -5,6 +5,7 @@ Each story ends at rest; then whoever plays it heals all faults, and holds what 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -112,6 +113,13 @@ def swap(cfn: CloudFormation) -> None:
         cfn.undo(("one", "A"), props(GOLD))
 
 
+def shift(cfn: CloudFormation) -> None:
+    """The first customer of a list goes: its resource takes the next one's key, and the last resource goes."""
+    other = ("bob", "free")
+    if cfn.create("one", "A", props(FREE)) and cfn.create("one", "B", props(other)) and cfn.update("one", "A", props(other)):
+        cfn.delete("one", "B")
+
+
 def two_stacks(cfn: CloudFormation) -> None:
     if cfn.create("one", "A", props(FREE)) and cfn.create("two", "A", props(FREE, OnExisting="Adopt")):
         cfn.delete("one", "A")
@@ -145,6 +153,17 @@ def delete_before_create(cfn: CloudFormation) -> None:
     cfn.delete("one", "A")
     event[2]()
     cfn.world.run(lambda: bool(request.bodies), 600)
+
+
+def warm(cfn: CloudFormation) -> None:
+    """One process serves other stacks, outcomes, log levels and NoEcho in turn."""
+    cfn.create("one", "A", props(GOLD, IncludeValue="true"))
+    logging.getLogger("usage_plan_key").setLevel(logging.WARNING)
+    cfn.create("two", "A", {"KeyID": "bob", "UsagePlanId": "free"})
+    cfn.create("three", "A", props(("bob", "free")))
+    logging.getLogger("usage_plan_key").setLevel(logging.DEBUG)
+    if ("one", "A") in cfn.resources and cfn.update("one", "A", props(GOLD, VerifyTrigger="2")):
+        cfn.delete("one", "A")
 
 
 def twice(cfn: CloudFormation) -> None:
@@ -223,6 +242,13 @@ def express(cfn: CloudFormation) -> None:
         cfn.create("one", "A", props(FREE))
 
 
+def given_away(cfn: CloudFormation) -> None:
+    """Deleted, then attached by somebody else, and declared again: that is refused."""
+    if cfn.create("one", "A", props(FREE)) and cfn.delete("one", "A"):
+        cfn.attached_by_hand([FREE])
+        cfn.create("one", "A", props(FREE))
+
+
 def retained(cfn: CloudFormation) -> None:
     """It is taken out of the template, declared again, and deleted."""
     if cfn.create("one", "A", props(FREE)):
@@ -237,7 +263,7 @@ STORIES: Final[dict[str, Story]] = {
     for story in (
         *(create, create_with_value, create_and_delete, verify, repair, move, move_and_back, replace, replace_and_back, rename),
         *(rename_and_back, rename_and_move, swap, two_stacks, cancelled_create, cancelled_update, delete_before_create, twice),
-        *(bad_properties, beside_a_stray, unknown_key, foreign_id, express, retained),
+        *(shift, warm, bad_properties, beside_a_stray, unknown_key, foreign_id, express, retained, given_away),
     )
 } | {
     "in the way": Story(in_the_way, STRANGERS),

@@ -10,10 +10,10 @@ import heapq
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -29,6 +29,7 @@ from tests.aws.fake import Key, Plan
 from tests.memory import Clock, Inline
 from usage_plan_key import custom_resource, retry
 from usage_plan_key.api_gateway import ApiGateway
+from usage_plan_key.custom_resource import CustomResource
 from usage_plan_key.ledger import Table
 from usage_plan_key.provider import Provider
 from usage_plan_key.queue import VISIBILITY, Queue
@@ -84,6 +85,8 @@ class Request:
     first: float = 0.0
     """When the first answer came."""
     cancelled: bool = False
+    follower: tuple[Any, ...] = ()
+    """What CloudFormation asks next when it gives this one up."""
 
     @property
     def answer(self) -> dict[str, Any]:
@@ -135,7 +138,23 @@ class _DynamoDb:
 
     def __init__(self) -> None:
         self.items: dict[str, dict[str, Any]] = {}
+        self._earlier: list[dict[str, dict[str, Any]]] = []
+        """What it held before each change."""
+        self.claimed: set[str] = set()
+        """Ids of associations that were ours, as it said when it was restored."""
         self._tokens: set[str] = set()
+
+    def restore(self, changes: int) -> None:
+        """Put back what it held before the last so many changes."""
+        if undone := self._earlier[-changes:]:
+            self.items = undone[0]
+            ours = (
+                pk
+                for pk, page in undone[0].items()
+                if page.get("state", {"S": "wanted"}) != {"S": "wanted"} and "before" not in page
+            )
+            self.claimed |= {pk.partition("#")[2] for pk in ours}
+        del self._earlier[-changes:]
 
     def transact_get_items(self, *, TransactItems: list[dict[str, Any]]) -> dict[str, Any]:
         found = [self.items.get(get["Get"]["Key"]["pk"]["S"]) for get in TransactItems]
@@ -155,6 +174,7 @@ class _DynamoDb:
         if any(reason["Code"] != "None" for reason in reasons):
             response: Any = {"Error": {"Code": "TransactionCanceledException"}, "CancellationReasons": reasons}
             raise ClientError(response, "TransactWriteItems")
+        self._earlier.append(dict(self.items))  # A page is replaced, never changed.
         for pk, (verb, change) in zip(pks, changes, strict=True):
             if verb == "Put":
                 self.items[pk] = change["Item"]
@@ -171,6 +191,8 @@ class _Sqs:
         self._clock = clock
         self.messages: list[_Message] = []
         self.dead: list[str] = []
+        self.opens = 0.0
+        """When it hands out messages again."""
         self._sent: dict[str, float] = {}
         self._ids = itertools.count(1)
 
@@ -197,7 +219,7 @@ class _Sqs:
         """When there is something to receive."""
         times: dict[str, float] = {}
         for message in self.messages:
-            times[message.group] = max(times.get(message.group, 0.0), message.visible)
+            times[message.group] = max(times.get(message.group, self.opens), message.visible)
         return min(times.values(), default=None)
 
     def batch(self) -> list[_Message]:
@@ -265,18 +287,19 @@ class World:
         self.faults: list[Fault] = []
         self.struck: list[str] = []
         self.lasting: dict[str, tuple[float, Fault]] = {}
-        self.at_call: dict[int, Callable[[], object]] = {}
-        """What else happens just before a call: CloudFormation cancels a request, say."""
         self.unanswered: list[dict[str, Any]] = []
         """What Lambda gave up."""
         self.written: list[str] = []
         """Log lines and exceptions."""
         self.dice = Random(seed)
+        self.cloudformation: CloudFormation
         self._timeout, self._function = timeout, function
         self._ids = itertools.count(1)
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         self.ends = 0.0
         """When Lambda ends the function that runs."""
+        self._guard: _Guard | None = None
+        """Of the request that is served."""
         self._batch: list[_Message] = []
         self._warm = self._cold()
 
@@ -300,8 +323,7 @@ class World:
         """One call of the function's."""
         number = len(self.calls)
         self.calls.append((service, operation))
-        if happens := self.at_call.pop(number, None):
-            copy_context().run(happens)
+        self.guarded()
         if self.clock.now >= self.ends:
             raise Death
         self.clock.now += CALL
@@ -314,6 +336,25 @@ class World:
                 return fault.strike(self, make)
         until, lasting = self.lasting.get(service, (0.0, None))
         return lasting.strike(self, make) if lasting and self.clock.now < until else make()
+
+    def guarded(self) -> None:
+        """If the time has come, the guard answers, while the call that is next or under way hangs."""
+        if self._guard and self.clock.now >= self._guard.at:
+            guard, self._guard = self._guard, None
+            guard.context.run(guard.answer)
+
+    def hang(self) -> None:
+        """A call hangs, until the guard has answered; or, without a guard, until Lambda ends the function."""
+        if not self._guard:
+            self.clock.now = max(self.clock.now, self.ends)
+            raise Death
+        self.clock.now = max(self.clock.now, self._guard.at)
+        self.guarded()
+
+    def guard(self, resource: CustomResource) -> None:
+        """Stand in for crhelper's timer."""
+        timer = _Guard(self, self.ends - custom_resource.GUARD_TIME, copy_context(), resource._timeout)
+        self._guard = resource._timer = timer
 
     def _put(self, method: str, url: str, *, body: bytes, **_: Any) -> Reply:
         answered = json.loads(body)
@@ -333,6 +374,7 @@ class World:
             Death: Lambda has ended it.
         """
         before, self.ends = self.ends, self.clock.now + self._timeout
+        guard, self._guard = self._guard, None
         try:
             return copy_context().run(call, self._warm, self._context())
         except Death:
@@ -342,7 +384,7 @@ class World:
             self.written.append(f"{type(error).__name__}: {error}")
             raise
         finally:
-            self.ends = before
+            self.ends, self._guard = before, guard
 
     def _context(self) -> Any:
         ends = self.ends
@@ -368,6 +410,13 @@ class World:
                     self.unanswered.append(event)
 
         self.at(after, partial(attempt, 0))
+
+    def arrive(self) -> None:
+        """What was handed in last arrives now."""
+        newest = max(self._due, key=lambda due: due[1])
+        self._due.remove(newest)
+        heapq.heapify(self._due)
+        newest[2]()
 
     def at(self, seconds: float, call: Callable[[], None]) -> None:
         """Do something later."""
@@ -411,7 +460,22 @@ class World:
 
     def heal(self) -> None:
         """From now on nothing goes wrong."""
-        self.faults, self.lasting, self.at_call = [], {}, {}
+        self.faults, self.lasting = [], {}
+        self.sqs.opens = 0.0
+
+
+@dataclass
+class _Guard:
+    """Crhelper's timer, in virtual time."""
+
+    world: World
+    at: float
+    context: Context
+    answer: Callable[[], None]
+
+    def cancel(self) -> None:
+        if self.world._guard is self:
+            self.world._guard = None
 
 
 def record(message: _Message) -> dict[str, Any]:
@@ -439,9 +503,16 @@ class CloudFormation:
         """UPDATE_ROLLBACK_FAILED: what is to be continued."""
         self.left: set[tuple[str, str]] = set()
         """(key, plan) pairs that were retained, or whose clean-up Delete has failed in silence."""
+        self.strangers: set[tuple[str, str]] = set()
+        """(key, plan) pairs that somebody else has attached by hand."""
+        self.since = 0
+        """The number of the call at which they have."""
         self.late: list[Request] = []
         """Not answered in time."""
         self._ids = itertools.count(1)
+        self._sent: dict[tuple[Any, ...], Request] = {}
+        """What followed a request that was given up."""
+        world.cloudformation = self
 
     def ask(
         self,
@@ -452,6 +523,8 @@ class CloudFormation:
         physical_id: str | None = None,
     ) -> Request:
         """Send a request; it is on its way."""
+        if sent := self._sent.pop((kind, who, physical_id), None):
+            return sent
         world = self.world
         id_ = f"request-{next(self._ids)}"
         signed = datetime.fromtimestamp(world.clock.now + world.skew, UTC).strftime("%Y%m%dT%H%M%SZ")
@@ -473,6 +546,22 @@ class CloudFormation:
         world.hand_in(event)
         return request
 
+    def attached_by_hand(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Somebody else attaches them."""
+        self.world.api.attached |= {*pairs}
+        self.strangers |= {*pairs}
+        self.since = len(self.world.calls)
+
+    def give_up(self) -> None:
+        """Give up the request that is under way, as when another resource has failed: what follows arrives while it is served."""
+        for request in self.world.requests.values():
+            if request.follower and not request.bodies and not request.cancelled:
+                request.cancelled = True
+                kind, who, *_, id_ = request.follower
+                self._sent[kind, who, id_] = self.ask(*request.follower)
+                self.world.arrive()
+                return
+
     def wait(self, request: Request) -> bool:
         """Wait for its answer: whether it is SUCCESS. Not any longer when it is cancelled, or CloudFormation's time is over."""
         until = request.issued + SERVICE_TIMEOUT + GRACE
@@ -484,14 +573,13 @@ class CloudFormation:
     def create(self, stack: str, name: str, properties: dict[str, str]) -> bool:
         """Create a resource; it is rolled back if that fails."""
         who = stack, name
-        request = self.ask("Create", who, properties)
+        request, invented = self.ask("Create", who, properties), f"{stack}-{name}-1ABCDEF"
+        request.follower = "Delete", who, properties, None, invented
         if self.wait(request):
             self.resources[who] = Resource(request.answer["PhysicalResourceId"], properties)
             return True
         answered = request.bodies and not request.cancelled
-        self.resources[who] = Resource(
-            request.answer["PhysicalResourceId"] if answered else f"{stack}-{name}-1ABCDEF", properties
-        )
+        self.resources[who] = Resource(request.answer["PhysicalResourceId"] if answered else invented, properties)
         self.delete(stack, name)
         return False
 
@@ -500,6 +588,7 @@ class CloudFormation:
         who = stack, name
         resource = self.resources[who]
         request = self.ask("Update", who, properties, resource.properties, resource.id)
+        request.follower = "Update", who, resource.properties, properties, resource.id
         if self.wait(request):
             old = resource.id
             self.resources[who] = Resource(request.answer["PhysicalResourceId"], properties)
@@ -551,19 +640,20 @@ class CloudFormation:
         self.left.add(pair(resource.id))
         return resource
 
-    def cancel(self, request: Request, then: Callable[[], object]) -> None:
-        """Give a request up, as when another resource has failed, and send what follows; it arrives at once."""
-        request.cancelled = True
-        then()
+    def settle(self, *, skips: bool = False) -> None:
+        """All is well again: what waits is served, and an operator continues what has failed. All of it has to succeed.
 
-    def settle(self) -> None:
-        """All is well again: what waits is served, and an operator continues what has failed. All of it has to succeed."""
+        Where the operator skips what cannot be rolled back, CloudFormation believes that it was.
+        """
         self.world.heal()
         self.world.run(limit=SERVICE_TIMEOUT + 2 * VISIBILITY)
         for who, properties in self.rolling_back:
             resource = self.resources[who]
             request = self.ask("Update", who, resource.properties, properties, resource.id)
-            if not self.wait(request):
+            succeeds = self.wait(request)
+            if not succeeds and skips:
+                continue
+            if not succeeds:
                 raise StuckError(f"the rollback of {who} cannot be continued: {request.bodies}")
             replaced, resource.id = resource.id, request.answer["PhysicalResourceId"]
             self.clean_up(who, replaced, properties)
@@ -597,11 +687,14 @@ def pair(physical_id: str) -> tuple[str, str]:
 
 @contextmanager
 def watched(world: World) -> Iterator[None]:
-    """Note all that is logged, at every level; and keep crhelper's guard, a timer in real time, out of virtual time."""
+    """Note all that is logged, at every level; and have crhelper's guard, a timer in real time, strike in virtual time."""
 
     class Notes(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             world.written.append(self.format(record))
+
+    def set_timeout(resource: CustomResource) -> None:
+        world.guard(resource)
 
     notes, root = Notes(level=1), logging.getLogger()
     others = [(handler, handler.level) for handler in root.handlers]
@@ -613,7 +706,7 @@ def watched(world: World) -> Iterator[None]:
     for handler, _ in others:
         handler.setLevel(logging.CRITICAL + 1)
     try:
-        with mock.patch.object(retry, "random", world.dice), mock.patch.object(custom_resource.CustomResource, "_set_timeout"):
+        with mock.patch.object(retry, "random", world.dice), mock.patch.object(CustomResource, "_set_timeout", set_timeout):
             yield
     finally:
         for handler, was in others:
