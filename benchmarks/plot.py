@@ -1,57 +1,74 @@
-"""The plot: how many keys are attached over time, by each policy. An SVG, written by hand."""
+"""The plot: how many keys each policy attaches over time. An SVG, written by hand, for phones and printers too."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from itertools import count
 from math import ceil
+from typing import Final
 
-WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 820, 360, 52, 40, 230, 44
-COLOURS = ("#0b6e4f", "#4c9f70", "#7a5195", "#d45087", "#f2994a")
+from .model import SERIAL_CALL
+
+History = Sequence[tuple[float, int]]
+"""Seconds, and the keys that are attached by then."""
+
+#: A phone shows 640 units in 360 points, so letters of 20 are eleven points high.
+WIDTH, LEFT, TOP, RIGHT, HIGH, LINE, FONT = 640, 70, 44, 22, 300, 28, 20
+#: Okabe and Ito's colours (https://jfly.uni-koeln.de/color/). Where a printer has none, the dashes differ.
+STYLES: Final = (("#0072b2", ""), ("#d55e00", "12 5"), ("#000000", "3 4"), ("#009e73", "16 4 3 4"))
+LIMIT: Final = ("#777777", "2 5")
 POINTS = 120
 
 
-def svg(title: str, lines: Mapping[str, Sequence[tuple[float, int]]], seconds: float, most: int) -> str:
-    """Draw steps, one line for each name; `seconds` and `most` are the axes' ends."""
-    wide, high = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
+def svg(title: str, lines: Mapping[str, History], seconds: float, most: int) -> str:
+    """Draw one line for each name, and the serial limit: no policy can attach more keys in the same time.
+
+    The axes end at `most` keys, and at `seconds` or where the last line ends.
+    """
+    longest = max([seconds, *(history[-1][0] for history in lines.values())])
+    step = _step(longest)
+    ends, wide, bottom = ceil(longest / step) * step, WIDTH - LEFT - RIGHT, TOP + HIGH
+    height = bottom + 74 + LINE * (len(lines) + 1)
 
     def x(second: float) -> float:
-        return LEFT + wide * min(second, seconds) / seconds
+        return LEFT + wide * second / ends
 
     def y(keys: float) -> float:
-        return TOP + high * (1 - keys / most)
+        return TOP + HIGH * (1 - keys / most)
 
+    def path(history: History) -> str:
+        return "M" + "L".join(f"{x(at):.1f} {y(keys):.1f}" for at, keys in history)
+
+    def text(at: float, high: float, anchor: str, told: object) -> str:
+        return f'<text x="{at:.1f}" y="{high:.1f}" text-anchor="{anchor}">{escape(str(told))}</text>'
+
+    head = f'xmlns="http://www.w3.org/2000/svg" width="480" viewBox="0 0 {WIDTH} {height}"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
-        f"<title>{escape(title)}</title>",
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>',
-        f'<text x="{LEFT}" y="22" font-size="14">{escape(title)}</text>',
+        f'<svg {head} font-family="sans-serif" font-size="{FONT}">',
+        f"<title>{escape(title)} (model)</title>",
+        f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>',
+        text(12, 26, "start", f"{title} (model)"),
+        f'<g transform="translate(20 {TOP + HIGH / 2}) rotate(-90)">{text(0, 0, "middle", "keys attached")}</g>',
+        text(LEFT + wide / 2, bottom + 50, "middle", "seconds since the deploy began (virtual time)"),
     ]
     for keys in range(0, most + 1, _step(most)):
         parts.append(f'<path d="M{LEFT} {y(keys):.1f}H{LEFT + wide}" stroke="#ddd"/>')
-        parts.append(f'<text x="{LEFT - 6}" y="{y(keys) + 4:.1f}" text-anchor="end">{keys}</text>')
-    for second in range(0, ceil(seconds) + 1, _step(seconds)):
-        text = f'<text x="{x(second):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{second}</text>'
-        parts.append(text)
-    parts.append(f'<text x="{LEFT + wide / 2}" y="{HEIGHT - 8}" text-anchor="middle">seconds (virtual)</text>')
-    taken: list[float] = []
-    for (name, history), colour in zip(lines.items(), COLOURS, strict=False):
-        shown = _thinned([point for point in history if point[0] <= seconds])
-        path = "".join(f"{'L' if number else 'M'}{x(at):.1f} {y(keys):.1f}" for number, (at, keys) in enumerate(shown))
-        end = y(shown[-1][1])
-        parts.append(f'<path d="{path}H{LEFT + wide}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        places = (end + 15 * number for number in count())
-        label = next(place for place in places if all(abs(place - other) > 13 for other in taken))
-        taken.append(label)
-        told = f"{name}: {history[-1][1]} in {history[-1][0]:.0f} s"
-        parts.append(f'<text x="{LEFT + wide + 8}" y="{label + 4:.1f}" fill="{colour}">{escape(told)}</text>')
+        parts.append(text(LEFT - 8, y(keys) + 7, "end", keys))
+    parts += [text(x(second), bottom + 24, "middle", second) for second in range(0, ends + 1, step)]
+    limit = most * SERIAL_CALL
+    told = f"serial limit, a key in {SERIAL_CALL} s: {most} keys in {limit:.0f} s"
+    drawn: list[tuple[str, History, tuple[str, str]]] = [(told, [(0.0, 0), (limit, most)], LIMIT)]
+    for (name, history), style in zip(lines.items(), STYLES, strict=True):
+        at, keys = history[-1]
+        told = f"{keys} keys in {at:.0f} s" if keys == most else f"stops at {keys} keys after {at:.0f} s"
+        thinned = [*history[:: max(1, len(history) // POINTS)], history[-1], (float(ends), keys)]
+        drawn.append((f"{name}: {told}", thinned, style))
+    for number, (told, history, (colour, dashes)) in enumerate(drawn):
+        stroke = f'fill="none" stroke="{colour}" stroke-width="3" stroke-dasharray="{dashes}"'
+        legend = bottom + 78 + LINE * number
+        parts.append(f'<path d="{path(history)}" {stroke}/><path d="M12 {legend}H{LEFT - 8}" {stroke}/>')
+        parts.append(text(LEFT, legend + 7, "start", told))
     return "\n".join([*parts, "</svg>", ""])
-
-
-def _thinned(history: Sequence[tuple[float, int]]) -> list[tuple[float, int]]:
-    every = max(1, len(history) // POINTS)
-    return [*history[::every], history[-1]]
 
 
 def _step(most: float) -> int:
