@@ -266,10 +266,6 @@ def dies_at(cfn: CloudFormation, request: Request) -> None:
         cfn.send(request)
 
 
-def dies_at_a_move(cfn: CloudFormation) -> None:
-    dies_at(cfn, cfn.an_update("A", FREE, PRO))
-
-
 class Rolls(Random):
     """Rolls the least number, and dies at the fifth roll."""
 

@@ -46,7 +46,7 @@ class TestAttaching:
     """A resource wants an association."""
 
     def test_what_nobody_holds_and_is_not_in_the_plan_is_attached_with_one_call(self, cfn: CloudFormation) -> None:
-        """What nobody holds and is not in the plan is attached, with one call; the answer has the id and the key's name."""
+        """The answer has the id and the key's name."""
         answer = cfn.create("A", FREE)
         assert outcome(answer) == "ATTACHED"
         assert (answer.id, answer.key_name, answer.at) == (FREE, "Key of alice", int(cfn.clock.now))
@@ -55,7 +55,7 @@ class TestAttaching:
         assert cfn.holders(FREE) == {holder("A")}
 
     def test_at_the_call_the_holder_stands_in_the_ledger_already(self, cfn: CloudFormation) -> None:
-        """Hold, then attach: at the call the holder stands in the ledger already."""
+        """Hold, then attach."""
         seen: list[set[Holder]] = []
         cfn.at(CREATE, preceded_by(lambda: seen.append(cfn.holders(FREE))))
         cfn.create("A", FREE)
@@ -75,7 +75,7 @@ class TestAttaching:
 
     @pytest.mark.parametrize("present", [True, False], ids=["attached", "removed by hand"])
     def test_a_create_of_what_this_resource_holds_already_is_attached(self, cfn: CloudFormation, present: bool) -> None:
-        """A Create of what this resource holds already (repeated, or retained once) is ATTACHED."""
+        """It was repeated, or retained once."""
         cfn.create("A", FREE)
         if not present:
             cfn.by_hand(FREE, attached=False)
@@ -83,7 +83,7 @@ class TestAttaching:
         assert cfn.attached == {FREE}
 
     def test_a_new_name_joins_and_the_delete_of_the_old_one_leaves_it_attached(self, cfn: CloudFormation) -> None:
-        """The new name joins, and the Delete of the old one leaves it attached; the new one's detaches it."""
+        """The new one's Delete detaches it."""
         cfn.create("Old", FREE)
         cfn.calls()
         assert outcome(cfn.create("New", FREE)) == "JOINED"
@@ -130,7 +130,6 @@ class TestReplacing:
     """An Update names something else."""
 
     def test_the_answer_has_the_new_id_and_the_old_one_stays_until_its_delete_comes(self, cfn: CloudFormation) -> None:
-        """The answer carries the new id, and the old one stays attached and held until its Delete comes."""
         cfn.create("A", FREE)
         answer = cfn.update("A", FREE, GOLD)
         assert outcome(answer) == "ATTACHED"
@@ -141,7 +140,6 @@ class TestReplacing:
 
     @pytest.mark.parametrize("carried", [FREE, GOLD], ids=["with the old id", "with the new id"])
     def test_a_rollback_comes_out_right_whichever_id_it_carries(self, cfn: CloudFormation, carried: str) -> None:
-        """An Update with the properties swapped comes out right, whichever id it carries."""
         cfn.create("A", FREE)
         cfn.update("A", FREE, GOLD)
         assert cfn.update("A", carried, FREE).id == FREE
@@ -168,7 +166,6 @@ class TestRefused:
     def test_a_plan_or_a_key_that_is_not_there_is_named_with_the_region_and_nothing_is_held(
         self, cfn: CloudFormation, wanted: str, words: list[str]
     ) -> None:
-        """The plan or the key: which it was is named, and the region; nothing is held."""
         answer = cfn.create("A", wanted)
         assert failed(answer, *words)
         assert (answer.id, answer.at) == (wanted, int(cfn.clock.now))
@@ -186,7 +183,7 @@ class TestRefused:
     def test_a_refusal_says_what_was_done_to_which_ids_and_what_to_do_and_the_hold_is_taken_back(
         self, cfn: CloudFormation, refusal: ClientError, words: list[str]
     ) -> None:
-        """What was being done to which ids, where, why it failed and what to do; the hold is taken back."""
+        """It says where and why, too."""
         cfn.at(CREATE, fails(refusal))
         assert failed(cfn.create("A", FREE), "API key alice to usage plan free in eu-central-1", *words)
         assert not cfn.attached
@@ -210,7 +207,7 @@ class TestRefused:
         assert cfn.entry(FREE).preexisting
 
     def test_a_joiner_that_cannot_look_holds_nothing(self, cfn: CloudFormation) -> None:
-        """It has attached nothing, so it holds nothing; the other one still does."""
+        """The other one still does."""
         cfn.create("B", FREE)
         cfn.at(GET, fails(DENIED))
         assert failed(cfn.create("A", FREE), "apigateway:GET")
@@ -218,7 +215,6 @@ class TestRefused:
 
     @pytest.mark.parametrize("trouble", [BUSY, THROTTLED, BROKEN, LOST], ids=["busy", "throttled", "broken", "lost"])
     def test_passing_trouble_is_waited_out(self, cfn: CloudFormation, trouble: Exception) -> None:
-        """It is tried again until it passes."""
         cfn.at(CREATE, fails(trouble), fails(trouble))
         assert outcome(cfn.create("A", FREE)) == "ATTACHED"
         assert cfn.attached == {FREE}
@@ -227,7 +223,7 @@ class TestRefused:
     def test_out_of_time_and_clearly_refused_it_says_how_often_it_tried_and_holds_nothing(
         self, cfn: CloudFormation, trouble: ClientError
     ) -> None:
-        """FAILED with the attempts, the time and the last error. A clear refusal of each leaves nothing to hold."""
+        """It names the last error, too."""
         cfn.at(CREATE, *[fails(trouble)] * 999)
         answer = cfn.create("A", FREE)
         assert failed(answer, "gave up after ", " attempts in 8", trouble.response["Error"]["Message"].rstrip("."))
@@ -235,7 +231,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("trouble", [BROKEN, LOST], ids=["broken", "lost"])
     def test_out_of_time_and_perhaps_served_the_hold_stays(self, cfn: CloudFormation, trouble: Exception) -> None:
-        """Where an attempt may have been served the hold stays, so that the Delete that follows detaches it."""
+        """So the Delete that follows detaches it."""
         cfn.at(CREATE, served_then(trouble), *[fails(BUSY)] * 999)
         answer = cfn.create("A", FREE)
         assert failed(answer)
@@ -245,14 +241,13 @@ class TestRefused:
         assert not cfn.attached
 
     def test_after_a_lost_reply_it_finds_its_own(self, cfn: CloudFormation) -> None:
-        """The next attempt is refused as a duplicate, and finds its own: ATTACHED, and a Delete detaches it."""
+        """The next attempt is refused as a duplicate; a Delete detaches it."""
         cfn.at(CREATE, served_then(LOST))
         assert outcome(cfn.create("A", FREE)) == "ATTACHED"
         cfn.delete("A", FREE)
         assert not cfn.attached
 
     def test_of_unusable_properties_all_faults_are_named_and_nothing_is_touched(self, cfn: CloudFormation) -> None:
-        """All faults are named, and nothing is touched."""
         answer = cfn.send(cfn._request(Invalid, "A", physical_id=None, wanted=None, faults=("one", "two")))
         assert failed(answer, "one; two")
         assert answer.id == "A"
@@ -260,7 +255,6 @@ class TestRefused:
 
     @pytest.mark.parametrize("operation", [GET, "get_usage_plans"])
     def test_after_a_lost_reply_the_hold_stays_though_nobody_can_look(self, cfn: CloudFormation, operation: str) -> None:
-        """Where an attempt may have been served the hold stays, also when it cannot be looked at afterwards."""
         step = served_then(LOST) if operation == GET else fails(LOST)
         cfn.at(CREATE, step, fails(error(409, "ConflictException", "Conflict")))
         cfn.at(operation, fails(DENIED))
@@ -270,7 +264,6 @@ class TestRefused:
     def test_an_internal_error_is_answered_and_what_may_be_attached_stays_held(
         self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """CloudFormation is answered all the same; what may be attached stays held."""
         cfn.at(CREATE, served_then(ZeroDivisionError("oops")))
         assert failed(cfn.create("A", FREE), "internal error", "ZeroDivisionError: oops")
         assert cfn.holders(FREE) == {holder("A")}
@@ -297,23 +290,19 @@ class TestValue:
         assert cfn.send(cfn.a_create("A", FREE, include_value=True)).value == cfn.api.keys["alice"].value
         assert cfn.calls() == {"CreateUsagePlanKey": 1, "GetUsagePlanKey": 1}
 
-    def test_without_one_the_answer_has_none(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
+    def test_without_one_the_answer_has_none_and_the_log_says_so(
+        self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """What is attached stays; where Fn::GetAtt asks for it, CloudFormation takes it back."""
         cfn.at(CREATE, self.without)
         cfn.at(GET, self.without)
         served = cfn.send(cfn.a_create("A", FREE, include_value=True))
         assert (served.success, served.value) == (True, None)
-        assert "does not return the value of API key alice" in caplog.text
+        said = "API Gateway does not return the value of API key alice, so the answer has none"
+        assert ("usage_plan_key.service", logging.ERROR, said) in caplog.record_tuples
         assert cfn.attached == {FREE}
 
     def test_who_does_not_ask_for_it_does_not_miss_it(self, cfn: CloudFormation) -> None:
         cfn.at(CREATE, self.without)
         assert cfn.create("A", FREE).success
         assert cfn.calls() == {"CreateUsagePlanKey": 1}
-
-    def test_a_value_that_is_not_returned_is_logged(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
-        cfn.at(CREATE, TestValue.without)
-        cfn.at(GET, TestValue.without)
-        cfn.send(cfn.a_create("A", FREE, include_value=True))
-        said = "API Gateway does not return the value of API key alice, so the answer has none"
-        assert ("usage_plan_key.service", logging.ERROR, said) in caplog.record_tuples

@@ -148,8 +148,9 @@ class TestDeaths:
     """A request that was received before is marked as begun; a mark that is found standing is a death."""
 
     @staticmethod
-    def serve(cfn: CloudFormation, request: Request) -> Response:
-        deadline = Deadline(3600, cfn.clock, Random(0), turn=90)
+    def serve(cfn: CloudFormation, request: Request, seconds: float = 90) -> Response:
+        """Serve what was received before, within so many seconds of the function's."""
+        deadline = Deadline(3600, cfn.clock, Random(0), turn=seconds)
         return served(Service(request, cfn, ApiGateway(cfn), deadline, again=True))  # type: ignore[arg-type]  # a fake
 
     def test_the_fourth_time_it_is_answered_failed(self, cfn: CloudFormation) -> None:
@@ -174,7 +175,7 @@ class TestDeaths:
         assert self.serve(cfn, request).success
         assert cfn.records[holder("A")].begun == ""
 
-    def test_a_request_that_comes_for_the_first_time_costs_no_write_more(self, cfn: CloudFormation) -> None:
+    def test_a_request_that_comes_again_costs_one_write_more(self, cfn: CloudFormation) -> None:
         writes: list[object] = []
         cfn.tick = lambda: writes.append(None)
         cfn.create("A", FREE)
@@ -185,10 +186,6 @@ class TestDeaths:
         self.serve(cfn, request)
         assert len(writes) == first + 2, "one write more, seen before and after"
 
-    def received_again(self, cfn: CloudFormation, request: Request, *, seconds: float) -> Service:
-        deadline = Deadline(3600, cfn.clock, Random(0), turn=seconds)
-        return Service(request, cfn, ApiGateway(cfn), deadline, again=True)  # type: ignore[arg-type]  # a fake
-
     def test_a_turn_ends_though_its_mark_cannot_be_taken_off(self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch) -> None:
         def refuse(*_: Any, **__: Any) -> Any:
             raise FailedError("the ledger is out of reach")
@@ -196,7 +193,7 @@ class TestDeaths:
         monkeypatch.setattr("usage_plan_key.rules.rest", refuse)
         cfn.script[CREATE] = itertools.repeat(fails(BUSY))
         with pytest.raises(TurnOverError):
-            served(self.received_again(cfn, cfn.a_create("A", FREE), seconds=60))
+            self.serve(cfn, cfn.a_create("A", FREE), seconds=60)
 
     def test_the_mark_is_taken_off_in_the_requests_own_time(self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch) -> None:
         clocks: list[object] = []
@@ -209,13 +206,13 @@ class TestDeaths:
         monkeypatch.setattr(cfn, "change", watched)
         cfn.script[CREATE] = itertools.repeat(fails(BUSY))
         with pytest.raises(TurnOverError):
-            served(self.received_again(cfn, cfn.a_create("A", FREE), seconds=60))
+            self.serve(cfn, cfn.a_create("A", FREE), seconds=60)
         assert set(clocks) == {cfn.clock}
         assert cfn.records[holder("A")].begun == ""
 
     def test_a_request_whose_turn_is_over_says_which(self, cfn: CloudFormation) -> None:
         with pytest.raises(TurnOverError, match=r"^Could not serve Create: the function's time is nearly up$"):
-            served(self.received_again(cfn, cfn.a_create("A", FREE), seconds=1))
+            self.serve(cfn, cfn.a_create("A", FREE), seconds=1)
 
 
 class TestAnEarlierDelivery:
@@ -297,7 +294,7 @@ class TestAnEarlierDelivery:
         assert cfn.entry(FREE).moved_by == request.id
 
     def test_a_delete_of_what_a_dead_move_has_marked_lets_go_of_it(self, cfn: CloudFormation) -> None:
-        """It lets go of it: no holder is left that no stack has."""
+        """No holder is left that no stack has."""
         cfn.create("A", FREE)
         cfn.at(DELETE, fails(Death()))
         with pytest.raises(Death):
@@ -322,21 +319,20 @@ class TestADeadMark:
         return request
 
     def test_it_waits_for_the_mark_to_go_and_then_attaches(self, cfn: CloudFormation, dead: Delete) -> None:
-        """It waits for the mark to go, and then attaches; the marker's own next delivery finishes it."""
+        """The marker's own next delivery finishes it."""
         cfn.clock.meanwhile = [lambda: None, lambda: cfn.send(dead)]
         assert outcome(cfn.create("A", FREE)) == "ATTACHED"
         assert cfn.holders(FREE) == {holder("A")}
         assert cfn.attached == {FREE}
 
     def test_in_vain_it_names_whom_it_waited_for_and_leaves_all_alone(self, cfn: CloudFormation, dead: Delete) -> None:
-        """Out of time it is FAILED, naming whom it waited for; the mark and the association are left alone."""
+        """The mark and the association, that is."""
         cfn.seconds = 300
         assert failed(cfn.create("A", FREE), "API key alice to usage plan free", "being detached for B of stack one")
         assert cfn.holders(FREE) == {dead.holder}
         assert cfn.attached == {FREE}
 
     def test_superseded_while_it_waits_it_touches_nothing(self, cfn: CloudFormation, dead: Delete) -> None:
-        """What CloudFormation gives up meanwhile is passed over, and touches nothing."""
         request = cfn.a_create("A", FREE)
         cfn.clock.meanwhile = [lambda: cfn.arrives(cfn.a_delete("A", "invented"))]
         cfn.calls()
@@ -352,7 +348,6 @@ class TestADeadMark:
         assert cfn.clock.now - began == 1 + 4 * 1, "the request's second, and a second for each attempt"
 
     def test_a_stale_mark_is_finished_by_whoever_waits_for_it(self, cfn: CloudFormation, dead: Delete) -> None:
-        """What a function has marked that can run no more is finished by whoever waits for it."""
         marked = cfn.entry(FREE).detaching
         assert marked
         cfn.clock.now = marked - 1.5
@@ -403,7 +398,7 @@ class TestADeadMark:
         assert cfn.entry(FREE).detaching is None
 
     def test_a_superseded_request_finishes_nothing(self, cfn: CloudFormation, dead: Delete) -> None:
-        """It touches nothing, what its dead predecessor began included."""
+        """What its dead predecessor began included."""
         late = cfn.an_update("B", FREE, GOLD)
         cfn.arrives(cfn.an_update("B", FREE, PRO))
         cfn.calls()
@@ -491,7 +486,7 @@ class TestOutOfTime:
         assert self.goes_on(cfn, cfn.a_delete("A", FREE), DELETE).success
         assert not cfn.attached
 
-    def test_refused_for_good(self, cfn: CloudFormation) -> None:
+    def test_what_is_refused_for_good_does_not_go_on(self, cfn: CloudFormation) -> None:
         """Only time is to be had again."""
         cfn.at(CREATE, fails(DENIED))
         assert failed(cfn.create("A", FREE), "apigateway:POST")
@@ -503,7 +498,6 @@ class TestNoLedgerInReach:
     def test_a_ledger_that_is_out_of_reach_leaves_nobody_hanging(
         self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """A ledger that cannot be read fails the request and leaves nobody hanging."""
 
         def broken() -> None:
             raise FailedError("no table")

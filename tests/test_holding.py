@@ -45,7 +45,7 @@ class TestThereBefore:
     """Somebody else attached it."""
 
     def test_with_fail_it_is_refused_and_neither_held_nor_touched(self, cfn: CloudFormation) -> None:
-        """With `Fail` what somebody else attached is refused, with what would do instead, and neither held nor touched."""
+        """The Reason says what would do instead."""
         cfn.by_hand(FREE)
         assert failed(cfn.create("A", FREE), "Adopt", "leave it there on Delete", "Take", "own it")
         assert cfn.attached == {FREE}
@@ -53,7 +53,7 @@ class TestThereBefore:
 
     @pytest.mark.parametrize("on_existing", [ADOPT, TAKE])
     def test_adopted_it_is_used_and_left_there_by_a_delete(self, cfn: CloudFormation, on_existing: OnExisting) -> None:
-        """What was there before is used, and left there by a Delete, also by one that says `Take` where no Update has."""
+        """Also by one that says `Take` where no Update has."""
         cfn.by_hand(FREE)
         assert outcome(cfn.create("A", FREE, on_existing)) == "ADOPTED"
         assert cfn.delete("A", FREE, take=on_existing is TAKE).success
@@ -62,7 +62,7 @@ class TestThereBefore:
 
     @pytest.mark.parametrize(("take", "left"), [(True, set()), (False, {FREE})], ids=["Take", "Take no longer said"])
     def test_from_the_next_update_with_take_on_it_is_owned(self, cfn: CloudFormation, take: bool, left: set[str]) -> None:
-        """From the next Update with `Take` on it is owned; a Delete detaches it if it still says so."""
+        """A Delete detaches it if it still says so."""
         cfn.by_hand(FREE)
         cfn.create("A", FREE, TAKE)
         assert outcome(cfn.update("A", FREE, FREE, TAKE)) == "TAKEN"
@@ -78,7 +78,6 @@ class TestThereBefore:
         assert not cfn.attached
 
     def test_put_back_between_the_look_and_the_call_it_is_still_not_ours(self, cfn: CloudFormation) -> None:
-        """What was there before, and was put back between our look and our call, is still not ours."""
         cfn.by_hand(FREE)
         cfn.create("A", FREE, ADOPT)
         cfn.by_hand(FREE, attached=False)
@@ -88,7 +87,6 @@ class TestThereBefore:
         assert cfn.attached == {FREE}
 
     def test_repaired_it_is_ours_though_the_update_fails_for_a_leftover(self, cfn: CloudFormation) -> None:
-        """What was repaired is ours, also when the Update fails for what a superseded one left."""
         cfn.by_hand(FREE)
         cfn.create("A", FREE, ADOPT)
         cfn.update("A", FREE, GOLD)
@@ -121,7 +119,7 @@ class TestShared:
     def test_with_fail_what_other_stacks_hold_is_refused_without_a_call_and_they_are_named(
         self, cfn: CloudFormation, present: bool
     ) -> None:
-        """What other stacks alone hold is refused with `Fail`, in the plan or not, naming who holds it, without a call."""
+        """In the plan or not."""
         cfn.create("Theirs", FREE, stack="two")
         if not present:
             cfn.by_hand(FREE, attached=False)
@@ -134,7 +132,6 @@ class TestShared:
     def test_with_adopt_or_take_it_is_held_together_and_detached_with_the_last(
         self, cfn: CloudFormation, on_existing: OnExisting
     ) -> None:
-        """With `Adopt` or `Take` it is held together, and detached when the last of them goes."""
         cfn.create("Theirs", FREE, stack="two")
         assert outcome(cfn.create("A", FREE, on_existing)) == "JOINED"
         cfn.delete("Theirs", FREE, stack="two")
@@ -206,7 +203,7 @@ class TestAtTheSameTime:
 
     @pytest.mark.parametrize(("stack", "on_existing"), [("one", FAIL), ("two", ADOPT)], ids=["a sibling", "another stack"])
     def test_of_two_one_attaches_it_and_the_other_joins(self, cfn: CloudFormation, stack: str, on_existing: OnExisting) -> None:
-        """One attaches it, the other one joins; the last to go detaches it."""
+        """The last to go detaches it."""
         cfn.at(CREATE, preceded_by(lambda: cfn.create("B", FREE, on_existing, stack=stack)))
         assert outcome(cfn.create("A", FREE)) == "JOINED"
         cfn.delete("A", FREE)
@@ -218,7 +215,7 @@ class TestAtTheSameTime:
     def test_both_deliveries_of_a_request_give_the_answer_of_the_first(
         self, cfn: CloudFormation, on_existing: OnExisting
     ) -> None:
-        """Both deliveries give the answer of the first, and what that attached is held and ours."""
+        """What that attached is held and ours."""
         request = cfn.a_create("A", FREE, on_existing)
         first: list[Response] = []
         cfn.at(CREATE, preceded_by(lambda: first.append(cfn.send(request))))
@@ -249,7 +246,6 @@ class TestAtTheSameTime:
         assert cfn.holders(FREE) == {holder("A")}
 
     def test_who_joins_during_a_repair_does_not_put_back_the_mark_that_it_has_cleared(self, cfn: CloudFormation) -> None:
-        """Whoever joins meanwhile does not put back the mark `before`, which the repair has cleared."""
         cfn.by_hand(FREE)
         cfn.create("A", FREE, ADOPT)
         cfn.by_hand(FREE, attached=False)
@@ -260,7 +256,7 @@ class TestAtTheSameTime:
         assert not cfn.attached
 
     def test_what_was_there_before_two_that_want_it_is_neithers(self, cfn: CloudFormation) -> None:
-        """What was there before both is not ours, though the other held it too when the refusal came."""
+        """Though the other held it too when the refusal came."""
         cfn.by_hand(FREE)
         cfn.at(CREATE, preceded_by(lambda: cfn.create("B", FREE)))
         cfn.create("A", FREE)
@@ -280,14 +276,13 @@ class TestRetained:
         assert cfn.attached == {FREE, GOLD}
 
     def test_what_a_resource_of_the_same_name_left_outlives_a_cancelled_create(self, cfn: CloudFormation) -> None:
-        """What a resource of the same name left with DeletionPolicy: Retain outlives a cancelled Create."""
+        """It was left with DeletionPolicy: Retain."""
         cfn.create("A", GOLD)
         cfn.create("A", FREE)
         cfn.delete("A", "invented")
         assert cfn.attached == {GOLD}
 
     def test_the_delete_of_a_failed_create_does_not_undo_what_was_retained(self, cfn: CloudFormation) -> None:
-        """That Delete does not undo what an earlier life of the resource retained."""
         cfn.create("A", FREE)
         cfn.at(GET, fails(DENIED))
         answer = cfn.create("A", FREE)
@@ -350,7 +345,6 @@ class TestFailedBefore:
         assert not cfn.entries
 
     def test_a_rollback_releases_what_the_update_that_nobody_waited_for_had_attached(self, cfn: CloudFormation) -> None:
-        """The rollback of an Update that nobody waited for releases what it had attached."""
         cfn.create("A", FREE)
         cfn.update("A", FREE, GOLD)  # CloudFormation cancelled it, and does not know its id.
         assert outcome(cfn.update("A", FREE, FREE)) == "VERIFIED"

@@ -89,7 +89,7 @@ class TestLost:
         self.gone(cfn)
         assert failed(cfn.update("A", FREE, FREE, digest="P3"), "there is no")
 
-    def test_a_create_fails(self, cfn: CloudFormation) -> None:
+    def test_a_create_fails_where_its_key_is_gone(self, cfn: CloudFormation) -> None:
         cfn.create("A", FREE, digest="P1")
         self.gone(cfn)
         assert failed(cfn.create("A", FREE, digest="P1"), "there is no")
@@ -122,7 +122,7 @@ class TestLost:
         cfn.clock.now += 30 * REMEMBERED
         assert failed(cfn.update("A", GOLD, FREE, digest="P3"), "there is no usage plan free")
 
-    def test_given_again_it_has_the_same_value(self, cfn: CloudFormation) -> None:
+    def test_given_again_the_answer_has_the_same_value(self, cfn: CloudFormation) -> None:
         cfn.create("A", FREE, digest="P1")
         del cfn.api.plans["free"]
         request = cfn.an_update("A", FREE, FREE, digest="P1", include_value=True)

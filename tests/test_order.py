@@ -42,7 +42,6 @@ class TestSuperseded:
 
     @pytest.mark.parametrize("kind", [Create, Update])
     def test_a_create_or_an_update_fails_and_touches_nothing(self, cfn: CloudFormation, kind: type[Request]) -> None:
-        """A Create or an Update is FAILED when a newer request has arrived, and touches nothing."""
         late = cfn.a_create("A", FREE) if kind is Create else cfn.an_update("A", GOLD, FREE)
         cfn.arrives(cfn.a_delete("A", "invented"))
         answer = cfn.send(late)
@@ -52,7 +51,6 @@ class TestSuperseded:
         assert not cfn.entries
 
     def test_between_two_attempts_it_stops_and_takes_back_its_hold(self, cfn: CloudFormation) -> None:
-        """It stops at the next pause and takes back its hold."""
         cfn.at(CREATE, *[fails(BUSY)] * 9)
         cfn.clock.meanwhile = [lambda: None, lambda: cfn.arrives(cfn.a_delete("A", "invented"))]
         assert failed(cfn.create("A", FREE), "Superseded")
@@ -135,7 +133,7 @@ class TestSameAnswer:
     """What was answered stands."""
 
     def test_a_request_that_comes_again_is_given_its_answer_again_and_nothing_is_touched(self, cfn: CloudFormation) -> None:
-        """A request that comes again is given its answer again, whatever has come since, and nothing is touched."""
+        """Whatever has come since."""
         request = cfn.a_create("A", FREE)
         answer = cfn.send(request)
         cfn.delete("A", FREE)
