@@ -1,0 +1,92 @@
+"""What the tests of answers share: events, a listener on the log, and CloudFormation's end of the line."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from usage_plan_key.model import Response
+
+from .sink import SIGNATURE, Sink
+
+EVENTS = {path.stem: json.loads(path.read_text()) for path in sorted(Path("events").glob("*.json"))}
+
+
+ID = "a1b2c3d4e5:f7r3e3"
+
+
+VALUE = "s3cr3t-s3cr3t-s3cr3t-s3cr3t"
+
+
+WHERE = "function usage-plan-key, log group /aws/lambda/usage-plan-key, log stream 2026/03/02/[$LATEST]5f3c"
+
+
+ATTACHED = Response(success=True, id=ID, outcome="ATTACHED", key_name="alice")
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    for name in ("https_proxy", "http_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def sink(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sink]:
+    with Sink() as sink:
+        monkeypatch.setenv("SSL_CERT_FILE", str(sink.certificate))
+        yield sink
+
+
+def event(sink: Sink, name: str = "create", **changes: Any) -> dict[str, Any]:
+    return {**EVENTS[name], "ResponseURL": sink.url, **changes}
+
+
+def failed(reason: str = "The plan is full") -> Response:
+    return Response(success=False, id=ID, reason=reason)
+
+
+class Lines(logging.Handler):
+    """Every record, of every logger that lets it through."""
+
+    def __init__(self) -> None:
+        super().__init__(level=1)
+        self.records: list[logging.LogRecord] = []
+        self.setFormatter(logging.Formatter())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        record.text = self.format(record)
+        self.records.append(record)
+
+    @property
+    def errors(self) -> list[str]:
+        return [record.getMessage() for record in self.records if record.levelno == logging.ERROR]
+
+    def secrets(self, url: str) -> list[str]:
+        """Each record that shows a secret in its text, its traceback or its attributes."""
+        shown = [f"{record.name}: {record.__dict__}" for record in self.records]
+        return [line for line in shown if VALUE in line or SIGNATURE in line or url in line]
+
+
+@pytest.fixture
+def everything() -> Iterator[Lines]:
+    """The root logger at DEBUG, as Lambda's ApplicationLogLevel can have it."""
+    lines, root, package = Lines(), logging.getLogger(), logging.getLogger("usage_plan_key")
+    level, package_level = root.level, package.level
+    root.addHandler(lines)
+    root.setLevel(logging.DEBUG)
+    package.setLevel(logging.DEBUG)
+    yield lines
+    root.removeHandler(lines)
+    root.setLevel(level)
+    package.setLevel(package_level)
