@@ -54,7 +54,9 @@ VERBS: Final = {"Create": "create", "Delete": "delete", "Update": "move"}
 
 def queued(kind: str, keys: int, stacks: int, worst: bool, seed: int) -> Result:
     """A wave through the queue."""
-    title = f"{VERBS[kind]} {keys}" + (f" in {stacks} stacks, {'worst' if worst else 'kind'}" if stacks > 1 else "")
+    title = f"{VERBS[kind]} {keys}" + (
+        f" in {stacks} stacks, {'worst' if worst else 'kind'}" if stacks > 1 else ""
+    )
     return wave(kind, keys, stacks, Account(seed, worst=worst), title)
 
 
@@ -109,16 +111,16 @@ def row(result: Result) -> str:
     )
 
 
-HEAD: Final = (
-    f"{'':33} {'succeeded':>13} {'time':>6} {'calls':>7} {'429s':>7} {'409s':>6} {'others':>9} {'receives':>8} {'rounds':>6}"
-)
+HEAD: Final = f"{'':33} {'succeeded':>13} {'time':>6} {'calls':>7} {'429s':>7} {'409s':>6} {'others':>9} {'receives':>8} {'rounds':>6}"
 
 
 def main() -> int:
     """Run, print, draw; 0 when the goals are reached."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--quick", action="store_true", help="leave out what takes longest: 10,000 keys, and most storms")
+    parser.add_argument(
+        "--quick", action="store_true", help="leave out what takes longest: 10,000 keys, and most storms"
+    )
     options = parser.parse_args()
     os.environ["POWERTOOLS_METRICS_DISABLED"] = "true"  # they would be among the table's rows
     seed, quick = options.seed, options.quick
@@ -129,25 +131,44 @@ def main() -> int:
         def ask(call: Callable[..., Result], *arguments: object) -> Future[Result]:
             return pool.submit(call, *arguments)
 
-        shapes = [(*shape, worst) for shape in WAVES for worst in ([False, True] if shape[2] > 1 else [False])]
-        waves = [ask(queued, *shape, seed) for shape in reversed(shapes) if not (quick and shape[1] > 500)][::-1]
+        shapes = [
+            (*shape, worst) for shape in WAVES for worst in ([False, True] if shape[2] > 1 else [False])
+        ]
+        waves = [ask(queued, *shape, seed) for shape in reversed(shapes) if not (quick and shape[1] > 500)][
+            ::-1
+        ]
         closed = [ask(throttled, stacks, seconds, seed) for stacks in (1, 20) for seconds in (None, 100)]
-        others = [(keys, [ask(policies.wave, policy, keys, seed) for policy in policies.POLICIES]) for keys in (18, 100, 500)]
+        others = [
+            (keys, [ask(policies.wave, policy, keys, seed) for policy in policies.POLICIES])
+            for keys in (18, 100, 500)
+        ]
         small = [pool.submit(rollbacks, range(first, first + 50)) for first in every]
-        moving = [pool.submit(update_rollbacks, range(first, first + 50)) for first in every[: len(every) // 2]]
+        moving = [
+            pool.submit(update_rollbacks, range(first, first + 50)) for first in every[: len(every) // 2]
+        ]
         large = {wrong: pool.submit(rollback_of_500, wrong, seed) for wrong in (0, 20, 250)}
-        dying = [pool.submit(deaths, range(first, first + 10)) for first in range(0, 10 if quick else DEATHS, 10)]
+        dying = [
+            pool.submit(deaths, range(first, first + 10)) for first in range(0, 10 if quick else DEATHS, 10)
+        ]
         alone = pool.submit(crashing, 0, seed)
         killers = {
             "crash the function, in a stack of their own": pool.submit(crashing, 20, seed),
-            "crash the function, each in a stack of its own": pool.submit(partial(crashing, apart=True), 20, seed),
-            "hang until Lambda ends the function, in a stack of their own": pool.submit(partial(crashing, hang=True), 20, seed),
+            "crash the function, each in a stack of its own": pool.submit(
+                partial(crashing, apart=True), 20, seed
+            ),
+            "hang until Lambda ends the function, in a stack of their own": pool.submit(
+                partial(crashing, hang=True), 20, seed
+            ),
         }
 
-        print(f"time: against the serial limit, calls * {SERIAL_CALL} s. calls: to API Gateway, for each key.")
+        print(
+            f"time: against the serial limit, calls * {SERIAL_CALL} s. calls: to API Gateway, for each key."
+        )
         print("others: how many calls of another caller in the account were served.")
         print("kind: a batch takes what it can of one stack; worst: one of each in turn.")
-        print("receives: the most of a message; rounds: the most invocations in a chain of messages (Lambda ends it at 16).")
+        print(
+            "receives: the most of a message; rounds: the most invocations in a chain of messages (Lambda ends it at 16)."
+        )
         print(f"\nThrough the queue\n{HEAD}")
         for future in waves:
             print(row(future.result()), flush=True)
@@ -164,11 +185,17 @@ def main() -> int:
         print(f"An update that moves keys and is taken back, in {len(told)} orders\n{_told(told)}")
         for wrong, one in large.items():
             storm = one.result()
-            print(f"500 keys, wrong is number {wrong + 1}: {_told([storm])}, over in {storm.seconds:.0f} s, {storm.calls} calls")
+            print(
+                f"500 keys, wrong is number {wrong + 1}: {_told([storm])}, over in {storm.seconds:.0f} s, {storm.calls} calls"
+            )
         told = [storm for future in dying for storm in future.result()]
-        print(f"\nFunctions that die: {len(told)} stacks of 60 keys, {sum(storm.deaths for storm in told)} deaths\n{_told(told)}")
+        print(
+            f"\nFunctions that die: {len(told)} stacks of 60 keys, {sum(storm.deaths for storm in told)} deaths\n{_told(told)}"
+        )
         base = alone.result()
-        print(f"\n200 keys in 20 stacks, worst, alone: {base.good} attached, in {base.seconds:.0f} s; beside 20 requests that …")
+        print(
+            f"\n200 keys in 20 stacks, worst, alone: {base.good} attached, in {base.seconds:.0f} s; beside 20 requests that …"
+        )
         for name, killer in killers.items():
             print(_crashing_row(name, killer.result(), base.seconds))
         lines = {"through the queue": queued_500(waves).history}
@@ -182,7 +209,9 @@ def main() -> int:
 
 def _reached(result: Result) -> bool:
     most = GOALS.get(result.name)
-    return result.succeeded == result.keys and (most is None or (result.ratio <= most and result.calls_per_key <= MOST_CALLS))
+    return result.succeeded == result.keys and (
+        most is None or (result.ratio <= most and result.calls_per_key <= MOST_CALLS)
+    )
 
 
 def _throttled_row(result: Result) -> str:
@@ -206,7 +235,10 @@ def queued_500(waves: list[Future[Result]]) -> Result:
 
 
 def _told(storm: list[Storm]) -> str:
-    left, gone, held = (sum(len(one) for one in which) for which in zip(*((s.left, s.gone, s.held) for s in storm), strict=True))
+    left, gone, held = (
+        sum(len(one) for one in which)
+        for which in zip(*((s.left, s.gone, s.held) for s in storm), strict=True)
+    )
     return f"left behind: {left}, gone: {gone}, still in the ledger: {held}, two answers: {sum(s.contradicted for s in storm)}"
 
 

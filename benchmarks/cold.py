@@ -1,9 +1,9 @@
 """What a cold start and a warm request cost under Lambda's own runtime, next to a bare function's: `make cold`.
 
-Every figure is the median of fresh processes (RIE and awslambdaric: tests/runtime.py), the functions in turn; ratios are taken
-round by round. The others have boto3 and crhelper as pip installs them, with byte code. A function has one processor, which the
-servers that it talks to do not use. These are local, answer at once, and over TLS with as many authorities to load as AWS's: it
-is the function's own time that is measured.
+Every figure is the median of fresh processes (RIE and awslambdaric: tests/runtime.py), the functions in turn;
+ratios are taken round by round. The others have boto3 and crhelper as pip installs them, with byte code. A
+function has one processor, which the servers that it talks to do not use. These are local, answer at once,
+and over TLS with as many authorities to load as AWS's: it is the function's own time that is measured.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from tests.sink import Sink
 
 HANDLERS: Final = Path(__file__).with_name("handlers")
 WHEELS: Final = ROOT / ".venv" / "wheels"
-#: Sizes in MB, and the one that buys a whole processor. https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html
+#: Sizes in MB, and the one that buys a whole processor.
+#: https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html
 SIZES: Final = (128, 256, 512, 1024)
 WHOLE: Final = 1769
 #: Seconds that API Gateway takes for a call where sizes are compared: a small function waits for it too.
@@ -74,13 +75,20 @@ class World:
     def __init__(self, stack: ExitStack, authorities: Path) -> None:
         """Start it all; `authorities` is what AWS's clients trust."""
         self.gateway = ApiGateway()
-        self.gateway.plans, self.gateway.keys = {PLAN: Plan("Free", (("api", "prod"),))}, {KEY: Key("alice", "s3cr3t" * 4)}
+        self.gateway.plans, self.gateway.keys = (
+            {PLAN: Plan("Free", (("api", "prod"),))},
+            {KEY: Key("alice", "s3cr3t" * 4)},
+        )
         self.sink = stack.enter_context(Sink())
         self.api = stack.enter_context(Api(self.gateway, certificate=self.sink.certificate))
         certificate = self.sink.certificate.read_text()
         bundle = Path(stack.enter_context(tempfile.TemporaryDirectory()), "bundle.pem")
-        bundle.write_text(authorities.read_text() + certificate[certificate.index("-----BEGIN CERTIFICATE") :])
-        endpoints = {f"AWS_ENDPOINT_URL_{service}": self.api.url for service in ("API_GATEWAY", "DYNAMODB", "SQS")}
+        bundle.write_text(
+            authorities.read_text() + certificate[certificate.index("-----BEGIN CERTIFICATE") :]
+        )
+        endpoints = {
+            f"AWS_ENDPOINT_URL_{service}": self.api.url for service in ("API_GATEWAY", "DYNAMODB", "SQS")
+        }
         self.environment = {"AWS_CA_BUNDLE": str(bundle), "SSL_CERT_FILE": str(bundle), **endpoints}
         self._requests = self._resources = 0
 
@@ -136,7 +144,10 @@ class Bench:
             running.invoke({})  # An error, but from now on it is started. Init has a whole processor.
             with _share(running.pid, size / WHOLE):
                 first = self._ask(running, contestant, "Create")
-                later = [self._ask(running, contestant, CYCLE[number % len(CYCLE)]) for number in range(warm * len(CYCLE))]
+                later = [
+                    self._ask(running, contestant, CYCLE[number % len(CYCLE)])
+                    for number in range(warm * len(CYCLE))
+                ]
                 return first, median(later)
 
     @contextmanager
@@ -159,7 +170,9 @@ class Bench:
         if contestant.queued:
             body = json.dumps({"event": event, "arrived": time.time()})
             attributes = {"MessageGroupId": "1", "ApproximateReceiveCount": "1"}
-            event = {"Records": [{"messageId": "1", "receiptHandle": "1", "body": body, "attributes": attributes}]}
+            event = {
+                "Records": [{"messageId": "1", "receiptHandle": "1", "body": body, "attributes": attributes}]
+            }
         began = time.perf_counter()
         answered = running.invoke(event)
         took = (time.perf_counter() - began) * 1000
@@ -180,7 +193,8 @@ def _share(pid: int, share: float) -> Iterator[None]:
     """Limit a process to a share of a processor, in periods of 20 ms.
 
     Raises:
-        PermissionError: No control group can be made: that takes root, and a cgroup file system that may be written to.
+        PermissionError: No control group can be made: that takes root, and a cgroup file system that may be
+            written to.
     """
     period = 20_000
     quota = int(period * share)
@@ -197,7 +211,9 @@ def _share(pid: int, share: float) -> Iterator[None]:
                 (group / "cpu.max").write_text(f"{quota} {period}")
             (group / "cgroup.procs").write_text(str(pid))
         except OSError as error:
-            raise PermissionError("Sizes are compared by control groups, and none can be made here: it takes root") from error
+            raise PermissionError(
+                "Sizes are compared by control groups, and none can be made here: it takes root"
+            ) from error
         yield
     finally:
         with suppress(OSError):  # It has ended, or there never was a group.
@@ -209,18 +225,51 @@ def _share(pid: int, share: float) -> Iterator[None]:
 def _build(folder: Path, python: Path) -> tuple[Path, Path]:
     """Make the artifact, and what the others share: boto3 and crhelper whole. Both have byte code for this Python."""
     ours, others = folder / "ours", folder / "others"
-    environment = {**os.environ, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": WHEELS.as_uri(), "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    make = ["make", "-C", str(ROOT / "handler"), "build-UsagePlanKeyFunction", f"ARTIFACTS_DIR={ours}", f"PYTHON={python}"]
+    environment = {
+        **os.environ,
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": WHEELS.as_uri(),
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+    }
+    make = [
+        "make",
+        "-C",
+        str(ROOT / "handler"),
+        "build-UsagePlanKeyFunction",
+        f"ARTIFACTS_DIR={ours}",
+        f"PYTHON={python}",
+    ]
     subprocess.run(make, env=environment, check=True, capture_output=True)
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", str(others)]
+    pip = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-compile",
+        "--target",
+        str(others),
+    ]
     subprocess.run(
-        [*pip, "--requirement", str(ROOT / "handler" / "requirements.txt")], env=environment, check=True, capture_output=True
+        [*pip, "--requirement", str(ROOT / "handler" / "requirements.txt")],
+        env=environment,
+        check=True,
+        capture_output=True,
     )
     for handler in HANDLERS.glob("[!_]*.py"):
         copy(handler, others)
     for artifact in (ours, others):
         if not list(artifact.rglob("*.pyc")):
-            compiling = [str(python), "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", str(artifact)]
+            compiling = [
+                str(python),
+                "-m",
+                "compileall",
+                "-q",
+                "--invalidation-mode",
+                "unchecked-hash",
+                str(artifact),
+            ]
             subprocess.run(compiling, check=True)
     return ours, others
 
@@ -309,13 +358,24 @@ def main() -> None:
     """Measure, and print a table."""
     # Ended from outside, it ends what it has started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, help="fresh processes of each function: 15, and 5 with --sizes")
-    parser.add_argument("--warm", type=int, help="warm requests of each type in each process: 10, and 2 with --sizes")
-    parser.add_argument("--sizes", action="store_true", help="compare memory sizes instead: eight minutes, and it takes root")
-    parser.add_argument("--python", type=Path, default=_lambdas_python(), help="Lambda's, if it is here; else this one")
+    parser.add_argument(
+        "--warm", type=int, help="warm requests of each type in each process: 10, and 2 with --sizes"
+    )
+    parser.add_argument(
+        "--sizes", action="store_true", help="compare memory sizes instead: eight minutes, and it takes root"
+    )
+    parser.add_argument(
+        "--python", type=Path, default=_lambdas_python(), help="Lambda's, if it is here; else this one"
+    )
     options = parser.parse_args()
-    rounds, warm = options.rounds or (5 if options.sizes else 15), options.warm or (2 if options.sizes else 10)
+    rounds, warm = (
+        options.rounds or (5 if options.sizes else 15),
+        options.warm or (2 if options.sizes else 10),
+    )
     # Affinity is a thread's, and is inherited: so this comes before the servers' threads.
     processor, *others_have = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, others_have or [processor])
@@ -329,7 +389,9 @@ def main() -> None:
             print("\n".join(_figures(contestants, list(zip(*runs, strict=True)))))
             return
         world.api.takes = CALL
-        print(f"| first Create after init, then a warm request, in ms | {' | '.join(f'{size} MB' for size in SIZES)} |")
+        print(
+            f"| first Create after init, then a warm request, in ms | {' | '.join(f'{size} MB' for size in SIZES)} |"
+        )
         print("|---" * (1 + len(SIZES)) + "|")
         for contestant in contestants:
             if contestant.handler == "readme.handler":

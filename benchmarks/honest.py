@@ -1,6 +1,7 @@
 """Whether virtual time tells the truth: the real handler in processes of its own, in real time, against the same rules.
 
-Each process is a function that CloudFormation has invoked, without queue and table, as under a wave that is served where it
+Each process is a function that CloudFormation has invoked, without queue and table, as under a wave that is
+served where it
 arrives: `app.handler`, boto3 and HTTP, urllib3 and TLS. All that differs from virtual time is the machine.
 """
 
@@ -61,7 +62,9 @@ class _Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         plan = self.path.split("/")[2]
         try:
-            reply = self.server.api.create_usage_plan_key(usagePlanId=plan, keyId=asked["keyId"], keyType=asked["keyType"])
+            reply = self.server.api.create_usage_plan_key(
+                usagePlanId=plan, keyId=asked["keyId"], keyType=asked["keyType"]
+            )
         except ClientError as error:
             self._reply(dict(error.response), code=error.response["Error"]["Code"])
         else:
@@ -154,7 +157,9 @@ def real(keys: int, seed: int) -> tuple[int, float, float, float]:
         }
         command = [sys.executable, "-m", "benchmarks.honest", "--worker"]
         workers = [
-            subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            subprocess.Popen(
+                command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
             for _ in range(keys)
         ]
         for process in workers:
@@ -197,7 +202,9 @@ def main() -> int:
     runs = [wave("Create", keys, 1, Account(seed + run, queue=False, ledger=False)) for run in range(RUNS)]
     predicted = {
         "calls for each key": mean(run.calls_per_key for run in runs),
-        "nine of ten attached, in times the serial limit": mean(run.history[most(keys)][0] / run.limit for run in runs),
+        "nine of ten attached, in times the serial limit": mean(
+            run.history[most(keys)][0] / run.limit for run in runs
+        ),
         "all attached, in times the serial limit (luck)": mean(run.ratio for run in runs),
     }
     succeeded, calls, nine, ten = real(keys, seed)

@@ -50,12 +50,13 @@ TIMEOUT: Final = 90.0
 MOST_RECEIVES: Final = 1000
 BATCH: Final = 10
 WORKERS: Final = 2
-#: Lambda tries an asynchronous invocation again so many seconds after an error; and after those, doubled from the first to the
-#: second, where the account has no concurrency left for it.
+#: Lambda tries an asynchronous invocation again so many seconds after an error; and after those, doubled from
+#: the first to the second, where the account has no concurrency left for it.
 #: https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html
 AGAIN: Final = (60.0, 120.0)
 NO_ROOM: Final = (1.0, 300.0)
-#: Lambda invokes a function so often in one chain of messages that it sends to the queue that invokes it, and then no more.
+#: Lambda invokes a function so often in one chain of messages that it sends to the queue that invokes it, and
+#: then no more.
 #: https://docs.aws.amazon.com/lambda/latest/dg/invocation-recursion.html
 MOST_ROUNDS: Final = 16
 
@@ -93,7 +94,8 @@ class Gateway(fake.ApiGateway):
             super()._call(operation)
             until, retry_after = self.shut
             if self._world.now < until:
-                fake._raise(Refusal(429, "TooManyRequestsException", "Too Many Requests", retry_after), operation)  # noqa: SLF001  # a part of it
+                refusal = Refusal(429, "TooManyRequestsException", "Too Many Requests", retry_after)
+                fake._raise(refusal, operation)  # noqa: SLF001  # a part of it
         if operation.startswith("Get"):
             self._world.sleep(READ)
         return operation
@@ -192,8 +194,9 @@ class Fifo:
 
         Args:
             world: The time.
-            worst: A batch takes one message of each group in turn, the worst for other stacks; else as many as it can of one,
-                then of the next, as SQS says. How Lambda's poller does it is not documented.
+            worst: A batch takes one message of each group in turn, the worst for other stacks; else as many
+                as it can of one, then of the next, as SQS says. How Lambda's poller does it is not
+                documented.
         """
         self._world = world
         self._worst = worst
@@ -234,7 +237,9 @@ class Fifo:
         self._world.sleep(CALL / 2)
         message = self._flying.get(ReceiptHandle)
         if message is None:
-            error: Any = {"Error": {"Code": "InvalidParameterValue", "Message": "The receipt handle has expired"}}
+            error: Any = {
+                "Error": {"Code": "InvalidParameterValue", "Message": "The receipt handle has expired"}
+            }
             raise ClientError(error, "ChangeMessageVisibility")
         self._hide(message, VisibilityTimeout)
         self._world.sleep(CALL / 2)
@@ -247,10 +252,17 @@ class Fifo:
 
     def receive(self, most: int) -> list[_Message]:
         """Receive as Lambda does: a batch that may mix groups."""
-        free = [group for group in self._groups.values() if not any(message.receipt for message in group[:most])]
+        free = [
+            group for group in self._groups.values() if not any(message.receipt for message in group[:most])
+        ]
         free.sort(key=lambda group: group[0].number)
         if self._worst:
-            found = [message for turn in itertools.zip_longest(*(group[:most] for group in free)) for message in turn if message]
+            found = [
+                message
+                for turn in itertools.zip_longest(*(group[:most] for group in free))
+                for message in turn
+                if message
+            ]
         else:
             found = [message for group in free for message in group[:most]]
         return [message for message in found[:most] if self._take(message)]
@@ -279,7 +291,9 @@ class Fifo:
         self._world.at(seconds, partial(self._appear, message, message.hidden))
 
     def _appear(self, message: _Message, hidden: float) -> None:
-        if message.receipt and message.hidden == hidden:  # Else its time-out has been changed, or it was received again.
+        if (
+            message.receipt and message.hidden == hidden
+        ):  # Else its time-out has been changed, or it was received again.
             self._flying.pop(message.receipt, None)
             message.receipt = ""
             self.filled.set()
@@ -293,7 +307,12 @@ def _record(message: _Message) -> dict[str, Any]:
         "SentTimestamp": str(int(message.sent * 1000)),
         "MessageGroupId": message.group,
     }
-    return {"messageId": str(message.number), "receiptHandle": message.receipt, "body": message.body, "attributes": attributes}
+    return {
+        "messageId": str(message.number),
+        "receiptHandle": message.receipt,
+        "body": message.body,
+        "attributes": attributes,
+    }
 
 
 @dataclass
@@ -359,7 +378,8 @@ class Account:
             batch: The event source's BatchSize.
             workers: Its MaximumConcurrency.
             worst: See `Fifo`.
-            without_room: The share of invocations for which the account has no concurrency left: others use it.
+            without_room: The share of invocations for which the account has no concurrency left: others use
+                it.
             threads: Of the background that delivers answers.
         """
         self.world = World(seed)
@@ -374,7 +394,13 @@ class Account:
         """After how many steps a function dies that serves these; None for never."""
         self.deaths = self.invocations = 0
         """How often the function died, and how often the queue invoked it."""
-        self._timeout, self._batch, self._queue, self._ledger, self._threads = timeout, batch, queue, ledger, threads
+        self._timeout, self._batch, self._queue, self._ledger, self._threads = (
+            timeout,
+            batch,
+            queue,
+            ledger,
+            threads,
+        )
         self._ids = itertools.count(1)
         for _ in range(workers if queue else 0):
             self.world.spawn(self._worker)
@@ -384,7 +410,9 @@ class Account:
         return Provider(
             api=ApiGateway(cast("Any", self.gateway)),
             table=Table(cast("Any", self.table), "ledger") if self._ledger else None,
-            queue=Queue(cast("Any", self.fifo), Fifo.URL, "undelivered") if self._queue and not self.world.frozen else None,
+            queue=Queue(cast("Any", self.fifo), Fifo.URL, "undelivered")
+            if self._queue and not self.world.frozen
+            else None,
             sender=cast("Sender", _Put(self)),
             clock=self.world,
             background=lambda: Background(self.world, self._threads),
@@ -440,7 +468,9 @@ class Account:
         for pause in (*AGAIN, None):
             self._wait_for_room()
             time = self._timeout if self._queue else 900.0
-            process = Process(self.world.time() + time, self.fate([]) if self._queue else self.fate([sent.event]))
+            process = Process(
+                self.world.time() + time, self.fate([]) if self._queue else self.fate([sent.event])
+            )
             call = partial(self.invocation().on_event, sent.event, Context(self.world, process.ends))
             try:
                 self.world.within(process, call)
@@ -516,7 +546,10 @@ def _simulated(world: World) -> Iterator[None]:
     """What is not handed in to the function's code: its dice, and crhelper's guard, a timer in real time."""
     logging.disable(logging.CRITICAL)
     try:
-        with mock.patch.object(retry, "random", world.dice), mock.patch.object(custom_resource.CustomResource, "_set_timeout"):
+        with (
+            mock.patch.object(retry, "random", world.dice),
+            mock.patch.object(custom_resource.CustomResource, "_set_timeout"),
+        ):
             yield
     finally:
         logging.disable(logging.NOTSET)

@@ -31,8 +31,9 @@ def crhelper(status: int, attempt: int, dice: Random) -> float | None:
 def terraform(status: int, attempt: int, dice: Random) -> float | None:
     """Terraform's provider: 25 attempts, at "try again later" too (internal/service/apigateway/service_package.go).
 
-    Its back-off is the old SDK's: 30 ms, after a 429 500 ms, doubled each time up to 300 s (internal/conns, v1CompatibleBackoff).
-    All at once, as CloudFormation starts them; Terraform itself would start ten at a time.
+    Its back-off is the old SDK's: 30 ms, after a 429 500 ms, doubled each time up to 300 s (internal/conns,
+    v1CompatibleBackoff). All at once, as CloudFormation starts them; Terraform itself would start ten at a
+    time.
     """
     seconds = (0.5 if status == 429 else 0.03) * dice.uniform(1, 2) * 2**attempt
     if attempt >= 25:
@@ -68,7 +69,9 @@ def wave(policy: str, keys: int, seed: int) -> Result:
             try:
                 gateway.create_usage_plan_key(usagePlanId="free", keyId=key, keyType="API_KEY")
             except ClientError as error:
-                pause = POLICIES[policy](error.response["ResponseMetadata"]["HTTPStatusCode"], attempt, world.dice)
+                pause = POLICIES[policy](
+                    error.response["ResponseMetadata"]["HTTPStatusCode"], attempt, world.dice
+                )
             else:
                 break
         last = max(last, world.now)

@@ -53,7 +53,8 @@ class Stack:
         Args:
             account: Where.
             name: The stack's.
-            late: The share of requests that Lambda hands in seconds late, perhaps after those that were sent later.
+            late: The share of requests that Lambda hands in seconds late, perhaps after those that were sent
+                later.
             twice: The share that it hands in twice.
         """
         self.account = account
@@ -69,7 +70,14 @@ class Stack:
         if self.failed_at is None:
             delays = self._delays()
             sent = self.account.send(
-                "Create", self.name, logical, key, plan, delays=delays, on_existing=on_existing, heard=self._created
+                "Create",
+                self.name,
+                logical,
+                key,
+                plan,
+                delays=delays,
+                on_existing=on_existing,
+                heard=self._created,
             )
             self._creates[logical] = sent, key, plan
 
@@ -93,7 +101,9 @@ class Stack:
         sent, key, plan = self._creates[logical]
         heard = [answer for at, answer in sent.answers if self.failed_at is not None and at <= self.failed_at]
         id_ = heard[0]["PhysicalResourceId"] if heard else INVENTED
-        self.account.send("Delete", self.name, logical, key, plan, id_, delays=self._delays(), heard=self._deleted)
+        self.account.send(
+            "Delete", self.name, logical, key, plan, id_, delays=self._delays(), heard=self._deleted
+        )
 
     def _deleted(self, sent: Sent) -> None:
         self.over_at = self.account.world.now
@@ -105,7 +115,13 @@ class Stack:
 
 
 def rollback(
-    keys: int, account: Account, *, before: float = 0.3, late: float = 0.1, twice: float = 0.1, wrong: int | None = None
+    keys: int,
+    account: Account,
+    *,
+    before: float = 0.3,
+    late: float = 0.1,
+    twice: float = 0.1,
+    wrong: int | None = None,
 ) -> Storm:
     """Create a stack in which one key id is wrong.
 
@@ -115,7 +131,8 @@ def rollback(
         before: The share of keys that are in the plan already: through another stack, or through none.
         late: See `Stack`.
         twice: See `Stack`.
-        wrong: Which key, of those that are sent one after the other; else any, and they are sent in any order.
+        wrong: Which key, of those that are sent one after the other; else any, and they are sent in any
+            order.
     """
     world, gateway, dice = account.world, account.gateway, account.world.dice
     furnish(gateway, keys)
@@ -182,7 +199,10 @@ class Moving:
         for key in self._updates:
             # Whether it carries the new id or the old one nobody has verified.
             id_ = world.dice.choice([self._new(key) or f"{key}:free", f"{key}:free"])
-            world.at(world.dice.uniform(0, SPREAD), partial(self._send, "Update", key, "free", id_, self._moved_back))
+            world.at(
+                world.dice.uniform(0, SPREAD),
+                partial(self._send, "Update", key, "free", id_, self._moved_back),
+            )
 
     def _moved_back(self, sent: Sent) -> None:
         self.over_at = self._account.world.now
@@ -285,7 +305,9 @@ class Crashing:
     deaths: int
 
 
-def crashing(good: int, stacks: int, bad: int, account: Account, *, hang: bool = False, apart: bool = False) -> Crashing:
+def crashing(
+    good: int, stacks: int, bad: int, account: Account, *, hang: bool = False, apart: bool = False
+) -> Crashing:
     """Create stacks, and beside them requests each of which kills the function.
 
     Args:
@@ -310,7 +332,9 @@ def crashing(good: int, stacks: int, bad: int, account: Account, *, hang: bool =
     killers = [Stack(account, f"bad{number}") for number in range(bad if apart else 1)]
     for number in range(bad):
         key = f"crasher{number}"
-        world.at(world.dice.uniform(0, SPREAD), partial(killers[number % len(killers)].create, key, key, "free"))
+        world.at(
+            world.dice.uniform(0, SPREAD), partial(killers[number % len(killers)].create, key, key, "free")
+        )
     account.run()
     return Crashing(
         good=sum(request.success for request in sent),

@@ -116,21 +116,28 @@ def wave(kind: str, keys: int, stacks: int, account: Account, title: str = "") -
     def start(number: int) -> None:
         plan = "pro" if kind == "Update" else "free"
         id_ = None if kind == "Create" else f"{name(number)}:free"
-        request = account.send(kind, f"stack{number % stacks}", name(number), name(number), plan, id_, heard=over)
+        request = account.send(
+            kind, f"stack{number % stacks}", name(number), name(number), plan, id_, heard=over
+        )
         sent.append(request)
 
     def over(request: Sent) -> None:
         open_.discard(request.event["LogicalResourceId"])
         if kind == "Update" and not open_:
             for key in gateway.keys:  # CloudFormation cleans up; what was moved has gone already.
-                account.send("Delete", f"stack{int(key.removeprefix('key')) % stacks}", key, key, "free", f"{key}:free")
+                account.send(
+                    "Delete", f"stack{int(key.removeprefix('key')) % stacks}", key, key, "free", f"{key}:free"
+                )
 
     for number in range(keys):
         open_.add(name(number))
         world.at(world.dice.uniform(0, SPREAD), lambda number=number: start(number))  # type: ignore[misc]
     other_caller = OtherCaller(world, gateway, lambda: bool(open_))
     account.run()
-    wanted = {"Create": {(name(n), "free") for n in range(keys)}, "Update": {(name(n), "pro") for n in range(keys)}}
+    wanted = {
+        "Create": {(name(n), "free") for n in range(keys)},
+        "Update": {(name(n), "pro") for n in range(keys)},
+    }
     right = wanted.get(kind, set())
     kept = {request.event["LogicalResourceId"] for request in sent if request.success}
     wrong = {key for key, _ in gateway.attached ^ right}

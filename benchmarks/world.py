@@ -30,7 +30,8 @@ class Process:
         ends: When Lambda ends it.
         steps: After so many steps (calls to others, and half-calls) it dies; None for never.
         dead: It is.
-        rounds: The how-many-eth invocation it is in a chain of messages that the function sends to its own queue.
+        rounds: The how-many-eth invocation it is in a chain of messages that the function sends to its own
+            queue.
     """
 
     ends: float

@@ -1,8 +1,9 @@
 """The life of Custom::UsagePlanKey on this machine: python -m examples, from the repository's root.
 
-Starts MiniStack with API Gateway's own rules in force before it, deploys template.yaml and then customers.yaml, and
-changes that step by step. Of each step it shows what CloudFormation asked, what was answered, and which keys are in
-which plan; and it checks all of that. Ends with 1, saying which step and why, when anything is not as promised.
+Starts MiniStack with API Gateway's own rules in force before it, deploys template.yaml and then
+customers.yaml, and changes that step by step. Of each step it shows what CloudFormation asked, what was
+answered, and which keys are in which plan; and it checks all of that. Ends with 1, saying which step and why,
+when anything is not as promised.
 """
 
 import copy
@@ -57,7 +58,10 @@ def kept_as_secret(template: Template) -> Template:
     """Alice's key's value goes into a secret, for her to fetch."""
     changed = copy.deepcopy(template)
     changed["Resources"]["Alice"]["Properties"]["IncludeValue"] = True
-    value = {"Type": "AWS::SecretsManager::Secret", "Properties": {"SecretString": {"Fn::GetAtt": ["Alice", "Value"]}}}
+    value = {
+        "Type": "AWS::SecretsManager::Secret",
+        "Properties": {"SecretString": {"Fn::GetAtt": ["Alice", "Value"]}},
+    }
     changed["Resources"]["AliceSecret"] = value
     return changed
 
@@ -128,7 +132,9 @@ class Customers:
         key, plan = self.id(association).split(":")
         self.aws.client("apigateway").delete_usage_plan_key(usagePlanId=plan, keyId=key)
 
-    def send(self, kind: str, logical_id: str, association: str, *, by_queue: bool = False, **more: Any) -> dict[str, Any]:
+    def send(
+        self, kind: str, logical_id: str, association: str, *, by_queue: bool = False, **more: Any
+    ) -> dict[str, Any]:
         """Send a request for a resource of the stack to the function; its answer."""
         key, plan = self.id(association).split(":")
         event = {
@@ -170,8 +176,12 @@ class Customers:
 
     def declared(self) -> list[str]:
         """The associations that CloudFormation believes in."""
-        listed = self.aws.client("cloudformation").describe_stack_resources(StackName=self.name)["StackResources"]
-        ids = [found["PhysicalResourceId"] for found in listed if found["ResourceType"] == "Custom::UsagePlanKey"]
+        listed = self.aws.client("cloudformation").describe_stack_resources(StackName=self.name)[
+            "StackResources"
+        ]
+        ids = [
+            found["PhysicalResourceId"] for found in listed if found["ResourceType"] == "Custom::UsagePlanKey"
+        ]
         return sorted(map(self.called, ids))
 
     def called(self, association: str | None) -> str:
@@ -209,7 +219,9 @@ class Customers:
         """Pages of the ledger about these keys and plans, without those that go by themselves."""
         table = self.aws.outputs(PROVIDER)["LedgerTable"]
         pages = self.aws.client("dynamodb").get_paginator("scan").paginate(TableName=table).search("Items[]")
-        return [page for page in pages if "expires" not in page and any(id_ in str(page) for id_ in self.names)]
+        return [
+            page for page in pages if "expires" not in page and any(id_ in str(page) for id_ in self.names)
+        ]
 
     def _learn(self, deployment: Deployment) -> None:
         for event in deployment.events:
@@ -287,7 +299,9 @@ class Story:
         _check("what the function has detached", Counter(stack.detached()), Counter(detached))
         gone = deployment.status == "DELETE_COMPLETE"
         attached = sorted(f"{key} in {plan}" for plan, keys in now.items() for key in keys)
-        _check("what CloudFormation believes to be attached", attached if gone else stack.declared(), attached)
+        _check(
+            "what CloudFormation believes to be attached", attached if gone else stack.declared(), attached
+        )
         _check("lines of the log with a secret", stack.leaked(), [])
         reasons = [deployment.reason(request.logical_id) for request in requests]
         for text in why:
@@ -316,7 +330,9 @@ def _check(what: str, found: object, expected: object) -> None:
     if found == expected:
         return
     if isinstance(found, Counter) and isinstance(expected, Counter):
-        raise WrongError(f"{what}: missing {list(expected - found)}, and not expected {list(found - expected)}")
+        raise WrongError(
+            f"{what}: missing {list(expected - found)}, and not expected {list(found - expected)}"
+        )
     raise WrongError(f"{what}: {found}, and expected was {expected}")
 
 

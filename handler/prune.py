@@ -1,7 +1,9 @@
 """Cuts botocore's descriptions of AWS down to what the function calls: python prune.py ARTIFACT (see Makefile).
 
-botocore reads, each time a client is made, where every service of every region is, and each operation of the service with its
-documentation: 1.3 MB of JSON for `apigateway`, of which 25 KB are of use here. What remains is botocore's own text, unchanged.
+botocore reads, each time a client is made, where every service of every region is, and each operation of the
+service with its
+documentation: 1.3 MB of JSON for `apigateway`, of which 25 KB are of use here. What remains is botocore's own
+    text, unchanged.
 """
 
 from __future__ import annotations
@@ -39,7 +41,11 @@ def prune(data: Path) -> None:
         *former, version = sorted(service.iterdir())
         for folder in former:
             shutil.rmtree(folder)
-        for unused in [*version.glob("examples-*"), *version.glob("paginators-*"), *version.glob("waiters-*")]:
+        for unused in [
+            *version.glob("examples-*"),
+            *version.glob("paginators-*"),
+            *version.glob("waiters-*"),
+        ]:
             unused.unlink()
         described = version / "service-2.json.gz"
         model = json.loads(gzip.decompress(described.read_bytes()))
@@ -48,7 +54,9 @@ def prune(data: Path) -> None:
     # The regions and the names of each partition stay: they tell in which one a region is.
     endpoints = json.loads((data / "endpoints.json").read_text())
     for partition in endpoints["partitions"]:
-        partition["services"] = {name: places for name, places in partition["services"].items() if name in OPERATIONS}
+        partition["services"] = {
+            name: places for name, places in partition["services"].items() if name in OPERATIONS
+        }
     _write(data / "endpoints.json", endpoints)
 
 
@@ -76,7 +84,9 @@ def _undocumented(part: Any) -> Any:
     """Without documentation, which is a text; a member of that name, which would be an object, stays."""
     if isinstance(part, dict):
         return {
-            name: _undocumented(inner) for name, inner in part.items() if name != "documentation" or not isinstance(inner, str)
+            name: _undocumented(inner)
+            for name, inner in part.items()
+            if name != "documentation" or not isinstance(inner, str)
         }
     return [_undocumented(inner) for inner in part] if isinstance(part, list) else part
 

@@ -25,12 +25,19 @@ from usage_plan_key.retry import Deadline
 from usage_plan_key.service import Service
 
 FAIL, ADOPT, TAKE = OnExisting
-FREE, PRO, GOLD = "alice:free", "alice:pro", "alice:gold"  # Free and Pro share a stage, Gold has one of its own.
+FREE, PRO, GOLD = (
+    "alice:free",
+    "alice:pro",
+    "alice:gold",
+)  # Free and Pro share a stage, Gold has one of its own.
 CREATE, GET, DELETE = "create_usage_plan_key", "get_usage_plan_key", "delete_usage_plan_key"
 
 
 def error(status: int, code: str, message: str = "") -> ClientError:
-    response: Any = {"Error": {"Code": code, "Message": message}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    response: Any = {
+        "Error": {"Code": code, "Message": message},
+        "ResponseMetadata": {"HTTPStatusCode": status},
+    }
     return ClientError(response, "Call")
 
 
@@ -111,7 +118,13 @@ class Watch(Clock):
 def served(service: Service) -> Response:
     """Serve as crhelper's dispatch has it."""
     request = service._request
-    return service.delete() if isinstance(request, Delete) else service.update() if request.physical_id else service.create()
+    return (
+        service.delete()
+        if isinstance(request, Delete)
+        else service.update()
+        if request.physical_id
+        else service.create()
+    )
 
 
 class CloudFormation(MemoryLedger):
@@ -146,8 +159,12 @@ class CloudFormation(MemoryLedger):
     def a_create(self, name: str, wanted: str, on_existing: OnExisting = FAIL, **more: Any) -> Create:
         return self._request(Create, name, wanted=pair(wanted), on_existing=on_existing, **more)
 
-    def an_update(self, name: str, had: str, wanted: str, on_existing: OnExisting = FAIL, **more: Any) -> Update:
-        return self._request(Update, name, physical_id=had, wanted=pair(wanted), on_existing=on_existing, **more)
+    def an_update(
+        self, name: str, had: str, wanted: str, on_existing: OnExisting = FAIL, **more: Any
+    ) -> Update:
+        return self._request(
+            Update, name, physical_id=had, wanted=pair(wanted), on_existing=on_existing, **more
+        )
 
     def a_delete(self, name: str, had: str, **more: Any) -> Delete:
         return self._request(Delete, name, physical_id=had, **more)

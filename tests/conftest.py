@@ -43,7 +43,17 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What AWS gets, built by the project's own step from the packages that the set-up has fetched."""
     path = tmp_path_factory.mktemp("artifact")
     handler = Path(__file__).parents[1] / "handler"
-    build = ["make", "-C", str(handler), "build-UsagePlanKeyFunction", f"ARTIFACTS_DIR={path}", f"PYTHON={sys.executable}"]
-    wheels = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": (Path(sys.prefix) / "wheels").as_uri()}  # pip splits it at spaces
+    build = [
+        "make",
+        "-C",
+        str(handler),
+        "build-UsagePlanKeyFunction",
+        f"ARTIFACTS_DIR={path}",
+        f"PYTHON={sys.executable}",
+    ]
+    wheels = {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": (Path(sys.prefix) / "wheels").as_uri(),
+    }  # pip splits it at spaces
     subprocess.run(build, env={**os.environ, **wheels}, check=True, capture_output=True)
     return path

@@ -23,7 +23,10 @@ STACK = "arn:aws:cloudformation:eu-west-1:1:stack/{}/0"
 
 
 BUSY = ClientError(
-    {"Error": {"Code": "ConflictException", "Message": "Please try again later."}, "ResponseMetadata": {"HTTPStatusCode": 409}},  # type: ignore[typeddict-item]
+    {
+        "Error": {"Code": "ConflictException", "Message": "Please try again later."},
+        "ResponseMetadata": {"HTTPStatusCode": 409},
+    },  # type: ignore[typeddict-item]
     "CreateUsagePlanKey",
 )
 
@@ -102,7 +105,9 @@ class World:
         return int((min(self.ends, self.clock.now + self.seconds) - self.clock.now) * 1000)
 
     def describe_stacks(self, *, StackName: str) -> dict[str, Any]:
-        said = self.stacks.get(StackName, ClientError({"Error": {"Code": "ValidationError", "Message": "?"}}, "DescribeStacks"))
+        said = self.stacks.get(
+            StackName, ClientError({"Error": {"Code": "ValidationError", "Message": "?"}}, "DescribeStacks")
+        )
         if isinstance(said, Exception):
             raise said
         return {"Stacks": [{"StackStatus": said}]}
@@ -159,7 +164,9 @@ class World:
         """Serve a batch; what is reported to come again. The function's time is its own."""
         self.ends = self.clock.now + self.seconds
         try:
-            return [item["itemIdentifier"] for item in self.function.on_batch(records, self)["batchItemFailures"]]
+            return [
+                item["itemIdentifier"] for item in self.function.on_batch(records, self)["batchItemFailures"]
+            ]
         finally:
             self.ends = math.inf
 
@@ -193,7 +200,9 @@ def denied(operation: str) -> ClientError:
 
 
 def log(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
-    return [(line.levelname, line.message) for line in caplog.records if line.name == "usage_plan_key.provider"]
+    return [
+        (line.levelname, line.message) for line in caplog.records if line.name == "usage_plan_key.provider"
+    ]
 
 
 @pytest.fixture

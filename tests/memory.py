@@ -30,7 +30,12 @@ class MemoryLedger:
         self.entries: dict[Association, AssociationRecord] = {}
 
     def change(
-        self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline, seen: Snapshot | None = None
+        self,
+        holder: Holder,
+        associations: Iterable[Association],
+        rule: Rule,
+        deadline: Deadline,
+        seen: Snapshot | None = None,
     ) -> Snapshot:
         deadline.allow("Could not ask the ledger")
         before = Snapshot(

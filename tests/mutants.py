@@ -1,7 +1,7 @@
 """Mutation testing: mutmut changes one place of the code at a time, and the tests that reach it have to fail.
 
-Works on a copy in a temporary folder. `python -m tests.mutants rules retry` tries these two modules only. mutmut leaves out
-decorated functions and constants outside of functions.
+Works on a copy in a temporary folder. `python -m tests.mutants rules retry` tries these two modules only.
+mutmut leaves out decorated functions and constants outside of functions.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ PACKAGE: Final = Path("usage_plan_key")
 #: Percent of a module's mutants that the tests have to kill.
 GOAL: Final = 95.0
 WORKERS: Final = 2
-#: How a killed mutant's process ends: a test has failed, or its time is up. mutmut counts 255 too, where no test has run.
+#: How a killed mutant's process ends: a test has failed, or its time is up. mutmut counts 255 too, where no
+#: test has run.
 KILLED: Final = (1, -signal.SIGXCPU, -signal.SIGKILL)
-#: A line of survivors.md: the function, the changed line or its beginning and an ellipsis, and why no test notices.
+#: A line of survivors.md: the function, the changed line or its beginning and an ellipsis, and why no test
+#: notices.
 EXPLAINED: Final = re.compile(r"^- `(\w+\.\w+)` `(.+?)(…?)`: (.+)$", re.MULTILINE)
 
 
@@ -53,7 +55,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def copied(folder: Path) -> None:
     """Copy what the tests need. mutmut names a module by its path, so the package stands at the top, as on Lambda."""
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "build"), dirs_exist_ok=True)
+    shutil.copytree(
+        ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "build"), dirs_exist_ok=True
+    )
     shutil.copytree(folder / "handler" / PACKAGE, folder / PACKAGE)
 
 
@@ -80,7 +84,9 @@ def tried(module: str) -> tuple[int, list[Survivor]]:
 def why(found: Survivor) -> str:
     """Give survivors.md's reason; empty for none."""
     for function, change, more, reason in EXPLAINED.findall((ROOT / "tests" / "survivors.md").read_text()):
-        if function == found.function and (found.change.startswith(change) if more else found.change == change):
+        if function == found.function and (
+            found.change.startswith(change) if more else found.change == change
+        ):
             return str(reason)
     return ""
 
@@ -113,7 +119,9 @@ def main(wanted: list[str]) -> int:
         names = [f"{PACKAGE}.{module}.*" for module in modules]
         os.nice(10)
         if code := subprocess.run(
-            [sys.executable, "-m", "mutmut", "run", "--max-children", str(WORKERS), *names], stdin=subprocess.DEVNULL, check=False
+            [sys.executable, "-m", "mutmut", "run", "--max-children", str(WORKERS), *names],
+            stdin=subprocess.DEVNULL,
+            check=False,
         ).returncode:
             return code
         faults = list(told(modules))

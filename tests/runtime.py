@@ -1,6 +1,7 @@
 """The built artifact under Lambda's own runtime, without Docker: RIE, the emulator of Lambda's that sam has, and awslambdaric.
 
-`make test` puts both into .venv/runtime. They listen on the loopback interface alone: RIE's own choice would be all of them.
+`make test` puts both into .venv/runtime. They listen on the loopback interface alone: RIE's own choice would
+be all of them.
 """
 
 from __future__ import annotations
@@ -115,7 +116,9 @@ def function(
         start: What the interpreter runs.
     """
     if not RIE.is_file():
-        raise StartError(f"{RIE} is missing: run `make test`, on Linux (Lambda's emulator is made for no other system)")
+        raise StartError(
+            f"{RIE} is missing: run `make test`, on Linux (Lambda's emulator is made for no other system)"
+        )
     ports = [free_port(), free_port()]
     rie, api = (f"127.0.0.1:{port}" for port in ports)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
@@ -123,7 +126,15 @@ def function(
         with output.open("wb") as sink:
             process = subprocess.Popen(
                 [
-                    *(RIE, "--log-level", "info", "--runtime-interface-emulator-address", rie, "--runtime-api-address", api),
+                    *(
+                        RIE,
+                        "--log-level",
+                        "info",
+                        "--runtime-interface-emulator-address",
+                        rie,
+                        "--runtime-api-address",
+                        api,
+                    ),
                     *(python, "-I", "-S", "-c", start, handler, artifact, runtime),
                 ],
                 cwd=artifact,
@@ -163,7 +174,11 @@ def _wait(running: Function) -> None:
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """At once, and what it has started too: the function is in a process group of its own."""
-    children = [int(pid) for listed in Path(f"/proc/{process.pid}/task").glob("*/children") for pid in listed.read_text().split()]
+    children = [
+        int(pid)
+        for listed in Path(f"/proc/{process.pid}/task").glob("*/children")
+        for pid in listed.read_text().split()
+    ]
     for pid in [*children, process.pid]:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -211,7 +226,9 @@ class _Server(ThreadingHTTPServer):
         """Accept; the handshake is left to the connection's own thread."""
         connection, address = super().get_request()
         if self._context:
-            connection = self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+            connection = self._context.wrap_socket(
+                connection, server_side=True, do_handshake_on_connect=False
+            )
         return connection, address
 
     def handle_error(self, request: object, client_address: object) -> None:
@@ -283,7 +300,9 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         match self.command, [unquote(part) for part in url.path.split("/")[2:]]:
             case "POST", [plan, "keys"]:
-                return gateway.create_usage_plan_key(usagePlanId=plan, keyId=asked["keyId"], keyType=asked["keyType"])
+                return gateway.create_usage_plan_key(
+                    usagePlanId=plan, keyId=asked["keyId"], keyType=asked["keyType"]
+                )
             case "GET", [plan, "keys", key]:
                 return gateway.get_usage_plan_key(usagePlanId=plan, keyId=key)
             case "DELETE", [plan, "keys", key]:

@@ -1,6 +1,7 @@
 """What a person does with sam, by one command: validate, build, and invoke every file in events/, checking each printed answer.
 
-Needed: Linux, Docker, Python 3.13 on PATH, and aws-sam-cli in an environment of its own, as it pins what others pin otherwise:
+Needed: Linux, Docker, Python 3.13 on PATH, and aws-sam-cli in an environment of its own, as it pins what
+    others pin otherwise:
 
     python3 -m venv /tmp/sam && /tmp/sam/bin/pip install aws-sam-cli
     make sam-local ARGS="--sam /tmp/sam/bin/sam"
@@ -39,13 +40,23 @@ class Sam:
         self._command = command
         self._options = options
         aws = {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "testing"}
-        self._environment = {**os.environ, **aws, "AWS_SECRET_ACCESS_KEY": "testing", "SAM_CLI_TELEMETRY": "0"}
+        self._environment = {
+            **os.environ,
+            **aws,
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "SAM_CLI_TELEMETRY": "0",
+        }
 
     def __call__(self, *arguments: str) -> str:
         """Run a subcommand; gives back what it printed on standard output."""
         began = time.monotonic()
         done = subprocess.run(
-            [self._command, *arguments], cwd=ROOT, env=self._environment, check=False, capture_output=True, text=True
+            [self._command, *arguments],
+            cwd=ROOT,
+            env=self._environment,
+            check=False,
+            capture_output=True,
+            text=True,
         )
         if done.returncode:
             sys.exit(f"sam {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
@@ -61,11 +72,16 @@ class Sam:
 
 def main() -> None:
     """Do it all; ends with an error at the first answer that is not the expected one."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sam", default=shutil.which("sam"), help="the command")
     parser.add_argument("--skip-pull-image", action="store_true", help="the base image is here already")
     parser.add_argument(
-        "--api", metavar="FILE", type=Path, help="serve the strict API Gateway alone, for sam local invoke --env-vars FILE"
+        "--api",
+        metavar="FILE",
+        type=Path,
+        help="serve the strict API Gateway alone, for sam local invoke --env-vars FILE",
     )
     options = parser.parse_args()
     if options.api:
@@ -79,7 +95,8 @@ def main() -> None:
     for name in ALONE:
         _check(name, sam.invoke(name))
     gateway = _gateway()
-    # A container reaches this machine's servers at the bridge's address: not at the loopback's, and no other machine does.
+    # A container reaches this machine's servers at the bridge's address: not at the loopback's, and no other
+    # machine does.
     with tempfile.TemporaryDirectory() as folder, Api(gateway, _bridge()) as api:
         variables = Path(folder, "env.json")
         _write_variables(variables, api.url)
@@ -113,11 +130,16 @@ def _serve(variables: Path) -> None:
     gateway, said = _gateway(), None
     with Api(gateway, _bridge()) as api, suppress(KeyboardInterrupt):
         _write_variables(variables, api.url)
-        print(f"A strict API Gateway listens on {api.url}; {variables} leads sam there. Ctrl-C ends it", flush=True)
+        print(
+            f"A strict API Gateway listens on {api.url}; {variables} leads sam there. Ctrl-C ends it",
+            flush=True,
+        )
         while True:
             if gateway.attached != said:
                 said = set(gateway.attached)
-                print(f"Attached: {', '.join(':'.join(pair) for pair in sorted(said)) or 'nothing'}", flush=True)
+                print(
+                    f"Attached: {', '.join(':'.join(pair) for pair in sorted(said)) or 'nothing'}", flush=True
+                )
             time.sleep(0.2)
 
 
@@ -125,7 +147,10 @@ def _bridge() -> str:
     """Ask Docker for the address that containers have for this machine."""
     form = "{{json (index .IPAM.Config 0)}}"
     done = subprocess.run(
-        ["docker", "network", "inspect", "bridge", "--format", form], check=False, capture_output=True, text=True
+        ["docker", "network", "inspect", "bridge", "--format", form],
+        check=False,
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         sys.exit(f"Docker is needed, and it does not answer: {done.stderr.strip()}")
@@ -140,7 +165,9 @@ def _check(name: str, answer: dict[str, Any]) -> None:
         if "Reason" in reasoned:
             reasoned["Reason"] = reasoned["Reason"].rpartition(" (log stream: ")[0]
     if answer != expected:
-        sys.exit(f"{name} was answered {json.dumps(answer, indent=2)}\ninstead of {json.dumps(expected, indent=2)}")
+        sys.exit(
+            f"{name} was answered {json.dumps(answer, indent=2)}\ninstead of {json.dumps(expected, indent=2)}"
+        )
     print(f"         {answer['Status']} {answer.get('Data', {}).get('Outcome', '')}", flush=True)
 
 

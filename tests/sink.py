@@ -26,7 +26,8 @@ from cryptography.x509.oid import NameOID
 Reply = int | bytes | Literal["hang", "close"]
 """A status; or what goes over the wire as it is, and then the end of the connection; or nothing, ever; or just that end."""
 
-#: Seconds after which one that hangs hangs up all the same, so that a test whose code waits for ever fails and ends.
+#: Seconds after which one that hangs hangs up all the same, so that a test whose code waits for ever fails
+#: and ends.
 LONGEST_HANG = 5.0
 
 
@@ -121,7 +122,9 @@ def _certificate() -> bytes:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
         .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
+        )
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         .sign(key, hashes.SHA256())

@@ -83,7 +83,9 @@ class Aws:
         self.stub.add_response(operation, reply or {}, {**PARAMETERS[operation], **more})
         return self
 
-    def refuses(self, operation: str, status: int, code: str, message: str = "", retry_after: str = "") -> Aws:
+    def refuses(
+        self, operation: str, status: int, code: str, message: str = "", retry_after: str = ""
+    ) -> Aws:
         """Refuse a call."""
         self._lost.append(None)
         headers = {"retry-after": retry_after} if retry_after else {}
@@ -149,7 +151,9 @@ class TestEveryCall:
     """Create, get and delete are asked, asked again, and refused alike."""
 
     @each_call
-    def test_is_made_once_when_all_is_well(self, aws: Aws, operation: str, do: Do, reply: Any, result: Any) -> None:
+    def test_is_made_once_when_all_is_well(
+        self, aws: Aws, operation: str, do: Do, reply: Any, result: Any
+    ) -> None:
         aws.answers(operation, reply)
         assert do(aws) == result
         assert aws.waited == 0
@@ -180,7 +184,9 @@ class TestEveryCall:
         assert 0 < aws.waited < (5 + 10 + 20 + 40 if status in (409, 500, 503, 504) else 4 * 60)
 
     @each_call
-    @pytest.mark.parametrize("message", ["Limit exceeded", "Too Many Requests", "Maximum number of keys has been reached"])
+    @pytest.mark.parametrize(
+        "message", ["Limit exceeded", "Too Many Requests", "Maximum number of keys has been reached"]
+    )
     def test_a_quota_is_tried_for_30_seconds_and_fails_with_its_text(
         self, aws: Aws, operation: str, do: Do, reply: Any, result: Any, message: str
     ) -> None:
@@ -197,7 +203,11 @@ class TestEveryCall:
     @each_call
     @pytest.mark.parametrize(
         "error",
-        [LOST, UNREACHABLE, ConnectTimeoutError(endpoint_url="https://apigateway.eu-central-1.amazonaws.com/")],
+        [
+            LOST,
+            UNREACHABLE,
+            ConnectTimeoutError(endpoint_url="https://apigateway.eu-central-1.amazonaws.com/"),
+        ],
         ids=lambda error: type(error).__name__,
     )
     def test_is_made_again_after_a_connection_error(
@@ -209,7 +219,9 @@ class TestEveryCall:
 
     @each_call
     @pytest.mark.parametrize("code", ["TooManyRequestsException", "LimitExceededException"])
-    def test_honours_retry_after(self, aws: Aws, operation: str, do: Do, reply: Any, result: Any, code: str) -> None:
+    def test_honours_retry_after(
+        self, aws: Aws, operation: str, do: Do, reply: Any, result: Any, code: str
+    ) -> None:
         aws.refuses(operation, 429, code, retry_after="33").answers(operation, reply)
         assert do(aws) == result
         assert 33 <= aws.waited <= 33 + 60
@@ -219,7 +231,9 @@ class TestEveryCall:
     def test_does_not_stumble_over_an_odd_retry_after(
         self, aws: Aws, operation: str, do: Do, reply: Any, result: Any, retry_after: str
     ) -> None:
-        aws.refuses(operation, 429, "TooManyRequestsException", retry_after=retry_after).answers(operation, reply)
+        aws.refuses(operation, 429, "TooManyRequestsException", retry_after=retry_after).answers(
+            operation, reply
+        )
         assert do(aws) == result
         assert 0 < aws.waited <= 60
 
@@ -264,27 +278,39 @@ class TestEveryCall:
     def test_without_permission_it_names_the_action_the_resource_and_the_region(
         self, aws: Aws, operation: str, do: Do, reply: Any, result: Any, status: int, code: str
     ) -> None:
-        aws.refuses(operation, status, code, "User: arn:aws:sts::123456789012:assumed-role/r is not authorized")
+        aws.refuses(
+            operation, status, code, "User: arn:aws:sts::123456789012:assumed-role/r is not authorized"
+        )
         with pytest.raises(FailedError) as raised:
             do(aws)
         verb = {CREATE: "POST", GET: "GET", DELETE: "DELETE"}[operation]
         path = "keys" if operation == CREATE else "keys/a1b2c3d4e5"
-        assert f"apigateway:{verb} on arn:PARTITION:apigateway:eu-central-1::/usageplans/p9r0p1/{path}," in str(raised.value)
+        assert (
+            f"apigateway:{verb} on arn:PARTITION:apigateway:eu-central-1::/usageplans/p9r0p1/{path},"
+            in str(raised.value)
+        )
         assert raised.value.nothing_changed
 
     @each_call
-    def test_a_bad_request_says_so_with_ids_and_region(self, aws: Aws, operation: str, do: Do, reply: Any, result: Any) -> None:
+    def test_a_bad_request_says_so_with_ids_and_region(
+        self, aws: Aws, operation: str, do: Do, reply: Any, result: Any
+    ) -> None:
         aws.refuses(operation, 400, "BadRequestException", "Invalid key type")
         with pytest.raises(FailedError) as raised:
             do(aws)
-        assert re.search(r"key a1b2c3d4e5 .* plan p9r0p1 in eu-central-1: .* bad request: Invalid key type", str(raised.value))
+        assert re.search(
+            r"key a1b2c3d4e5 .* plan p9r0p1 in eu-central-1: .* bad request: Invalid key type",
+            str(raised.value),
+        )
 
     @each_call
     def test_what_nobody_foresaw_is_named_and_not_retried(
         self, aws: Aws, operation: str, do: Do, reply: Any, result: Any
     ) -> None:
         aws.refuses(operation, 403, "UnrecognizedClientException", "The security token is invalid")
-        with pytest.raises(FailedError, match=r"in eu-central-1: UnrecognizedClientException: The security token is invalid"):
+        with pytest.raises(
+            FailedError, match=r"in eu-central-1: UnrecognizedClientException: The security token is invalid"
+        ):
             do(aws)
         assert aws.waited == 0
 
@@ -293,10 +319,14 @@ class TestAttach:
     """Which refusal of CreateUsagePlanKey it was."""
 
     @pytest.mark.parametrize(
-        "text", ["Invalid Usage Plan ID specified", "Invalid API Key identifier specified"], ids=["plan", "key"]
+        "text",
+        ["Invalid Usage Plan ID specified", "Invalid API Key identifier specified"],
+        ids=["plan", "key"],
     )
     @pytest.mark.parametrize("missing", ["plan", "key", "unseen", "untold"])
-    def test_not_found_looks_at_the_plan_and_does_not_trust_the_text(self, aws: Aws, text: str, missing: str) -> None:
+    def test_not_found_looks_at_the_plan_and_does_not_trust_the_text(
+        self, aws: Aws, text: str, missing: str
+    ) -> None:
         aws.refuses(CREATE, 404, "NotFoundException", text)
         match missing:
             case "plan":
@@ -336,7 +366,9 @@ class TestAttach:
         assert aws.attach() == InPlan(ALICE, by_us=False)
 
     def test_a_conflict_after_a_5xx_is_our_own_attempt(self, aws: Aws) -> None:
-        aws.refuses(CREATE, 500, "InternalFailure").refuses(CREATE, 409, "ConflictException").answers(GET, KEY)
+        aws.refuses(CREATE, 500, "InternalFailure").refuses(CREATE, 409, "ConflictException").answers(
+            GET, KEY
+        )
         assert aws.attach() == InPlan(ALICE, by_us=True)
 
     def test_a_conflict_after_a_refusal_is_not_our_own_attempt(self, aws: Aws) -> None:
@@ -348,7 +380,10 @@ class TestAttach:
         aws.refuses(CREATE, 409, "ConflictException", "whatever").refuses(GET, 404, "NotFoundException")
         aws.answers(PLAN, plan("p9r0p1", ("api2", "prod"), *[(f"api{n}", "test") for n in range(9)]))
         first = [plan("f7r3e3", *[(f"api{n}", "test") for n in range(2, 9)], ("api1", "prod"), name="Free")]
-        second = [plan("o7h3r0", ("api1", "prod"), name="Other"), plan("b9a8d7", ("api2", "prod"), name="Bad")]
+        second = [
+            plan("o7h3r0", ("api1", "prod"), name="Other"),
+            plan("b9a8d7", ("api2", "prod"), name="Bad"),
+        ]
         aws.answers(PLANS, {"items": first, "position": "next"})
         aws.answers(PLANS, {"items": second}, position="next")
         assert aws.attach() == [
@@ -375,7 +410,9 @@ class TestAttach:
     def test_a_conflict_that_nothing_explains_is_final_in_the_end(self, aws: Aws) -> None:
         for _ in range(MOST_UNEXPLAINED):
             self.script_unexplained(aws)
-        with pytest.raises(FailedError, match=r"key a1b2c3d4e5 to usage plan p9r0p1 in eu-central-1: Not now") as raised:
+        with pytest.raises(
+            FailedError, match=r"key a1b2c3d4e5 to usage plan p9r0p1 in eu-central-1: Not now"
+        ) as raised:
             aws.attach()
         assert raised.value.nothing_changed
 
@@ -399,7 +436,9 @@ class TestAttach:
 
     @pytest.mark.parametrize("how", ["no permission", "out of time"])
     @pytest.mark.parametrize("what", ["key", "plan", "plans"])
-    def test_a_refusal_is_not_clear_when_a_reply_was_lost_and_looking_fails(self, aws: Aws, how: str, what: str) -> None:
+    def test_a_refusal_is_not_clear_when_a_reply_was_lost_and_looking_fails(
+        self, aws: Aws, how: str, what: str
+    ) -> None:
         """The first attempt may have attached it: the hold must stay, or nobody would ever detach it."""
         aws.loses(CREATE).refuses(CREATE, 409, "ConflictException", "whatever")
         if what != "key":
@@ -441,7 +480,9 @@ class TestAttach:
         aws.refuses(operation, 403, "AccessDeniedException")
         with pytest.raises(FailedError) as raised:
             aws.attach()
-        assert f"apigateway:GET on arn:PARTITION:apigateway:eu-central-1::{resource}, then" in str(raised.value)
+        assert f"apigateway:GET on arn:PARTITION:apigateway:eu-central-1::{resource}, then" in str(
+            raised.value
+        )
 
     @pytest.mark.parametrize("operation", [GET, PLAN, PLANS])
     def test_looking_is_retried_too(self, aws: Aws, operation: str) -> None:
@@ -480,7 +521,9 @@ class TestKnownRival:
         aws.attach()
         return aws
 
-    def known(self, aws: Aws, held: str, wanted: str = "p9r0p1", other_key: str = "a1b2c3d4e5") -> Rival | None:
+    def known(
+        self, aws: Aws, held: str, wanted: str = "p9r0p1", other_key: str = "a1b2c3d4e5"
+    ) -> Rival | None:
         association = Association("a1b2c3d4e5", held)
         return aws.api.known_rival(association, Association(other_key, wanted), aws.deadline())
 
@@ -511,7 +554,9 @@ class TestKnownRival:
 class TestLook:
     """GetUsagePlanKey."""
 
-    @pytest.mark.parametrize("text", ["Invalid Usage Plan ID specified", "Invalid API Key identifier specified", ""])
+    @pytest.mark.parametrize(
+        "text", ["Invalid Usage Plan ID specified", "Invalid API Key identifier specified", ""]
+    )
     def test_not_found_is_an_answer(self, aws: Aws, text: str) -> None:
         aws.refuses(GET, 404, "NotFoundException", text)
         assert aws.look() is None
@@ -520,7 +565,9 @@ class TestLook:
 class TestDetach:
     """DeleteUsagePlanKey."""
 
-    @pytest.mark.parametrize("text", ["Invalid Usage Plan ID specified", "Invalid API Key identifier specified", ""])
+    @pytest.mark.parametrize(
+        "text", ["Invalid Usage Plan ID specified", "Invalid API Key identifier specified", ""]
+    )
     def test_any_kind_of_not_found_is_forgiven(self, aws: Aws, text: str) -> None:
         aws.refuses(DELETE, 404, "NotFoundException", text)
         aws.detach()
@@ -557,7 +604,9 @@ class TestBadRequest:
         assert aws.attach() == InPlan(ALICE, by_us=False)
 
     def test_the_key_is_in_a_plan_for_the_same_stage(self, aws: Aws) -> None:
-        self.refused(aws).refuses(GET, 404, "NotFoundException").answers(PLAN, plan("p9r0p1", ("api1", "prod")))
+        self.refused(aws).refuses(GET, 404, "NotFoundException").answers(
+            PLAN, plan("p9r0p1", ("api1", "prod"))
+        )
         aws.answers(PLANS, {"items": [plan("f7r3e3", ("api1", "prod"), name="Free")]})
         assert aws.attach() == [Rival(Association("a1b2c3d4e5", "f7r3e3"), "Free", ("api1:prod",))]
 
@@ -597,9 +646,13 @@ class TestMissing:
         assert "swapped" not in aws.api._missing("x", "API key", WANTED)
 
     @each_call
-    def test_a_denials_own_text_is_told(self, aws: Aws, operation: str, do: Do, reply: Any, result: Any) -> None:
+    def test_a_denials_own_text_is_told(
+        self, aws: Aws, operation: str, do: Do, reply: Any, result: Any
+    ) -> None:
         """A service control policy is named nowhere else."""
-        aws.refuses(operation, 403, "AccessDeniedException", "with an explicit deny in a service control policy")
+        aws.refuses(
+            operation, 403, "AccessDeniedException", "with an explicit deny in a service control policy"
+        )
         with pytest.raises(FailedError, match="AWS says: with an explicit deny in a service control policy"):
             do(aws)
 
@@ -665,9 +718,14 @@ class TestReplies:
 
     @UNREADABLE
     @pytest.mark.parametrize("operation", ["attach", "look"])
-    def test_it_is_asked_for_again(self, replies: Any, operation: str, status: int, kind: str, body: bytes, more: int) -> None:
+    def test_it_is_asked_for_again(
+        self, replies: Any, operation: str, status: int, kind: str, body: bytes, more: int
+    ) -> None:
         api, script = replies
-        script += [(status, kind, body, len(body) + more), (200, "application/json", self.GOOD, len(self.GOOD))]
+        script += [
+            (status, kind, body, len(body) + more),
+            (200, "application/json", self.GOOD, len(self.GOOD)),
+        ]
         found = getattr(api, operation)(WANTED, Deadline(600, Clock(), random.Random(0)))
         assert found in (Key("Alice"), InPlan(Key("Alice"), by_us=True))
         assert not script
@@ -690,7 +748,8 @@ class TestReplies:
 
     @pytest.mark.parametrize("message", [b"null", b"5", b"{}", b'[""]'])
     @pytest.mark.parametrize(
-        ("status", "code"), [(404, b"NotFoundException"), (409, b"ConflictException"), (403, b"AccessDeniedException")]
+        ("status", "code"),
+        [(404, b"NotFoundException"), (409, b"ConflictException"), (403, b"AccessDeniedException")],
     )
     def test_an_error_whose_message_is_no_text_is_one_all_the_same(
         self, replies: Any, status: int, code: bytes, message: bytes
@@ -706,10 +765,14 @@ class TestReplies:
         api, script = replies
         body = b'{"id": "a1b2c3d4e5", "name": "\\ud800 Alice"}'
         script.append((201, "application/json", body, len(body)))
-        assert api.attach(WANTED, Deadline(600, Clock(), random.Random(0))) == InPlan(Key("? Alice"), by_us=True)
+        assert api.attach(WANTED, Deadline(600, Clock(), random.Random(0))) == InPlan(
+            Key("? Alice"), by_us=True
+        )
 
 
-@pytest.mark.parametrize("error", [ChecksumError(checksum_type="crc32", expected_checksum="1", actual_checksum="2")])
+@pytest.mark.parametrize(
+    "error", [ChecksumError(checksum_type="crc32", expected_checksum="1", actual_checksum="2")]
+)
 def test_a_checksum_that_does_not_match_is_transient(error: Exception) -> None:
     """DynamoDB's replies carry a CRC32."""
     assert transient(error) == Again(unclear=True)
@@ -720,4 +783,6 @@ class TestSecrets:
 
     @pytest.mark.parametrize("shown", [repr, str])
     def test_a_key_does_not_show_its_value(self, shown: Callable[[object], str]) -> None:
-        assert "s3cr3t" not in shown(InPlan(ALICE, by_us=True)) + shown(InPlan(ALICE, by_us=False)) + shown(ALICE)
+        assert "s3cr3t" not in shown(InPlan(ALICE, by_us=True)) + shown(InPlan(ALICE, by_us=False)) + shown(
+            ALICE
+        )

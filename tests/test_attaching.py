@@ -45,7 +45,9 @@ cfn = cloudformation.cfn
 class TestAttaching:
     """A resource wants an association."""
 
-    def test_what_nobody_holds_and_is_not_in_the_plan_is_attached_with_one_call(self, cfn: CloudFormation) -> None:
+    def test_what_nobody_holds_and_is_not_in_the_plan_is_attached_with_one_call(
+        self, cfn: CloudFormation
+    ) -> None:
         """The answer has the id and the key's name."""
         answer = cfn.create("A", FREE)
         assert outcome(answer) == "ATTACHED"
@@ -74,7 +76,9 @@ class TestAttaching:
         assert cfn.attached == {FREE}
 
     @pytest.mark.parametrize("present", [True, False], ids=["attached", "removed by hand"])
-    def test_a_create_of_what_this_resource_holds_already_is_attached(self, cfn: CloudFormation, present: bool) -> None:
+    def test_a_create_of_what_this_resource_holds_already_is_attached(
+        self, cfn: CloudFormation, present: bool
+    ) -> None:
         """It was repeated, or retained once."""
         cfn.create("A", FREE)
         if not present:
@@ -82,7 +86,9 @@ class TestAttaching:
         assert outcome(cfn.create("A", FREE)) == "ATTACHED"
         assert cfn.attached == {FREE}
 
-    def test_a_new_name_joins_and_the_delete_of_the_old_one_leaves_it_attached(self, cfn: CloudFormation) -> None:
+    def test_a_new_name_joins_and_the_delete_of_the_old_one_leaves_it_attached(
+        self, cfn: CloudFormation
+    ) -> None:
         """The new one's Delete detaches it."""
         cfn.create("Old", FREE)
         cfn.calls()
@@ -93,7 +99,9 @@ class TestAttaching:
         cfn.delete("New", FREE)
         assert not cfn.attached
 
-    @pytest.mark.parametrize(("stack", "on_existing"), [("one", FAIL), ("two", ADOPT)], ids=["a sibling", "another stack"])
+    @pytest.mark.parametrize(
+        ("stack", "on_existing"), [("one", FAIL), ("two", ADOPT)], ids=["a sibling", "another stack"]
+    )
     def test_what_others_hold_and_somebody_removed_is_held_too_and_attached(
         self, cfn: CloudFormation, stack: str, on_existing: OnExisting
     ) -> None:
@@ -103,7 +111,9 @@ class TestAttaching:
         assert cfn.attached == {FREE}
         assert cfn.holders(FREE) == {holder("A"), holder("B", stack)}
 
-    def test_what_was_read_is_not_read_again(self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_was_read_is_not_read_again(
+        self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Each look into the ledger is a call to DynamoDB."""
         looks: list[int] = []
         change = cfn.change
@@ -129,7 +139,9 @@ class TestAttaching:
 class TestReplacing:
     """An Update names something else."""
 
-    def test_the_answer_has_the_new_id_and_the_old_one_stays_until_its_delete_comes(self, cfn: CloudFormation) -> None:
+    def test_the_answer_has_the_new_id_and_the_old_one_stays_until_its_delete_comes(
+        self, cfn: CloudFormation
+    ) -> None:
         cfn.create("A", FREE)
         answer = cfn.update("A", FREE, GOLD)
         assert outcome(answer) == "ATTACHED"
@@ -139,14 +151,18 @@ class TestReplacing:
         assert cfn.attached == {GOLD}
 
     @pytest.mark.parametrize("carried", [FREE, GOLD], ids=["with the old id", "with the new id"])
-    def test_a_rollback_comes_out_right_whichever_id_it_carries(self, cfn: CloudFormation, carried: str) -> None:
+    def test_a_rollback_comes_out_right_whichever_id_it_carries(
+        self, cfn: CloudFormation, carried: str
+    ) -> None:
         cfn.create("A", FREE)
         cfn.update("A", FREE, GOLD)
         assert cfn.update("A", carried, FREE).id == FREE
         cfn.delete("A", GOLD)
         assert cfn.attached == {FREE}
 
-    def test_a_foreign_id_is_served_like_any_other_and_its_delete_releases_nothing(self, cfn: CloudFormation) -> None:
+    def test_a_foreign_id_is_served_like_any_other_and_its_delete_releases_nothing(
+        self, cfn: CloudFormation
+    ) -> None:
         assert cfn.update("A", "former", FREE).id == FREE
         assert cfn.delete("A", "former").id == "former"
         assert cfn.attached == {FREE}
@@ -175,7 +191,10 @@ class TestRefused:
         ("refusal", "words"),
         [
             (BAD, ["bad request", "Bad", "Check KeyId and UsagePlanId"]),
-            (error(401, "UnauthorizedException"), ["apigateway:POST on ", "eu-central-1::/usageplans/free/keys,"]),
+            (
+                error(401, "UnauthorizedException"),
+                ["apigateway:POST on ", "eu-central-1::/usageplans/free/keys,"],
+            ),
             (DENIED, ["apigateway:POST on ", "eu-central-1::/usageplans/free/keys,"]),
         ],
         ids=["bad request", "unauthorized", "access denied"],
@@ -213,7 +232,9 @@ class TestRefused:
         assert failed(cfn.create("A", FREE), "apigateway:GET")
         assert cfn.holders(FREE) == {holder("B")}
 
-    @pytest.mark.parametrize("trouble", [BUSY, THROTTLED, BROKEN, LOST], ids=["busy", "throttled", "broken", "lost"])
+    @pytest.mark.parametrize(
+        "trouble", [BUSY, THROTTLED, BROKEN, LOST], ids=["busy", "throttled", "broken", "lost"]
+    )
     def test_passing_trouble_is_waited_out(self, cfn: CloudFormation, trouble: Exception) -> None:
         cfn.at(CREATE, fails(trouble), fails(trouble))
         assert outcome(cfn.create("A", FREE)) == "ATTACHED"
@@ -226,11 +247,15 @@ class TestRefused:
         """It names the last error, too."""
         cfn.at(CREATE, *[fails(trouble)] * 999)
         answer = cfn.create("A", FREE)
-        assert failed(answer, "gave up after ", " attempts in 8", trouble.response["Error"]["Message"].rstrip("."))
+        assert failed(
+            answer, "gave up after ", " attempts in 8", trouble.response["Error"]["Message"].rstrip(".")
+        )
         assert not cfn.entries
 
     @pytest.mark.parametrize("trouble", [BROKEN, LOST], ids=["broken", "lost"])
-    def test_out_of_time_and_perhaps_served_the_hold_stays(self, cfn: CloudFormation, trouble: Exception) -> None:
+    def test_out_of_time_and_perhaps_served_the_hold_stays(
+        self, cfn: CloudFormation, trouble: Exception
+    ) -> None:
         """So the Delete that follows detaches it."""
         cfn.at(CREATE, served_then(trouble), *[fails(BUSY)] * 999)
         answer = cfn.create("A", FREE)
@@ -247,14 +272,18 @@ class TestRefused:
         cfn.delete("A", FREE)
         assert not cfn.attached
 
-    def test_of_unusable_properties_all_faults_are_named_and_nothing_is_touched(self, cfn: CloudFormation) -> None:
+    def test_of_unusable_properties_all_faults_are_named_and_nothing_is_touched(
+        self, cfn: CloudFormation
+    ) -> None:
         answer = cfn.send(cfn._request(Invalid, "A", physical_id=None, wanted=None, faults=("one", "two")))
         assert failed(answer, "one; two")
         assert answer.id == "A"
         assert not cfn.calls()
 
     @pytest.mark.parametrize("operation", [GET, "get_usage_plans"])
-    def test_after_a_lost_reply_the_hold_stays_though_nobody_can_look(self, cfn: CloudFormation, operation: str) -> None:
+    def test_after_a_lost_reply_the_hold_stays_though_nobody_can_look(
+        self, cfn: CloudFormation, operation: str
+    ) -> None:
         step = served_then(LOST) if operation == GET else fails(LOST)
         cfn.at(CREATE, step, fails(error(409, "ConflictException", "Conflict")))
         cfn.at(operation, fails(DENIED))
@@ -269,7 +298,9 @@ class TestRefused:
         assert cfn.holders(FREE) == {holder("A")}
         assert "An internal error" in caplog.text
 
-    def test_an_internal_error_is_logged_with_its_traceback(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
+    def test_an_internal_error_is_logged_with_its_traceback(
+        self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture
+    ) -> None:
         cfn.at(CREATE, fails(ZeroDivisionError()))
         assert failed(cfn.create("A", FREE), "An internal error, please report it: ZeroDivisionError")
         (line,) = [line for line in caplog.records if line.exc_info]

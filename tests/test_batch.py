@@ -17,7 +17,15 @@ from botocore.exceptions import ClientError, ReadTimeoutError
 from tests.memory import Clock
 from usage_plan_key.custom_resource import CustomResource
 from usage_plan_key.errors import FailedError, TurnOverError
-from usage_plan_key.provider import CLOSING_TIME, GIVING_TIME, LAST_SECONDS, PATIENCE, Provider, _threads, about
+from usage_plan_key.provider import (
+    CLOSING_TIME,
+    GIVING_TIME,
+    LAST_SECONDS,
+    PATIENCE,
+    Provider,
+    _threads,
+    about,
+)
 from usage_plan_key.queue import VISIBILITY, Queue, messages
 from usage_plan_key.retry import Deadline
 
@@ -77,7 +85,9 @@ class TestServing:
     def test_under_sam_local_a_batchs_answers_are_printed_and_not_sent(
         self, world: World, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        world.arrives("alice", ResourceProperties={"KeyId": "alice", "UsagePlanId": "free", "IncludeValue": "true"})
+        world.arrives(
+            "alice", ResourceProperties={"KeyId": "alice", "UsagePlanId": "free", "IncludeValue": "true"}
+        )
         world.function = replace(world.function, local=True)
         assert world.serve() == []
         printed = json.loads(capsys.readouterr().out)
@@ -109,7 +119,9 @@ class TestServing:
         world.arrives("alice")
         world.at_create = [BUSY] * 999
         records = world.records()
-        world.sqs.fails = [ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "ChangeMessageVisibility")]
+        world.sqs.fails = [
+            ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "ChangeMessageVisibility")
+        ]
         assert world.batch(records) == ["message-0"]
 
     def test_without_a_queue_to_give_it_back_to_it_comes_again_all_the_same(
@@ -137,7 +149,9 @@ class TestServing:
         assert not world.at_create
 
     def test_a_wait_that_would_outlast_cloudformations_time_is_answered_now(self, world: World) -> None:
-        world.arrives("alice", ResourceProperties={"KeyId": "alice", "UsagePlanId": "free", "ServiceTimeout": "110"})
+        world.arrives(
+            "alice", ResourceProperties={"KeyId": "alice", "UsagePlanId": "free", "ServiceTimeout": "110"}
+        )
         world.at_create = [throttled(100)]
         began = world.clock.now
         assert world.serve() == []
@@ -148,7 +162,10 @@ class TestServing:
         """The Delete waits behind it, in the same batch."""
         world.arrives("alice")
         world.at_create = [throttled(600)]
-        apart, delete = copy_context(), partial(world.arrives, "alice", "Delete", PhysicalResourceId="invented")
+        apart, delete = (
+            copy_context(),
+            partial(world.arrives, "alice", "Delete", PhysicalResourceId="invented"),
+        )
         world.before_create = lambda: apart.run(delete) if len(world.sqs.sent) < 2 else None
         began = world.clock.now
         records = world.records()
@@ -159,7 +176,9 @@ class TestServing:
         assert world.served()[1:] == [("Alice", "SUCCESS")]
 
     def test_out_of_cloudformations_time_it_is_answered(self, world: World) -> None:
-        world.arrives("alice", ResourceProperties={"KeyId": "alice", "UsagePlanId": "free", "ServiceTimeout": "60"})
+        world.arrives(
+            "alice", ResourceProperties={"KeyId": "alice", "UsagePlanId": "free", "ServiceTimeout": "60"}
+        )
         world.at_create = [BUSY] * 999
         world.serve()
         assert world.answers[0]["Status"] == "FAILED"
@@ -188,7 +207,9 @@ class TestOthersOfTheBatch:
         for name, error in (("alice", throttled(100)), ("bob", BUSY)):
             world.answers.clear()
             world.arrives(name, stack=name)
-            world.arrives("dora", "Delete", stack="two", PhysicalResourceId="dora:free", RequestId=f"dora after {name}")
+            world.arrives(
+                "dora", "Delete", stack="two", PhysicalResourceId="dora:free", RequestId=f"dora after {name}"
+            )
             world.at_create, began = [error] * 999, world.clock.now
             world.at_delivery = partial(self.not_long_after, began, world.clock)
             assert world.serve() == ["message-0"]
@@ -255,7 +276,9 @@ class TestOthersOfTheBatch:
         assert len(world.serve()) == 3
         assert world.clock.now < ends
 
-    def test_a_stacks_order_holds_though_an_operator_has_sent_a_request_in_another_group(self, world: World) -> None:
+    def test_a_stacks_order_holds_though_an_operator_has_sent_a_request_in_another_group(
+        self, world: World
+    ) -> None:
         world.arrives("alice")
         world.arrives("bob")
         first, second = world.records()
@@ -307,7 +330,9 @@ class TestDying:
         world.serve(receives)
         assert any("Its turn has come: Create alice:free" in line for line in caplog.messages) is says
 
-    def test_a_request_that_a_function_died_at_is_served_alone_and_at_last_answered_failed(self, world: World) -> None:
+    def test_a_request_that_a_function_died_at_is_served_alone_and_at_last_answered_failed(
+        self, world: World
+    ) -> None:
         """Other stacks that share its batch wait for a visibility time-out, two at most; its own stack for four."""
         world.arrives("alice")
         world.arrives("bob", stack="two")
@@ -380,7 +405,9 @@ class TestDying:
         world.batch([received(message[0], 9)])
         assert world.answers[0] == world.answers[1]
 
-    def test_an_error_of_one_request_costs_its_own_stack_alone(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_error_of_one_request_costs_its_own_stack_alone(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """It is not given back at once, or it would come again and again."""
         for name, stack in (("alice", "one"), ("bob", "two"), ("carol", "one")):
             world.arrives(name, stack=stack)
@@ -432,7 +459,9 @@ class TestDying:
         assert world.batch([received(alice, 3), bob]) == []
         assert len(world.answers) == 2
 
-    def test_the_look_for_a_death_has_the_batchs_time(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_look_for_a_death_has_the_batchs_time(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         deadlines: list[Deadline] = []
         change = world.ledger.change
 
@@ -484,15 +513,23 @@ class TestStrays:
             '{"Message": "a notification"}',
         ],
     )
-    def test_it_is_put_aside_and_the_rest_is_served(self, world: World, body: str, caplog: pytest.LogCaptureFixture) -> None:
+    def test_it_is_put_aside_and_the_rest_is_served(
+        self, world: World, body: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
         world.arrives("alice")
         world.arrives("bob", stack="two")
         alice, bob = world.records()
         assert world.batch([alice, record(body, 7), bob]) == []
         assert world.served() == [("Alice", "SUCCESS"), ("Bob", "SUCCESS")]
         (aside,) = world.sqs.aside
-        assert (aside["QueueUrl"], aside["MessageBody"], aside["MessageGroupId"]) == ("https://undelivered", body, "group")
-        assert any("message-7 is no request" in line.message for line in caplog.records if line.levelname == "ERROR")
+        assert (aside["QueueUrl"], aside["MessageBody"], aside["MessageGroupId"]) == (
+            "https://undelivered",
+            body,
+            "group",
+        )
+        assert any(
+            "message-7 is no request" in line.message for line in caplog.records if line.levelname == "ERROR"
+        )
 
     def test_where_it_cannot_be_put_aside_it_comes_again(self, world: World) -> None:
         """Until SQS itself puts it aside."""
@@ -501,7 +538,9 @@ class TestStrays:
         assert not world.sqs.given_back
 
     @pytest.mark.parametrize("lacks", ["the queue", "its dead-letter queue"])
-    def test_without_a_dead_letter_queue_it_comes_again(self, world: World, lacks: str, caplog: pytest.LogCaptureFixture) -> None:
+    def test_without_a_dead_letter_queue_it_comes_again(
+        self, world: World, lacks: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """And that is no trouble to log beside the stray."""
         queue = Queue(world.sqs, "https://queue") if lacks == "its dead-letter queue" else None  # type: ignore[arg-type]  # a fake
         world.function = replace(world.function, queue=queue)
@@ -514,7 +553,9 @@ class TestStrays:
         world.arrives("alice")
         event = json.loads(world.sqs.sent[0]["MessageBody"])["event"]
         world.ledger.records.clear()
-        body = json.dumps({"version": "1.0", "requestContext": {"condition": "RetriesExhausted"}, "requestPayload": event})
+        body = json.dumps(
+            {"version": "1.0", "requestContext": {"condition": "RetriesExhausted"}, "requestPayload": event}
+        )
         assert world.batch([record(body, SentTimestamp=str(int(world.clock.now * 1000)))]) == []
         assert world.served() == [("Alice", "SUCCESS")]
         (page,) = world.ledger.records.values()
@@ -534,11 +575,16 @@ class TestStrays:
         world.sqs.fails = [refused]
         world.batch([record("stray", 7)])
         counted = json.loads(capsys.readouterr().out)
-        assert (counted["NoRequest"], counted["_aws"]["CloudWatchMetrics"][0]["Namespace"]) == ([1], "UsagePlanKey")
+        assert (counted["NoRequest"], counted["_aws"]["CloudWatchMetrics"][0]["Namespace"]) == (
+            [1],
+            "UsagePlanKey",
+        )
         assert counted["_aws"]["CloudWatchMetrics"][0]["Metrics"] == [{"Name": "NoRequest", "Unit": "Count"}]
         first, second = log(caplog)
         assert first[0] == "ERROR"
-        assert first[1].startswith("Message message-7 is no request: not a CloudFormation custom resource event: ")
+        assert first[1].startswith(
+            "Message message-7 is no request: not a CloudFormation custom resource event: "
+        )
         assert second == ("WARNING", f"Message message-7 stays in the queue: {refused}")
 
     @pytest.mark.parametrize(("left", "taken"), [(4, 1), (GIVING_TIME, 2), (90, 2)])
@@ -563,9 +609,14 @@ class TestTold:
         waits = [text for _, text in log(caplog) if " waits: " in text]
         assert len(waits) == 2, "where there is one stack, nobody makes way"
         assert waits[0].startswith("Create alice:free, OnExisting Fail waits: Could not attach API key alice")
-        assert waits[1] == "Create bob:free, OnExisting Fail waits: an earlier request of its stack is not answered yet"
+        assert (
+            waits[1]
+            == "Create bob:free, OnExisting Fail waits: an earlier request of its stack is not answered yet"
+        )
 
-    def test_what_cannot_be_given_back_is_logged(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
+    def test_what_cannot_be_given_back_is_logged(
+        self, world: World, caplog: pytest.LogCaptureFixture
+    ) -> None:
         refused = denied("ChangeMessageVisibility")
         world.arrives("alice")
         world.at_create = [BUSY] * 999

@@ -19,7 +19,9 @@ from .campaign.play import play
 from .campaign.stories import STORIES
 
 KINDS: dict[str, Callable[[], Iterator[Cell]]] = {
-    "single faults": lambda: islice(single(), 0, None, 49),  # a step that has no factor in common with the faults of a call
+    "single faults": lambda: islice(
+        single(), 0, None, 49
+    ),  # a step that has no factor in common with the faults of a call
     "two deaths": lambda: islice(pairs(), 0, None, 90),
     "the guard dies": lambda: islice(guards(), 0, None, 35),
     "several faults": lambda: at_random(1, 200),
@@ -68,7 +70,9 @@ def broken(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
         case "the guard's answer is not written down":
             monkeypatch.setattr(Service, "fail", failed)
         case "an invented id names nothing":
-            monkeypatch.setattr(rules, "releases", lambda record, request: [named] if (named := request.identified) else [])
+            monkeypatch.setattr(
+                rules, "releases", lambda record, request: [named] if (named := request.identified) else []
+            )
         case "nobody mends what a restored ledger has forgotten":
             monkeypatch.setattr("tests.campaign.play._mend", lambda cfn: None)
         case "URLs are logged":
@@ -82,9 +86,19 @@ def broken(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
         ("what was there before is ours", "adopt", "", "stranger"),
         ("nothing is detached", "create and delete", "", "left behind"),
         ("URLs are logged", "create", "", "a secret is written"),
-        ("the guard's answer is not written down", "create", "hangs until the guard has answered", "two answers"),
+        (
+            "the guard's answer is not written down",
+            "create",
+            "hangs until the guard has answered",
+            "two answers",
+        ),
         ("an invented id names nothing", "create", "CloudFormation gives the request up", "left behind"),
-        ("nobody mends what a restored ledger has forgotten", "rename", "restored to 2 changes ago", "when it is mended"),
+        (
+            "nobody mends what a restored ledger has forgotten",
+            "rename",
+            "restored to 2 changes ago",
+            "when it is mended",
+        ),
     ],
 )
 def test_a_function_without_one_of_its_rules_is_found_out(
@@ -100,4 +114,8 @@ def test_a_function_without_one_of_its_rules_is_found_out(
 @pytest.mark.parametrize("story", ALIKE)
 def test_others_end_well_without_faults_but_for_their_logs_and_repeated_requests(story: str, by: str) -> None:
     done = play(story, by=by)
-    assert [text for text in done.wrong if "a secret" not in text and "anew" not in text and "two answers" not in text] == []
+    assert [
+        text
+        for text in done.wrong
+        if "a secret" not in text and "anew" not in text and "two answers" not in text
+    ] == []

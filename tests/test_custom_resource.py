@@ -85,7 +85,9 @@ class Ours:
     def __call__(self, event: Mapping[str, Any], serve: Serve, give_up: Serve | None = None) -> Run:
         request = parse(event)
         deliver = partial(self._sender.deliver, request, Deadline(60, Clock()))
-        resource = a_resource(request, serve, give_up or partial(hopeless, request), deliver, where(Context()))
+        resource = a_resource(
+            request, serve, give_up or partial(hopeless, request), deliver, where(Context())
+        )
         return partial(resource.answer, event)
 
 
@@ -117,7 +119,8 @@ class Plain:
         return partial(helper, event)
 
 
-#: The same test with and without the override. Strict: the day on which crhelper mends a defect, its override goes.
+#: The same test with and without the override. Strict: the day on which crhelper mends a defect, its override
+#: goes.
 mended = pytest.mark.parametrize(
     "kind",
     [
@@ -167,14 +170,18 @@ class TestMended:
         assert (naps, len(sink.puts)) == ([], 1)
 
     @mended
-    def test_no_boto3_client_is_made(self, kind: type[Prepare], sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_boto3_client_is_made(
+        self, kind: type[Prepare], sink: Sink, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         made: list[str] = []
         monkeypatch.setattr(boto3, "client", lambda service, **_: made.append(service))
         kind()(event(sink), attached)(Context())
         assert made == []
 
     @pytest.mark.parametrize("before", [None, "true", "its own"])
-    def test_what_makes_it_skip_the_clients_stays_as_it_was(self, before: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_makes_it_skip_the_clients_stays_as_it_was(
+        self, before: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.delenv("AWS_SAM_LOCAL", raising=False)
         if before is not None:
             monkeypatch.setenv("AWS_SAM_LOCAL", before)
@@ -185,7 +192,9 @@ class TestMended:
     @mended
     @pytest.mark.parametrize("level", [logging.WARNING, logging.INFO], ids=logging.getLevelName)
     @pytest.mark.parametrize("late", [False, True], ids=["before it is made", "between two requests"])
-    def test_the_root_loggers_level_stays(self, kind: type[Prepare], sink: Sink, level: int, *, late: bool) -> None:
+    def test_the_root_loggers_level_stays(
+        self, kind: type[Prepare], sink: Sink, level: int, *, late: bool
+    ) -> None:
         root = logging.getLogger()
         root.setLevel(logging.ERROR if late else level)
         run = kind()(event(sink), attached)
@@ -202,7 +211,9 @@ class TestMended:
     @mended
     @pytest.mark.parametrize("name", EVENTS)
     @pytest.mark.parametrize("reply", [200, 403])
-    def test_nothing_secret_is_logged(self, kind: type[Prepare], sink: Sink, name: str, reply: int, everything: Lines) -> None:
+    def test_nothing_secret_is_logged(
+        self, kind: type[Prepare], sink: Sink, name: str, reply: int, everything: Lines
+    ) -> None:
         sink.replies = [reply]
         asked = event(sink, name)
         asked["ResourceProperties"] = {**asked["ResourceProperties"], "IncludeValue": "true"}
@@ -218,7 +229,9 @@ class TestMended:
         assert [answer["NoEcho"] for answer in sink.answers] == [True, False]
 
     @mended
-    @pytest.mark.parametrize("lacking", ["StackId", "RequestId", "LogicalResourceId", "ResponseURL", "RequestType"])
+    @pytest.mark.parametrize(
+        "lacking", ["StackId", "RequestId", "LogicalResourceId", "ResponseURL", "RequestType"]
+    )
     def test_a_fault_of_a_second_event_is_not_answered_to_the_first_ones_url(
         self, kind: type[Prepare], sink: Sink, lacking: str
     ) -> None:
@@ -241,7 +254,10 @@ class TestMended:
         sink.replies = [403]
         kind()(event(sink), attached)(Context())
         assert len(sink.puts) == 1
-        assert "CloudFormation refused the answer with status 403: it waits for it no longer" in everything.errors
+        assert (
+            "CloudFormation refused the answer with status 403: it waits for it no longer"
+            in everything.errors
+        )
 
     @mended
     def test_network_errors_are_not_retried_for_ever(
@@ -259,7 +275,9 @@ class TestMended:
 
     @mended
     @pytest.mark.parametrize("name", ["create", "update-move", "delete"])
-    def test_when_time_is_up_there_is_one_answer_and_it_has_an_id(self, kind: type[Prepare], sink: Sink, name: str) -> None:
+    def test_when_time_is_up_there_is_one_answer_and_it_has_an_id(
+        self, kind: type[Prepare], sink: Sink, name: str
+    ) -> None:
         asked = event(sink, name)
 
         def hang() -> Response:
@@ -272,7 +290,9 @@ class TestMended:
 
     @mended
     @pytest.mark.parametrize("stack", [EVENTS["create"]["StackId"], "no-arn"])
-    def test_a_create_that_fails_has_the_id_that_its_properties_give(self, kind: type[Prepare], sink: Sink, stack: str) -> None:
+    def test_a_create_that_fails_has_the_id_that_its_properties_give(
+        self, kind: type[Prepare], sink: Sink, stack: str
+    ) -> None:
         def serve() -> Response:
             raise RuntimeError("no such thing")
 
@@ -300,7 +320,9 @@ class TestMended:
         assert len(sink.puts[0].body) <= LONGEST_RESPONSE
 
     @mended
-    def test_one_tls_context_serves_all(self, kind: type[Prepare], sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_one_tls_context_serves_all(
+        self, kind: type[Prepare], sink: Sink, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         make, made = ssl.create_default_context, []
 
         def counted(*args: Any, **kwargs: Any) -> ssl.SSLContext:
@@ -315,7 +337,9 @@ class TestMended:
         assert len(sink.connections) == 1
 
     @pytest.mark.parametrize("reply", [500, "close"])
-    def test_says_when_it_could_not_deliver_but_not_where_to(self, sink: Sink, reply: Any, everything: Lines) -> None:
+    def test_says_when_it_could_not_deliver_but_not_where_to(
+        self, sink: Sink, reply: Any, everything: Lines
+    ) -> None:
         sink.replies = [reply] * 1000
         asked = event(sink)
         asked["ResourceProperties"] = {**asked["ResourceProperties"], "IncludeValue": "true"}
@@ -352,7 +376,9 @@ class TestAlwaysAnswered:
         def serve() -> Response:
             raise RuntimeError("no such thing")
 
-        assert self.failed(serve).startswith("An internal error, please report it: RuntimeError: no such thing (")
+        assert self.failed(serve).startswith(
+            "An internal error, please report it: RuntimeError: no such thing ("
+        )
 
     def test_an_answer_that_cannot_be_put_together(self) -> None:
         odd: Any = object()
@@ -467,7 +493,9 @@ class TestGuard:
         resource = a_resource(parse(asked), serve, give_up, delivered.append, WHERE)
         resource.answer(asked, Context(GUARD_TIME + 0.05))
         time.sleep(0.2)
-        assert [json.loads(one)["Status"] for one in delivered] == ["SUCCESS" if first == "call" else "FAILED"]
+        assert [json.loads(one)["Status"] for one in delivered] == [
+            "SUCCESS" if first == "call" else "FAILED"
+        ]
 
     def test_the_first_body_stands(self) -> None:
         """Between the guard's answer and its delivery the call under way may end."""
@@ -484,7 +512,9 @@ class TestGuard:
             return attached()
 
         asked = EVENTS["create"]
-        a_resource(parse(asked), serve, failed, lambda _: None, WHERE).answer(asked, Context(GUARD_TIME + 0.05))
+        a_resource(parse(asked), serve, failed, lambda _: None, WHERE).answer(
+            asked, Context(GUARD_TIME + 0.05)
+        )
         assert "The function's time is nearly up, and a call hangs" in caplog.messages
 
     def test_the_invocation_lasts_until_the_guards_answer_is_delivered(self) -> None:
@@ -508,7 +538,9 @@ class TestGuard:
         time.sleep(0.3)  # So that no thread outlives the test.
         assert count == 1
 
-    def test_the_invocation_fails_when_the_guards_answer_cannot_be_delivered(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_invocation_fails_when_the_guards_answer_cannot_be_delivered(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(threading, "excepthook", lambda _: None)
         struck = threading.Event()
 

@@ -140,7 +140,10 @@ def test_a_death_between_any_two_steps_is_harmless(given: Given) -> None:
         assert cfn.attached == undisturbed.attached, f"step {last}"
         assert cfn.holders(FREE) == undisturbed.holders(FREE), f"step {last}"
         assert not [entry for entry in cfn.entries.values() if entry.detaching]
-        marks = [[(entry.preexisting, entry.taken_over) for entry in ledger.entries.values()] for ledger in (cfn, undisturbed)]
+        marks = [
+            [(entry.preexisting, entry.taken_over) for entry in ledger.entries.values()]
+            for ledger in (cfn, undisturbed)
+        ]
         assert marks[0] == marks[1], f"step {last}"
 
 
@@ -186,7 +189,9 @@ class TestDeaths:
         self.serve(cfn, request)
         assert len(writes) == first + 2, "one write more, seen before and after"
 
-    def test_a_turn_ends_though_its_mark_cannot_be_taken_off(self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_turn_ends_though_its_mark_cannot_be_taken_off(
+        self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def refuse(*_: Any, **__: Any) -> Any:
             raise FailedError("the ledger is out of reach")
 
@@ -195,11 +200,15 @@ class TestDeaths:
         with pytest.raises(TurnOverError):
             self.serve(cfn, cfn.a_create("A", FREE), seconds=60)
 
-    def test_the_mark_is_taken_off_in_the_requests_own_time(self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_mark_is_taken_off_in_the_requests_own_time(
+        self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         clocks: list[object] = []
         change = cfn.change
 
-        def watched(holder_: Holder, associations: Any, rule: Any, deadline: Deadline, seen: Snapshot | None = None) -> Snapshot:
+        def watched(
+            holder_: Holder, associations: Any, rule: Any, deadline: Deadline, seen: Snapshot | None = None
+        ) -> Snapshot:
             clocks.append(deadline.clock)
             return change(holder_, associations, rule, deadline, seen)
 
@@ -211,7 +220,9 @@ class TestDeaths:
         assert cfn.records[holder("A")].begun == ""
 
     def test_a_request_whose_turn_is_over_says_which(self, cfn: CloudFormation) -> None:
-        with pytest.raises(TurnOverError, match=r"^Could not serve Create: the function's time is nearly up$"):
+        with pytest.raises(
+            TurnOverError, match=r"^Could not serve Create: the function's time is nearly up$"
+        ):
             self.serve(cfn, cfn.a_create("A", FREE), seconds=1)
 
 
@@ -248,7 +259,9 @@ class TestAnEarlierDelivery:
         assert failed(served(cfn.service(request)), "out of reach")
         assert cfn.holders(FREE) == {holder("A")}
 
-    def test_what_an_earlier_delivery_has_not_attached_is_let_go_where_it_is_refused(self, cfn: CloudFormation) -> None:
+    def test_what_an_earlier_delivery_has_not_attached_is_let_go_where_it_is_refused(
+        self, cfn: CloudFormation
+    ) -> None:
         request = cfn.a_create("A", FREE)
         cfn.at(CREATE, fails(Death()))
         with pytest.raises(Death):
@@ -266,7 +279,9 @@ class TestAnEarlierDelivery:
         cfn.at(CREATE)
         assert outcome(cfn.send(request)) == "MOVED"
 
-    def test_a_move_that_died_is_undone_where_the_next_delivery_fails_before_it_attaches(self, cfn: CloudFormation) -> None:
+    def test_a_move_that_died_is_undone_where_the_next_delivery_fails_before_it_attaches(
+        self, cfn: CloudFormation
+    ) -> None:
         cfn.create("A", FREE)
         request = cfn.an_update("A", FREE, PRO)
         cfn.at(DELETE, followed_by(lambda: cfn.at(CREATE, fails(Death()))))
@@ -325,10 +340,14 @@ class TestADeadMark:
         assert cfn.holders(FREE) == {holder("A")}
         assert cfn.attached == {FREE}
 
-    def test_in_vain_it_names_whom_it_waited_for_and_leaves_all_alone(self, cfn: CloudFormation, dead: Delete) -> None:
+    def test_in_vain_it_names_whom_it_waited_for_and_leaves_all_alone(
+        self, cfn: CloudFormation, dead: Delete
+    ) -> None:
         """The mark and the association, that is."""
         cfn.seconds = 300
-        assert failed(cfn.create("A", FREE), "API key alice to usage plan free", "being detached for B of stack one")
+        assert failed(
+            cfn.create("A", FREE), "API key alice to usage plan free", "being detached for B of stack one"
+        )
         assert cfn.holders(FREE) == {dead.holder}
         assert cfn.attached == {FREE}
 
@@ -347,7 +366,9 @@ class TestADeadMark:
         assert rolled(cfn, cfn.a_create("A", FREE)) == [(0, 0.5), (0, 1), (0, 2), (0, 4)]
         assert cfn.clock.now - began == 1 + 4 * 1, "the request's second, and a second for each attempt"
 
-    def test_a_stale_mark_is_finished_by_whoever_waits_for_it(self, cfn: CloudFormation, dead: Delete) -> None:
+    def test_a_stale_mark_is_finished_by_whoever_waits_for_it(
+        self, cfn: CloudFormation, dead: Delete
+    ) -> None:
         marked = cfn.entry(FREE).detaching
         assert marked
         cfn.clock.now = marked - 1.5
@@ -508,7 +529,9 @@ class TestNoLedgerInReach:
         assert "could not be written down" in caplog.text
         assert not cfn.calls()
 
-    def test_a_ledger_that_cannot_be_read_fails_the_request(self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_ledger_that_cannot_be_read_fails_the_request(
+        self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         request = cfn.a_create("A", FREE)
         cfn.arrives(request)
         change, calls = cfn.change, iter(range(99))

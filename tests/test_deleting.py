@@ -55,9 +55,15 @@ class TestDeleting:
 
     @pytest.mark.parametrize(
         ("id_", "shown"),
-        [(FREE, FREE), ("stack-A-1ABC", "stack-A-1ABC"), ("s3cr3t-s3cr3t-s3cr3t:free", "a foreign id of 25 characters")],
+        [
+            (FREE, FREE),
+            ("stack-A-1ABC", "stack-A-1ABC"),
+            ("s3cr3t-s3cr3t-s3cr3t:free", "a foreign id of 25 characters"),
+        ],
     )
-    def test_not_held(self, cfn: CloudFormation, id_: str, shown: str, caplog: pytest.LogCaptureFixture) -> None:
+    def test_not_held(
+        self, cfn: CloudFormation, id_: str, shown: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """SUCCESS with the event's own id; nothing is touched, and a line in the log says so."""
         caplog.set_level(logging.INFO)
         cfn.by_hand(FREE)
@@ -105,7 +111,9 @@ class TestDeleting:
     @pytest.mark.parametrize(
         ("before", "writes"),
         [
-            pytest.param(lambda cfn: cfn.create("B", FREE), 2, id="others hold it: arrived; released and answered"),
+            pytest.param(
+                lambda cfn: cfn.create("B", FREE), 2, id="others hold it: arrived; released and answered"
+            ),
             pytest.param(lambda cfn: None, 3, id="the last holder: arrived; marked; detached and answered"),
             pytest.param(
                 lambda cfn: dies_at(cfn, cfn.an_update("A", FREE, PRO)),
@@ -115,7 +123,11 @@ class TestDeleting:
         ],
     )
     def test_a_deletes_last_write_has_its_answer(
-        self, cfn: CloudFormation, before: Callable[[CloudFormation], object], writes: int, monkeypatch: pytest.MonkeyPatch
+        self,
+        cfn: CloudFormation,
+        before: Callable[[CloudFormation], object],
+        writes: int,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         cfn.create("A", FREE)
         before(cfn)
@@ -150,7 +162,9 @@ class TestRefused:
     def test_out_of_time_it_names_the_attempts_and_what_stays_attached(self, cfn: CloudFormation) -> None:
         cfn.create("A", FREE)
         cfn.at(DELETE, *[fails(BUSY)] * 999)
-        assert failed(cfn.delete("A", FREE), "gave up after", "What stays attached: API key alice in usage plan free")
+        assert failed(
+            cfn.delete("A", FREE), "gave up after", "What stays attached: API key alice in usage plan free"
+        )
 
     def test_where_nobody_knows_whether_it_is_detached_the_mark_stays(self, cfn: CloudFormation) -> None:
         """So nobody joins what may be gone; the next Delete finishes it."""
@@ -165,7 +179,11 @@ class TestRefused:
         cfn.create("A", FREE)
         cfn.update("A", "other", "bob:free")
         cfn.at(DELETE, fails(DENIED))
-        assert failed(cfn.delete("A", "invented"), "What stays attached: API key alice in", ", API key bob in usage plan free")
+        assert failed(
+            cfn.delete("A", "invented"),
+            "What stays attached: API key alice in",
+            ", API key bob in usage plan free",
+        )
 
     def test_there_is_no_success_before_all_is_released(self, cfn: CloudFormation) -> None:
         """What is detached already is not named."""
@@ -181,7 +199,9 @@ class TestRefused:
 class TestMeanwhile:
     """After a pause a Delete looks whether its mark still stands."""
 
-    def test_a_detaching_that_another_worker_has_finished_is_not_done_again(self, cfn: CloudFormation) -> None:
+    def test_a_detaching_that_another_worker_has_finished_is_not_done_again(
+        self, cfn: CloudFormation
+    ) -> None:
         """By then the key may be somebody else's."""
         cfn.create("A", FREE)
         delete = cfn.a_delete("A", FREE)

@@ -27,7 +27,8 @@ ROOT = Path(__file__).parents[1]
 HANDLER = sorted((ROOT / "handler" / "usage_plan_key").glob("*.py"))
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tools/*.md")])
 README, REFERENCE, DEPLOY, OPERATE, CHANGELOG = (
-    ROOT / path for path in ("README.md", "docs/reference.md", "docs/deploy.md", "docs/operate.md", "CHANGELOG.md")
+    ROOT / path
+    for path in ("README.md", "docs/reference.md", "docs/deploy.md", "docs/operate.md", "CHANGELOG.md")
 )
 EVENT = json.loads((ROOT / "events" / "create.json").read_text())
 MARKDOWN = MarkdownIt("commonmark").enable("table")
@@ -114,7 +115,9 @@ def test_each_page_can_be_reached_from_the_readme() -> None:
     while todo:
         page = todo.pop()
         seen.add(page)
-        targets = {(page.parent / str(token.attrGet("href")).partition("#")[0]).resolve() for token in tokens(page)}
+        targets = {
+            (page.parent / str(token.attrGet("href")).partition("#")[0]).resolve() for token in tokens(page)
+        }
         todo += [target for target in targets if target in PAGES and target not in seen]
     assert seen == set(PAGES)
 
@@ -127,17 +130,24 @@ def test_each_file_that_a_page_names_exists(page: Path) -> None:
     named |= {
         token.content
         for token in tokens(page)
-        if token.type == "code_inline" and re.fullmatch(r"[\w-]+\.(py|yaml|toml|md)|[\w-]+env\.json", token.content)
+        if token.type == "code_inline"
+        and re.fullmatch(r"[\w-]+\.(py|yaml|toml|md)|[\w-]+env\.json", token.content)
     }
     made = {".venv", "build"}
-    here = [ROOT, *(path.parent for path in ROOT.glob("*/*/*.py")), *(path.parent for path in ROOT.glob("*/*.py"))]
+    here = [
+        ROOT,
+        *(path.parent for path in ROOT.glob("*/*/*.py")),
+        *(path.parent for path in ROOT.glob("*/*.py")),
+    ]
     assert {name for name in named - made if not any((folder / name).exists() for folder in here)} == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=title)
 def test_each_make_target_that_a_page_names_exists(page: Path) -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    said = "\n".join(token.content for token in tokens(page) if token.type in ("code_inline", "fence", "code_block"))
+    said = "\n".join(
+        token.content for token in tokens(page) if token.type in ("code_inline", "fence", "code_block")
+    )
     assert set(re.findall(r"^make ([a-z][\w-]*)", said, re.MULTILINE)) - targets == set()
 
 
@@ -151,13 +161,19 @@ def commands() -> Iterator[Any]:
         for token in tokens(page):
             if token.type == "fence" and token.info == "sh":
                 text = token.content.replace("\\\n", " ")
-                for service, operation, rest in re.findall(r"\baws ([a-z]+) ([a-z-]+)((?:(?!\baws )[^\n])*)", text):
+                for service, operation, rest in re.findall(
+                    r"\baws ([a-z]+) ([a-z-]+)((?:(?!\baws )[^\n])*)", text
+                ):
                     if (service, operation) not in OWN_COMMANDS:
-                        yield pytest.param(service, operation, rest, id=f"{title(page)}: {service} {operation}")
+                        yield pytest.param(
+                            service, operation, rest, id=f"{title(page)}: {service} {operation}"
+                        )
 
 
 @pytest.mark.parametrize(("service", "operation", "rest"), list(commands()))
-def test_each_aws_command_has_an_operation_and_options_that_aws_has(service: str, operation: str, rest: str) -> None:
+def test_each_aws_command_has_an_operation_and_options_that_aws_has(
+    service: str, operation: str, rest: str
+) -> None:
     """The AWS CLI derives its commands from the same descriptions that botocore has."""
     session = botocore.session.get_session()
     model = session.get_service_model(service)
@@ -199,19 +215,25 @@ def custom_resources(snippet: str) -> list[dict[str, Any]]:
     found = yaml_parse(snippet)
     resources = found.get("Resources", found)
     return [
-        each["Properties"] for each in resources.values() if isinstance(each, dict) and each.get("Type") == "Custom::UsagePlanKey"
+        each["Properties"]
+        for each in resources.values()
+        if isinstance(each, dict) and each.get("Type") == "Custom::UsagePlanKey"
     ]
 
 
 @pytest.mark.parametrize("snippet", [each for each in fences("yaml") if custom_resources(each.values[0])])
 def test_the_function_takes_each_custom_resource_of_a_snippet(snippet: str) -> None:
     for properties in custom_resources(snippet):
-        resolved = {name: "a1b2c3" if isinstance(value, dict) else value for name, value in properties.items()}
+        resolved = {
+            name: "a1b2c3" if isinstance(value, dict) else value for name, value in properties.items()
+        }
         assert isinstance(request.parse({**EVENT, "ResourceProperties": resolved}), request.Create)
         assert "ServiceToken" in properties
 
 
-@pytest.mark.parametrize("snippet", [each for each in fences("yaml") if "\nResources:" in f"\n{each.values[0]}"])
+@pytest.mark.parametrize(
+    "snippet", [each for each in fences("yaml") if "\nResources:" in f"\n{each.values[0]}"]
+)
 def test_cfn_lint_finds_nothing_in_a_whole_template(snippet: str) -> None:
     assert cfn_lint.lint(snippet, regions=["us-east-1"]) == []
 
@@ -241,14 +263,20 @@ def test_the_reference_has_each_property_and_says_the_same_of_each() -> None:
             assert section.count(f"*{name}*: ") == 1
 
 
-@pytest.mark.parametrize("snippet", [each for each in fences("yaml", "json") if "VerifyTrigger" in each.values[0]][:2])
+@pytest.mark.parametrize(
+    "snippet", [each for each in fences("yaml", "json") if "VerifyTrigger" in each.values[0]][:2]
+)
 def test_the_syntax_has_each_property(snippet: str) -> None:
     assert yaml_parse(snippet)["Properties"].keys() == {*request.PROPERTIES, "ServiceToken", "ServiceTimeout"}
 
 
 def test_the_reference_has_each_attribute() -> None:
-    asks = request.parse({**EVENT, "ResourceProperties": {**EVENT["ResourceProperties"], "IncludeValue": "true"}})
-    answer = json.loads(response.body(asks, Response(success=True, id="a:b", key_name="Alice", value="secret"), ""))
+    asks = request.parse(
+        {**EVENT, "ResourceProperties": {**EVENT["ResourceProperties"], "IncludeValue": "true"}}
+    )
+    answer = json.loads(
+        response.body(asks, Response(success=True, id="a:b", key_name="Alice", value="secret"), "")
+    )
     _, text, *_ = re.split(r"^#+ (?:Fn::GetAtt|Outcomes)$", REFERENCE.read_text(), flags=re.MULTILINE)
     assert set(re.findall(r"^#### (\w+)$", text, re.MULTILINE)) == answer["Data"].keys()
 
@@ -267,7 +295,12 @@ def outcome(held_by: str, in_plan: str, on_existing: str) -> str:
     properties = {**EVENT["ResourceProperties"], "OnExisting": on_existing}
     physical_id = f"{properties['KeyId']}:{properties['UsagePlanId']}"
     update = request.parse(
-        {**EVENT, "RequestType": "Update", "PhysicalResourceId": physical_id, "ResourceProperties": properties}
+        {
+            **EVENT,
+            "RequestType": "Update",
+            "PhysicalResourceId": physical_id,
+            "ResourceProperties": properties,
+        }
     )
     assert isinstance(update, request.Update)
     stack = update.holder.stack_id
@@ -299,11 +332,20 @@ def test_the_table_of_outcomes_is_that_of_the_rules(row: list[str]) -> None:
 
 
 def test_the_table_of_outcomes_has_each_case() -> None:
-    every = {(held_by, in_plan, str(choice)) for held_by in HOLDERS for in_plan in ("yes", "no") for choice in request.OnExisting}
+    every = {
+        (held_by, in_plan, str(choice))
+        for held_by in HOLDERS
+        for in_plan in ("yes", "no")
+        for choice in request.OnExisting
+    }
     told = {
         (held_by, in_plan, choice)
         for held_by, in_plan, on_existing, *_ in table(REFERENCE, "Held by")
-        for choice in ([str(each) for each in request.OnExisting] if on_existing == "any" else re.findall(r"\w+", on_existing))
+        for choice in (
+            [str(each) for each in request.OnExisting]
+            if on_existing == "any"
+            else re.findall(r"\w+", on_existing)
+        )
     }
     assert {case for case in every - told if "adopted" not in case[0]} == set()
 
@@ -322,7 +364,11 @@ def reasons() -> Iterator[Any]:
 
     They are in errors' calls, in functions that put a text together, and in what begins with "Could not".
     """
-    told = {name for name, found in vars(errors).items() if isinstance(found, type) and issubclass(found, Exception)}
+    told = {
+        name
+        for name, found in vars(errors).items()
+        if isinstance(found, type) and issubclass(found, Exception)
+    }
     not_told = {"TurnOverError", "UnclearError", "UndeliveredError"}  # Nobody is answered with these.
     for source in HANDLER:
         tree = ast.parse(source.read_text())
@@ -333,7 +379,11 @@ def reasons() -> Iterator[Any]:
                 case ast.Call(func=ast.Name(id=name)) if name in told - not_told or name == "_fail":
                     found = [text for argument in node.args for text in texts(argument)]
                 case ast.FunctionDef(returns=ast.Name(id="str") | ast.Subscript(slice=ast.Name(id="str"))):
-                    found = [text for statement in node.body[1 if ast.get_docstring(node) else 0 :] for text in texts(statement)]
+                    found = [
+                        text
+                        for statement in node.body[1 if ast.get_docstring(node) else 0 :]
+                        for text in texts(statement)
+                    ]
                 case ast.Assign(targets=[ast.Name(id="reason" | "STAYS")]):
                     found = [*texts(node.value)]
                 case ast.Constant(value=str(value)) if value.startswith("Could not "):
@@ -361,7 +411,9 @@ def test_each_parameter_is_in_the_manual_with_its_default() -> None:
 
 
 def test_each_alarm_is_in_the_manual() -> None:
-    alarms = {name for name, each in template()["Resources"].items() if each["Type"] == "AWS::CloudWatch::Alarm"}
+    alarms = {
+        name for name, each in template()["Resources"].items() if each["Type"] == "AWS::CloudWatch::Alarm"
+    }
     assert {name.strip("`") for name, *_ in table(OPERATE, "Alarm")} == alarms
 
 
@@ -377,7 +429,9 @@ def test_each_metric_of_an_alarm_or_the_dashboard_is_in_the_manual() -> None:
 def test_the_cost_counts_the_alarms() -> None:
     """Those that a schedule of the watch adds are apart."""
     resources = template()["Resources"].values()
-    alarms = [each for each in resources if each["Type"] == "AWS::CloudWatch::Alarm" and "Condition" not in each]
+    alarms = [
+        each for each in resources if each["Type"] == "AWS::CloudWatch::Alarm" and "Condition" not in each
+    ]
     (told,) = re.findall(r"\| CloudWatch alarms, \$0\.10 each \| \$([\d.]+) \|", DEPLOY.read_text())
     assert float(told) == pytest.approx(0.1 * len(alarms))
 
@@ -405,9 +459,26 @@ def test_the_changelogs_newest_version_is_the_templates() -> None:
 @pytest.mark.parametrize("query", [each for each in fences("text") if "filter" in each.values[0]])
 def test_each_log_query_asks_for_fields_that_the_log_has(query: str) -> None:
     source = (ROOT / "handler" / "usage_plan_key" / "provider.py").read_text()
-    keys = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)} | {"message"}
+    keys = {node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant)} | {
+        "message"
+    }
     words = set(re.findall(r"(?<![@\w])[A-Za-z]\w*", re.sub(r'"[^"]*"|/[^/]*/', "", query)))
-    language = {"fields", "filter", "sort", "stats", "desc", "asc", "like", "and", "by", "as", "count", "latest", "times", "last"}
+    language = {
+        "fields",
+        "filter",
+        "sort",
+        "stats",
+        "desc",
+        "asc",
+        "like",
+        "and",
+        "by",
+        "as",
+        "count",
+        "latest",
+        "times",
+        "last",
+    }
     assert words - language - keys == set()
 
 

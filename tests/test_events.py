@@ -155,7 +155,8 @@ def local(world: World) -> World:
 
 Situation = tuple[list[str], set[tuple[str, str]], dict[str, Any], set[tuple[str, str]]]
 
-#: For each file: which were served before, what else was attached before, the answer, and what is attached then.
+#: For each file: which were served before, what else was attached before, the answer, and what is attached
+#: then.
 SITUATIONS: dict[str, Situation] = {
     "create": ([], set(), {"Status": "SUCCESS", "Data": data("ATTACHED")}, {IN_FREE}),
     "create-adopt": ([], {IN_FREE}, {"Status": "SUCCESS", "Data": data("ADOPTED")}, {IN_FREE}),
@@ -232,7 +233,9 @@ class TestDeployed:
         assert world.api.attached == SITUATIONS[name][3]
         assert world.api.calls == calls, "the ledger knows"
 
-    def test_with_a_queue_it_is_put_there_and_answered_when_the_queue_hands_it_over(self, world: World) -> None:
+    def test_with_a_queue_it_is_put_there_and_answered_when_the_queue_hands_it_over(
+        self, world: World
+    ) -> None:
         sqs = boto3.client("sqs")
         queue = sqs.create_queue(QueueName="requests.fifo", Attributes={"FifoQueue": "true"})["QueueUrl"]
         world.deploy(QUEUE_URL=queue)
@@ -249,7 +252,9 @@ class TestDeployed:
         assert [put.answer for put in world.sink.puts] == [whole("create")]
         assert world.api.attached == {IN_FREE}
 
-    def test_an_operator_has_a_resource_let_go_whose_stack_cloudformation_does_not_know(self, world: World) -> None:
+    def test_an_operator_has_a_resource_let_go_whose_stack_cloudformation_does_not_know(
+        self, world: World
+    ) -> None:
         stack = "arn:aws:cloudformation:eu-central-1:123456789012:stack/customers/5a1e6f40"
         asked = {"LetGo": {"StackId": stack, "LogicalResourceId": "AliceInFree"}}
         world.answer(EVENTS["create"] | {"StackId": stack})
@@ -301,7 +306,9 @@ class TestDeployed:
             pytest.param("amazonaws.com", "127.0.0.1:1", False, id="another port of the emulator's host"),
         ],
     )
-    def test_a_value_is_sent_to_cloudformations_host_alone(self, world: World, suffix: str, emulator: str, *, sent: bool) -> None:
+    def test_a_value_is_sent_to_cloudformations_host_alone(
+        self, world: World, suffix: str, emulator: str, *, sent: bool
+    ) -> None:
         own = world.sink.url.split("/")[2]
         world.deploy(RESPONSE_URL_SUFFIX=suffix, RESPONSE_URL_HOST=own if emulator == "its own" else emulator)
         answer = world.answer(event("create", IncludeValue="true"))
@@ -311,7 +318,10 @@ class TestDeployed:
         if not sent:
             assert answer["PhysicalResourceId"] == f"{KEY}:{FREE}"
             assert f"ResponseURL leads to {own}. Remove IncludeValue" in answer["Reason"]
-            assert f"cloudformation-custom-resource-response-eucentral1.s3.eu-central-1.{suffix}" in answer["Reason"]
+            assert (
+                f"cloudformation-custom-resource-response-eucentral1.s3.eu-central-1.{suffix}"
+                in answer["Reason"]
+            )
 
     @pytest.mark.parametrize("name", ["create", "delete"])
     def test_without_a_value_any_host_will_do(self, world: World, name: str) -> None:
@@ -325,13 +335,20 @@ class TestDeployed:
             pytest.param("create", {"ResponseURL": "https:///path"}, "has no host", id="no host"),
             pytest.param("create", {"ResponseURL": None}, "lacks ResponseURL", id="no ResponseURL"),
             pytest.param(
-                "create", {"RequestType": "Read"}, "RequestType is none of Create, Update and Delete", id="unknown type"
+                "create",
+                {"RequestType": "Read"},
+                "RequestType is none of Create, Update and Delete",
+                id="unknown type",
             ),
             pytest.param("create", {"StackId": None}, "lacks StackId", id="no stack"),
             pytest.param("create", {"RequestId": ""}, "lacks RequestId", id="no request id"),
             pytest.param("create", {"LogicalResourceId": 7}, "lacks LogicalResourceId", id="no logical id"),
-            pytest.param("update-verify", {"PhysicalResourceId": ""}, "lacks PhysicalResourceId", id="update, no id"),
-            pytest.param("delete", {"PhysicalResourceId": None}, "lacks PhysicalResourceId", id="delete, no id"),
+            pytest.param(
+                "update-verify", {"PhysicalResourceId": ""}, "lacks PhysicalResourceId", id="update, no id"
+            ),
+            pytest.param(
+                "delete", {"PhysicalResourceId": None}, "lacks PhysicalResourceId", id="delete, no id"
+            ),
         ],
     )
     def test_what_cannot_be_answered_is_an_error_before_anything_is_touched(
@@ -352,9 +369,15 @@ class TestDeployed:
             pytest.param({"UsagePlanId": None}, ["UsagePlanId is missing"], id="missing"),
             pytest.param({"UsagePlanId": ""}, ["UsagePlanId is empty"], id="empty"),
             pytest.param({"KeyId": "a b"}, ["KeyId is malformed"], id="malformed"),
-            pytest.param({"OnExisting": "Maybe"}, ["OnExisting is 'Maybe', not Fail or Adopt or Take"], id="choice"),
-            pytest.param({"IncludeValue": "yes"}, ["IncludeValue is 'yes', not true or false"], id="no boolean"),
-            pytest.param({"Keytype": "X", "KeyType": "Y"}, ["did you mean KeyType?", "KeyType is 'Y'"], id="both"),
+            pytest.param(
+                {"OnExisting": "Maybe"}, ["OnExisting is 'Maybe', not Fail or Adopt or Take"], id="choice"
+            ),
+            pytest.param(
+                {"IncludeValue": "yes"}, ["IncludeValue is 'yes', not true or false"], id="no boolean"
+            ),
+            pytest.param(
+                {"Keytype": "X", "KeyType": "Y"}, ["did you mean KeyType?", "KeyType is 'Y'"], id="both"
+            ),
         ],
     )
     @pytest.mark.parametrize("name", ["create", "update-verify", "update-move"])
@@ -366,7 +389,9 @@ class TestDeployed:
         for fault in named:
             assert fault in answer["Reason"]
         ours = f"{KEY}:{FREE}" if {"UsagePlanId", "KeyId"}.isdisjoint(properties) else "AliceInFree"
-        assert answer["PhysicalResourceId"] == (ours if name == "create" else EVENTS[name]["PhysicalResourceId"])
+        assert answer["PhysicalResourceId"] == (
+            ours if name == "create" else EVENTS[name]["PhysicalResourceId"]
+        )
         assert world.api.calls.total() == 0
 
     def test_a_value_in_the_place_of_an_id_is_not_shown(self, world: World) -> None:
@@ -406,7 +431,9 @@ class TestDeployed:
             world.answer(EVENTS[name])
         assert len(world.sink.connections) == 1
 
-    def test_a_call_that_hangs_is_answered_once_and_written_down(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_call_that_hangs_is_answered_once_and_written_down(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         world.change(clock=time)  # The guard strikes in real time.
         monkeypatch.setattr(threading, "excepthook", lambda _: None)
         create = world.api.create_usage_plan_key
@@ -429,7 +456,9 @@ class TestDeployed:
         assert world.sink.answers[-1]["Status"] == "SUCCESS"
         assert world.api.attached == set()
 
-    def test_a_ledger_that_times_out_is_answered_failed(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_ledger_that_times_out_is_answered_failed(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Each attempt takes as long as it may, and after the last there is still time to deliver the answer."""
         clock, table = world.invocation.clock, world.invocation.table
         assert table is not None
@@ -509,7 +538,9 @@ class TestSecrets:
         shown += [world.lines.getvalue(), *capfd.readouterr()]
         assert not [one for one in shown if VALUE in one or signature in one]
 
-    def test_stay_secret_in_what_boto3_logs(self, world: World, shown: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_stay_secret_in_what_boto3_logs(
+        self, world: World, shown: list[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """At DEBUG, botocore logs whole replies."""
         real = boto3.client("apigateway")
         world.change(api=api_gateway.ApiGateway(real))
@@ -526,7 +557,9 @@ class TestLocal:
     """Under sam local the answer is printed and returned, and the event is taken at its word."""
 
     @every_file
-    def test_is_printed_and_returned(self, local: World, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_is_printed_and_returned(
+        self, local: World, name: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         before, attached, _, after = SITUATIONS[name]
         local.api.attached = attached or ({IN_FREE} if "create" in before else set())
         began = time.monotonic()
@@ -538,7 +571,9 @@ class TestLocal:
         assert time.monotonic() - began < 2
 
     @pytest.mark.parametrize("name", ["create", "update-verify"])
-    def test_no_value_is_printed_or_returned(self, local: World, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_no_value_is_printed_or_returned(
+        self, local: World, name: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         local.api.attached = {IN_FREE} if name == "update-verify" else set()
         answer = local.invoke(event(name, IncludeValue="true"))
         assert answer["Data"]["Value"] == "(not shown)"
@@ -549,14 +584,22 @@ class TestLocal:
         """Its properties are none of ours, and the answer says so."""
         http = {"ResponseURL": "http://pre-signed-S3-url-for-response"}
         assert local.invoke(EVENTS["create"] | http)["Status"] == "SUCCESS"
-        generated = EVENTS["create"] | http | {"ResourceProperties": {"StackName": "stack-name", "List": ["1", "2", "3"]}}
+        generated = (
+            EVENTS["create"]
+            | http
+            | {"ResourceProperties": {"StackName": "stack-name", "List": ["1", "2", "3"]}}
+        )
         assert "unknown property List" in local.invoke(generated)["Reason"]
 
     @pytest.mark.parametrize("how", ["no credentials", "nobody there"])
     def test_ends_within_seconds_when_aws_cannot_be_asked(
         self, local: World, monkeypatch: pytest.MonkeyPatch, how: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        error = NoCredentialsError() if how == "no credentials" else EndpointConnectionError(endpoint_url="https://aws")
+        error = (
+            NoCredentialsError()
+            if how == "no credentials"
+            else EndpointConnectionError(endpoint_url="https://aws")
+        )
 
         def fail(**_: str) -> None:
             raise error

@@ -52,7 +52,9 @@ class TestThereBefore:
         assert not cfn.entries
 
     @pytest.mark.parametrize("on_existing", [ADOPT, TAKE])
-    def test_adopted_it_is_used_and_left_there_by_a_delete(self, cfn: CloudFormation, on_existing: OnExisting) -> None:
+    def test_adopted_it_is_used_and_left_there_by_a_delete(
+        self, cfn: CloudFormation, on_existing: OnExisting
+    ) -> None:
         """Also by one that says `Take` where no Update has."""
         cfn.by_hand(FREE)
         assert outcome(cfn.create("A", FREE, on_existing)) == "ADOPTED"
@@ -60,8 +62,12 @@ class TestThereBefore:
         assert cfn.attached == {FREE}
         assert not cfn.entries
 
-    @pytest.mark.parametrize(("take", "left"), [(True, set()), (False, {FREE})], ids=["Take", "Take no longer said"])
-    def test_from_the_next_update_with_take_on_it_is_owned(self, cfn: CloudFormation, take: bool, left: set[str]) -> None:
+    @pytest.mark.parametrize(
+        ("take", "left"), [(True, set()), (False, {FREE})], ids=["Take", "Take no longer said"]
+    )
+    def test_from_the_next_update_with_take_on_it_is_owned(
+        self, cfn: CloudFormation, take: bool, left: set[str]
+    ) -> None:
         """A Delete detaches it if it still says so."""
         cfn.by_hand(FREE)
         cfn.create("A", FREE, TAKE)
@@ -201,8 +207,12 @@ class TestWhoseItIs:
 class TestAtTheSameTime:
     """Without a queue, and between stacks, requests are served at the same time."""
 
-    @pytest.mark.parametrize(("stack", "on_existing"), [("one", FAIL), ("two", ADOPT)], ids=["a sibling", "another stack"])
-    def test_of_two_one_attaches_it_and_the_other_joins(self, cfn: CloudFormation, stack: str, on_existing: OnExisting) -> None:
+    @pytest.mark.parametrize(
+        ("stack", "on_existing"), [("one", FAIL), ("two", ADOPT)], ids=["a sibling", "another stack"]
+    )
+    def test_of_two_one_attaches_it_and_the_other_joins(
+        self, cfn: CloudFormation, stack: str, on_existing: OnExisting
+    ) -> None:
         """The last to go detaches it."""
         cfn.at(CREATE, preceded_by(lambda: cfn.create("B", FREE, on_existing, stack=stack)))
         assert outcome(cfn.create("A", FREE)) == "JOINED"
@@ -234,7 +244,9 @@ class TestAtTheSameTime:
         assert cfn.send(request).success
         assert cfn.entry(FREE) == AssociationRecord(frozenset({holder("A")}))
 
-    def test_a_delivery_that_fails_takes_nothing_back_from_one_that_has_succeeded(self, cfn: CloudFormation) -> None:
+    def test_a_delivery_that_fails_takes_nothing_back_from_one_that_has_succeeded(
+        self, cfn: CloudFormation
+    ) -> None:
         request = cfn.a_create("A", FREE)
 
         def other_delivery(_: Callable[[], Any]) -> Any:
@@ -245,7 +257,9 @@ class TestAtTheSameTime:
         assert cfn.send(request).success
         assert cfn.holders(FREE) == {holder("A")}
 
-    def test_who_joins_during_a_repair_does_not_put_back_the_mark_that_it_has_cleared(self, cfn: CloudFormation) -> None:
+    def test_who_joins_during_a_repair_does_not_put_back_the_mark_that_it_has_cleared(
+        self, cfn: CloudFormation
+    ) -> None:
         cfn.by_hand(FREE)
         cfn.create("A", FREE, ADOPT)
         cfn.by_hand(FREE, attached=False)
@@ -275,7 +289,9 @@ class TestRetained:
         cfn.update("A", GOLD, GOLD)
         assert cfn.attached == {FREE, GOLD}
 
-    def test_what_a_resource_of_the_same_name_left_outlives_a_cancelled_create(self, cfn: CloudFormation) -> None:
+    def test_what_a_resource_of_the_same_name_left_outlives_a_cancelled_create(
+        self, cfn: CloudFormation
+    ) -> None:
         """It was left with DeletionPolicy: Retain."""
         cfn.create("A", GOLD)
         cfn.create("A", FREE)
@@ -315,7 +331,9 @@ class TestFailedBefore:
         assert cfn.delete("A", FREE).success
         assert cfn.attached == set()
 
-    def test_an_update_without_a_rollback_is_remembered_for_longer_than_its_answer(self, cfn: CloudFormation) -> None:
+    def test_an_update_without_a_rollback_is_remembered_for_longer_than_its_answer(
+        self, cfn: CloudFormation
+    ) -> None:
         cfn.create("A", FREE)
         self.unclear(cfn, cfn.an_update("A", FREE, GOLD))
         cfn.clock.now += 2 * REMEMBERED
@@ -344,7 +362,9 @@ class TestFailedBefore:
         assert not cfn.attached
         assert not cfn.entries
 
-    def test_a_rollback_releases_what_the_update_that_nobody_waited_for_had_attached(self, cfn: CloudFormation) -> None:
+    def test_a_rollback_releases_what_the_update_that_nobody_waited_for_had_attached(
+        self, cfn: CloudFormation
+    ) -> None:
         cfn.create("A", FREE)
         cfn.update("A", FREE, GOLD)  # CloudFormation cancelled it, and does not know its id.
         assert outcome(cfn.update("A", FREE, FREE)) == "VERIFIED"

@@ -39,9 +39,9 @@ from usage_plan_key.retry import BEFORE_SHORT_CALL, Deadline
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-DECLARED: dict[str, Any] = yaml_parse((Path(__file__).parents[1] / "template.yaml").read_text())["Resources"]["Ledger"][
-    "Properties"
-]
+DECLARED: dict[str, Any] = yaml_parse((Path(__file__).parents[1] / "template.yaml").read_text())["Resources"][
+    "Ledger"
+]["Properties"]
 NAME = "usage-plan-key-ledger"
 NOW = 1_764_000_000
 FREE, PRO = Association("alice", "free"), Association("alice", "pro")
@@ -115,7 +115,9 @@ class TestPages:
     answers = st.builds(Response, st.booleans(), st.text(min_size=1), texts, texts, texts, numbers, st.none())
     records = st.builds(
         ResourceRecord,
-        holds=st.dictionaries(associations, st.builds(Hold, texts, st.booleans(), numbers, st.booleans(), texts), max_size=3),
+        holds=st.dictionaries(
+            associations, st.builds(Hold, texts, st.booleans(), numbers, st.booleans(), texts), max_size=3
+        ),
         issued=numbers,
         arrived=st.lists(texts, max_size=3).map(tuple),
         closed=st.booleans(),
@@ -166,9 +168,13 @@ class TestPages:
 
     def test_in_the_table(self, table: Table, dynamodb: DynamoDBClient) -> None:
         """Both pages change together, under the declared key; without any, all is empty."""
-        assert said(table.change(A, [FREE], as_is, deadline())) == Snapshot(ResourceRecord(), {FREE: AssociationRecord()})
+        assert said(table.change(A, [FREE], as_is, deadline())) == Snapshot(
+            ResourceRecord(), {FREE: AssociationRecord()}
+        )
         record = ResourceRecord(
-            issued=7, arrived=("r",), answers={"r": Response(success=True, id="x", outcome="ATTACHED", at=NOW)}
+            issued=7,
+            arrived=("r",),
+            answers={"r": Response(success=True, id="x", outcome="ATTACHED", at=NOW)},
         )
         written = table.change(A, [FREE], lambda state: hold(A)(state._replace(record=record)), deadline())
         assert said(table.change(A, [FREE], as_is, deadline())) == said(written)
@@ -211,7 +217,9 @@ class TestPages:
             table.change(A, [FREE], refuse, deadline())
         assert not pages(dynamodb)
 
-    def test_a_holder_stays_while_it_holds_something_and_a_day_more(self, table: Table, dynamodb: DynamoDBClient) -> None:
+    def test_a_holder_stays_while_it_holds_something_and_a_day_more(
+        self, table: Table, dynamodb: DynamoDBClient
+    ) -> None:
         """`expires`, which the template declares for TTL, is set when nothing is held and cleared when something is."""
         ttl = DECLARED["TimeToLiveSpecification"]["AttributeName"]
         assert (ttl, DECLARED["TimeToLiveSpecification"]["Enabled"]) == ("expires", True)
@@ -226,7 +234,9 @@ class TestAtOnce:
     """Two write to the same page."""
 
     @staticmethod
-    def interrupted(by: Callable[[], object], rule: Callable[[Snapshot], Snapshot]) -> Callable[[Snapshot], Snapshot]:
+    def interrupted(
+        by: Callable[[], object], rule: Callable[[Snapshot], Snapshot]
+    ) -> Callable[[Snapshot], Snapshot]:
         """Somebody writes between this one's first reading and its writing."""
         pending = [by]
 
@@ -283,10 +293,17 @@ class TestAtOnce:
 
         def never(state: Snapshot) -> Snapshot:
             order = next(turns)
-            table.change(A, [], lambda state: state._replace(record=state.record._replace(issued=order + 1)), deadline())
+            table.change(
+                A,
+                [],
+                lambda state: state._replace(record=state.record._replace(issued=order + 1)),
+                deadline(),
+            )
             return state._replace(record=state.record._replace(digest="x"))
 
-        with pytest.raises(OutOfTimeError, match=f"write to the ledger {NAME}: gave up after .* others keep changing"):
+        with pytest.raises(
+            OutOfTimeError, match=f"write to the ledger {NAME}: gave up after .* others keep changing"
+        ):
             table.change(A, [], never, deadline())
 
     def test_each_page_has_a_version(self, table: Table, dynamodb: DynamoDBClient) -> None:
@@ -296,7 +313,10 @@ class TestAtOnce:
         table.change(A, [], lambda state: state._replace(record=state.record._replace(issued=1)), deadline())
         second = {pk: page["version"] for pk, page in pages(dynamodb).items()}
         assert len({*map(str, first.values())}) == 2
-        assert {pk: first[pk] == second[pk] for pk in first} == {f"holder#{A.stack_id}#A": False, "association#alice:free": True}
+        assert {pk: first[pk] == second[pk] for pk in first} == {
+            f"holder#{A.stack_id}#A": False,
+            "association#alice:free": True,
+        }
 
 
 class TestSeen:
@@ -367,22 +387,34 @@ class TestErrors:
     @staticmethod
     def cancelled(stub: Stubber, operation: str, *codes: str) -> None:
         reasons = {"CancellationReasons": [{"Code": code} for code in codes]}
-        stub.add_client_error(operation, "TransactionCanceledException", http_status_code=400, modeled_fields=reasons)
+        stub.add_client_error(
+            operation, "TransactionCanceledException", http_status_code=400, modeled_fields=reasons
+        )
 
     def test_a_missing_table(self) -> None:
         """FAILED at once, naming the table, the region and what to check."""
-        with mock_aws(), pytest.raises(FailedError, match=f"read the ledger {NAME} in eu-central-1: .*Check that the table is"):
+        with (
+            mock_aws(),
+            pytest.raises(
+                FailedError, match=f"read the ledger {NAME} in eu-central-1: .*Check that the table is"
+            ),
+        ):
             Table(client(), NAME).change(A, [FREE], hold(A), deadline())
 
-    @pytest.mark.parametrize("code", ["AccessDeniedException", "ResourceNotFoundException", "ValidationException"])
+    @pytest.mark.parametrize(
+        "code", ["AccessDeniedException", "ResourceNotFoundException", "ValidationException"]
+    )
     @pytest.mark.parametrize("verb", ["read", "write"])
     def test_refused_for_good(self, stub: Stubber, verb: str, code: str) -> None:
         """Reading and writing alike: FAILED, naming the table and the error, without another attempt."""
         if verb == "write":
             stub.add_response("transact_get_items", EMPTY)
-        stub.add_client_error(f"transact_{'get' if verb == 'read' else 'write'}_items", code, "no", http_status_code=400)
+        stub.add_client_error(
+            f"transact_{'get' if verb == 'read' else 'write'}_items", code, "no", http_status_code=400
+        )
         with pytest.raises(
-            FailedError, match=f"^Could not {verb} the ledger {NAME} in eu-central-1: .*{code}.*the role may use it"
+            FailedError,
+            match=f"^Could not {verb} the ledger {NAME} in eu-central-1: .*{code}.*the role may use it",
         ):
             self.change(stub)
 
@@ -421,7 +453,9 @@ class TestErrors:
         """A condition that fails, whatever else does: all is read again."""
         stub.add_response("transact_get_items", EMPTY)
         self.cancelled(stub, "transact_write_items", "TransactionConflict", "ConditionalCheckFailed")
-        stub.add_response("transact_get_items", {"Responses": [{}, {"Item": {"pk": {"S": "x"}, "before": {"BOOL": True}}}]})
+        stub.add_response(
+            "transact_get_items", {"Responses": [{}, {"Item": {"pk": {"S": "x"}, "before": {"BOOL": True}}}]}
+        )
         stub.add_response("transact_write_items", {})
         assert self.change(stub).entry(FREE) == AssociationRecord(frozenset({A}), preexisting=True)
 
@@ -456,11 +490,15 @@ class TestErrors:
             meta = SimpleNamespace(region_name="eu-central-1")
 
             def transact_get_items(self, **arguments: Any) -> None:
-                raise ClientError({"Error": {"Code": "ThrottlingException", "Message": "slow"}}, "TransactGetItems")
+                raise ClientError(
+                    {"Error": {"Code": "ThrottlingException", "Message": "slow"}}, "TransactGetItems"
+                )
 
         clock, ends = Clock(), Clock().now + BEFORE_SHORT_CALL + 20
         table = Table(Slow(), NAME)  # type: ignore[arg-type]  # a fake
-        with pytest.raises(OutOfTimeError, match=rf"read the ledger {NAME} .*: gave up after \d+ attempts .*slow"):
+        with pytest.raises(
+            OutOfTimeError, match=rf"read the ledger {NAME} .*: gave up after \d+ attempts .*slow"
+        ):
             table.change(A, [FREE], hold(A), deadline(BEFORE_SHORT_CALL + 20, clock))
         assert clock.now == ends - BEFORE_SHORT_CALL
 
@@ -468,12 +506,16 @@ class TestErrors:
         ("page", "says"),
         [
             pytest.param({"shape": SHAPE + 1}, "a newer version of the function has written it", id="newer"),
-            pytest.param({"holds": {"alice:free": {"request": "r", "new": True}}}, "it is damaged", id="a field more"),
+            pytest.param(
+                {"holds": {"alice:free": {"request": "r", "new": True}}}, "it is damaged", id="a field more"
+            ),
             pytest.param({"holds": {"alice:free": {}}}, "it is damaged", id="a field less"),
             pytest.param({"holds": "all"}, "it is damaged", id="another type"),
             pytest.param({"answers": {"r": 7}}, "it is damaged", id="no answer"),
             pytest.param({"shape": "new"}, "it is damaged", id="a shape that is no number"),
-            pytest.param({"holds": {"alicefree": {"request": "r"}}}, "it is damaged", id="an id that names nothing"),
+            pytest.param(
+                {"holds": {"alicefree": {"request": "r"}}}, "it is damaged", id="an id that names nothing"
+            ),
             pytest.param({"arrived": "request"}, "it is damaged", id="a text in the place of a list"),
             pytest.param({"foreign": "former"}, "it is damaged", id="a text in the place of another list"),
         ],
@@ -481,14 +523,19 @@ class TestErrors:
     def test_a_page_that_cannot_be_read_is_refused_and_left_as_it_is(
         self, table: Table, dynamodb: DynamoDBClient, page: dict[str, Any], says: str
     ) -> None:
-        item = {name: TypeSerializer().serialize(value) for name, value in {"pk": f"holder#{A.stack_id}#A", **page}.items()}
+        item = {
+            name: TypeSerializer().serialize(value)
+            for name, value in {"pk": f"holder#{A.stack_id}#A", **page}.items()
+        }
         dynamodb.put_item(TableName=NAME, Item=item)
         before = pages(dynamodb)
         with pytest.raises(FailedError, match=rf"page holder#.*A of the ledger {NAME}.*: {says}"):
             table.change(A, [FREE], hold(A), deadline())
         assert pages(dynamodb) == before
 
-    def test_pages_of_before_shapes_were_numbered_are_read(self, table: Table, dynamodb: DynamoDBClient) -> None:
+    def test_pages_of_before_shapes_were_numbered_are_read(
+        self, table: Table, dynamodb: DynamoDBClient
+    ) -> None:
         """An order had a rank in it, one RequestId was kept, and what was held was attached."""
         who = {"stack": A.stack_id, "resource": A.logical_id}
         held = {
@@ -497,10 +544,17 @@ class TestErrors:
             "newest": "r",
             "wants": "alice:free",
         }
-        for page in ({"pk": f"holder#{A.stack_id}#A", **held}, {"pk": "association#alice:free", "holders": [who], "anew": "r"}):
-            dynamodb.put_item(TableName=NAME, Item={name: TypeSerializer().serialize(value) for name, value in page.items()})
+        for page in (
+            {"pk": f"holder#{A.stack_id}#A", **held},
+            {"pk": "association#alice:free", "holders": [who], "anew": "r"},
+        ):
+            dynamodb.put_item(
+                TableName=NAME, Item={name: TypeSerializer().serialize(value) for name, value in page.items()}
+            )
         state = table.change(A, [FREE], as_is, deadline())
-        assert state.record == ResourceRecord({FREE: Hold("r", named=True)}, issued=NOW, arrived=("r",), wants=FREE)
+        assert state.record == ResourceRecord(
+            {FREE: Hold("r", named=True)}, issued=NOW, arrived=("r",), wants=FREE
+        )
         assert state.entry(FREE) == AssociationRecord(frozenset({A}))
 
     def test_a_page_says_how_far_the_attaching_is(self) -> None:

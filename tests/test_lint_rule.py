@@ -72,7 +72,11 @@ def test_every_fault_is_found_where_it_is_and_nothing_else(found: list[dict[str,
 
 @pytest.mark.parametrize(("id_", "line", "part"), expected())
 def test_each_says_what_is_wrong(found: list[dict[str, Any]], id_: str, line: int, part: str) -> None:
-    messages = [it["Message"] for it in found if (it["Rule"]["Id"], it["Location"]["Start"]["LineNumber"]) == (id_, line)]
+    messages = [
+        it["Message"]
+        for it in found
+        if (it["Rule"]["Id"], it["Location"]["Start"]["LineNumber"]) == (id_, line)
+    ]
     assert any(part in message for message in messages), messages
 
 
@@ -117,5 +121,9 @@ def test_other_values_are_taken_as_cloudformation_hands_them_over(name: str, val
     """It makes a string of every scalar, and resolves a dynamic reference."""
     handed_over = json.dumps(value) if isinstance(value, bool | int | float) else value
     if isinstance(value, str):
-        handed_over = {"KeyType": "API_KEY", "OnExisting": "Fail", "IncludeValue": "true"}.get(name, "a1b2c3d4e5")
-    assert (rule.fault(name, value, SCHEMA["properties"][name]) is None) == of_function(IDS | {name: handed_over})
+        handed_over = {"KeyType": "API_KEY", "OnExisting": "Fail", "IncludeValue": "true"}.get(
+            name, "a1b2c3d4e5"
+        )
+    assert (rule.fault(name, value, SCHEMA["properties"][name]) is None) == of_function(
+        IDS | {name: handed_over}
+    )

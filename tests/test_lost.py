@@ -45,7 +45,9 @@ class TestLost:
         cfn.create("A", FREE, digest="P1")
         self.gone(cfn, thing)
         assert failed(
-            cfn.update("A", FREE, FREE, ADOPT, digest="P2"), "there is no", "alice" if thing == "alice" else "plan free"
+            cfn.update("A", FREE, FREE, ADOPT, digest="P2"),
+            "there is no",
+            "alice" if thing == "alice" else "plan free",
         )
         answer = cfn.update("A", FREE, FREE, digest="P1")
         assert outcome(answer) == "LOST"
@@ -65,7 +67,9 @@ class TestLost:
         assert cfn.entry(FREE).begun_by is not None
 
     @pytest.mark.parametrize("carried", [FREE, GOLD])
-    def test_an_update_that_succeeded_is_taken_back_though_the_key_is_gone(self, cfn: CloudFormation, carried: str) -> None:
+    def test_an_update_that_succeeded_is_taken_back_though_the_key_is_gone(
+        self, cfn: CloudFormation, carried: str
+    ) -> None:
         """What it had left is wanted again, and no Delete has come for it."""
         cfn.create("A", FREE, digest="P1")
         cfn.update("A", FREE, GOLD, digest="P2")
@@ -130,7 +134,9 @@ class TestLost:
         assert (first.outcome, first.value) == ("LOST", "")
         assert cfn.send(request) == first
 
-    def test_what_is_lost_is_logged_in_full(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
+    def test_what_is_lost_is_logged_in_full(
+        self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture
+    ) -> None:
         cfn.create("A", FREE, digest="P1")
         self.gone(cfn)
         reason = cfn.update("A", FREE, FREE, ADOPT, digest="P2").reason

@@ -68,7 +68,9 @@ def body(**fields: Any) -> bytes:
 
 
 class TestAnswers:
-    def test_one_line_has_its_outcome_its_calls_and_how_long_it_waited(self, world: World, counted: Counted) -> None:
+    def test_one_line_has_its_outcome_its_calls_and_how_long_it_waited(
+        self, world: World, counted: Counted
+    ) -> None:
         world.arrives("alice")
         world.clock.now += 7
         assert counted() == [], "who only queues has counted nothing"
@@ -80,7 +82,11 @@ class TestAnswers:
         world.arrives("bob", stack="two")
         world.arrives("carol", "Delete", PhysicalResourceId="carol:free")
         world.serve()
-        assert [{*line} & {"Attached", "Deleted"} for line in counted()] == [{"Attached"}, {"Attached"}, {"Deleted"}]
+        assert [{*line} & {"Attached", "Deleted"} for line in counted()] == [
+            {"Attached"},
+            {"Attached"},
+            {"Deleted"},
+        ]
 
     def test_what_was_never_in_the_queue_did_not_wait(self, world: World, counted: Counted) -> None:
         world.sqs.fails = [ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "SendMessage")]
@@ -88,7 +94,9 @@ class TestAnswers:
         assert world.answers[-1]["Status"] == "FAILED"
         assert counted() == [{"Failed": 1, "Attempts": 0}]
 
-    def test_an_attempt_is_a_call_to_api_gateway_whatever_came_of_it(self, world: World, counted: Counted) -> None:
+    def test_an_attempt_is_a_call_to_api_gateway_whatever_came_of_it(
+        self, world: World, counted: Counted
+    ) -> None:
         world.at_create = [BUSY, BUSY, BUSY]
         world.arrives("alice")
         world.serve()
@@ -149,7 +157,9 @@ class TestAnswers:
         metrics.response(body(Data={"Outcome": outcome}), 2, None)
         assert counted() == [{outcome.value.title(): 1, "Attempts": 2}]
 
-    def test_neither_an_id_nor_a_value_is_in_the_line(self, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_neither_an_id_nor_a_value_is_in_the_line(
+        self, world: World, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         properties = {"KeyId": "alice", "UsagePlanId": "free", "IncludeValue": "true"}
         world.arrives("alice", ResourceProperties=properties)
         world.serve()
@@ -182,7 +192,12 @@ def test_the_log_has_the_same_service() -> None:
     code = "import logging, usage_plan_key.app; logging.getLogger('usage_plan_key.service').error('x')"
     environment = {"AWS_DEFAULT_REGION": "us-east-1", "POWERTOOLS_SERVICE_NAME": SERVICE}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT / "handler", env=environment, check=True, capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=ROOT / "handler",
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
     )
     assert json.loads(done.stdout)["service"] == SERVICE
 
@@ -215,7 +230,9 @@ def test_under_sam_local_nothing_is_counted(world: World, counted: Counted) -> N
     assert "_aws" not in counted.capsys.readouterr().out
 
 
-def test_powertools_own_switch_turns_them_off(world: World, counted: Counted, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_powertools_own_switch_turns_them_off(
+    world: World, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("POWERTOOLS_METRICS_DISABLED", "true")
     world.arrives("alice")
     world.serve()

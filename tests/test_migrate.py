@@ -41,7 +41,9 @@ class Migration:
 
     def deploy(self, text: str | None = None) -> None:
         """Have this, or the template as it is, shown as deployed."""
-        self.deployed.write_text(json.dumps({"TemplateBody": text or self.text, "StagesAvailable": ["Original"]}))
+        self.deployed.write_text(
+            json.dumps({"TemplateBody": text or self.text, "StagesAvailable": ["Original"]})
+        )
 
     def run(self, step: str, *more: str) -> int:
         """Do a step in place."""
@@ -171,11 +173,18 @@ class TestLines:
             it.changed(step)
             assert it.text.count("\n") == it.text.count("\r\n")
 
-    @pytest.mark.parametrize("form", [{"indent": 2}, {"indent": "\t"}, {"separators": (",", ":")}, {}], ids=str)
-    def test_json_comes_to_the_same(self, migration: Callable[..., Migration], form: dict[str, Any], tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        "form", [{"indent": 2}, {"indent": "\t"}, {"separators": (",", ":")}, {}], ids=str
+    )
+    def test_json_comes_to_the_same(
+        self, migration: Callable[..., Migration], form: dict[str, Any], tmp_path: Path
+    ) -> None:
         """In each of its layouts, which stays; and to what the same change of the data comes to."""
         (tmp_path / "json").mkdir()
-        ours, theirs = migration(), Migration(tmp_path / "json", json.dumps(yaml_parse(NATIVE), **form), "template.json")
+        ours, theirs = (
+            migration(),
+            Migration(tmp_path / "json", json.dumps(yaml_parse(NATIVE), **form), "template.json"),
+        )
         for step in ("retain", "replace", "take"):
             ours.changed(step)
             theirs.changed(step)
@@ -271,7 +280,10 @@ class TestReferences:
             ("!Sub '${Alice.Id}'", "!Sub '${AliceInPlan.Id}'"),
             ("!Sub ['${Alice}', {}]", "!Sub ['${AliceInPlan}', {}]"),
             ("{Fn::Sub: 'a ${Alice}${Alice.Id} b'}", "{Fn::Sub: 'a ${AliceInPlan}${AliceInPlan.Id} b'}"),
-            ("!Sub ['${Alice.Id}', {Bob: !Ref Alice}]", "!Sub ['${AliceInPlan.Id}', {Bob: !Ref AliceInPlan}]"),
+            (
+                "!Sub ['${Alice.Id}', {Bob: !Ref Alice}]",
+                "!Sub ['${AliceInPlan.Id}', {Bob: !Ref AliceInPlan}]",
+            ),
             ("!If [A, !Ref Alice, b]", "!If [A, !Ref AliceInPlan, b]"),
             ("!Base64 {Fn::Sub: '${Alice}'}", "!Base64 {Fn::Sub: '${AliceInPlan}'}"),
         ],
@@ -304,9 +316,13 @@ class TestReferences:
         assert it.text.splitlines()[-1] == f"    Value: {text}"
 
     @pytest.mark.parametrize("name", ["Ref", "Sub", "GetAtt", "Type", "Custom"])
-    def test_a_resource_may_have_the_name_of_a_function(self, migration: Callable[..., Migration], name: str) -> None:
+    def test_a_resource_may_have_the_name_of_a_function(
+        self, migration: Callable[..., Migration], name: str
+    ) -> None:
         it = migration(
-            template("Outputs:\n  A:\n    Value: !Ref Alice\n  B:\n    Value: !GetAtt Alice.Id\n").replace("Alice", name)
+            template("Outputs:\n  A:\n    Value: !Ref Alice\n  B:\n    Value: !GetAtt Alice.Id\n").replace(
+                "Alice", name
+            )
         )
         it.changed("retain")
         it.changed("replace")
@@ -315,7 +331,9 @@ class TestReferences:
             "B": {"Value": {"Fn::GetAtt": [f"{name}InPlan", "Id"]}},
         }
 
-    def test_an_escaped_one_is_refused(self, migration: Callable[..., Migration], capsys: pytest.CaptureFixture[str]) -> None:
+    def test_an_escaped_one_is_refused(
+        self, migration: Callable[..., Migration], capsys: pytest.CaptureFixture[str]
+    ) -> None:
         it = migration(template('Outputs:\n  It: {Value: !Sub "$\\x7bAlice}"}\n'))
         it.changed("retain")
         assert it.run("replace") == 1
@@ -325,12 +343,16 @@ class TestReferences:
 class TestNewResources:
     """What the custom resources are given."""
 
-    @pytest.mark.parametrize(("count", "seconds"), [(1, 120), (120, 120), (240, 180), (500, 310), (9000, 3600)])
+    @pytest.mark.parametrize(
+        ("count", "seconds"), [(1, 120), (120, 120), (240, 180), (500, 310), (9000, 3600)]
+    )
     def test_the_service_timeout_grows_with_the_keys(self, count: int, seconds: int) -> None:
         assert migrate.service_timeout(count) == seconds
 
     def test_they_are_given_it(self) -> None:
-        read = migrate.Template.read(json.dumps({"Resources": {f"C{i}": retained() for i in range(240)}}), "it")
+        read = migrate.Template.read(
+            json.dumps({"Resources": {f"C{i}": retained() for i in range(240)}}), "it"
+        )
         migrate.replace(read, read, "arn", "InPlan")
         assert read.edited().count('"ServiceTimeout": 180,') == 240
 
@@ -342,7 +364,13 @@ class TestNewResources:
         read = migrate.Template.read(text, "it")
         migrate.replace(read, read, "arn", "InPlan")
         new = json.loads(read.edited())["Resources"]
-        assert list(new) == ["A" * 249 + "InPlan", "A" * 248 + "InPlan2", "BobInPlan2", "BobInPlanInPlan", "CarolInPlan2"]
+        assert list(new) == [
+            "A" * 249 + "InPlan",
+            "A" * 248 + "InPlan2",
+            "BobInPlan2",
+            "BobInPlanInPlan",
+            "CarolInPlan2",
+        ]
 
     @pytest.mark.parametrize(
         ("option", "line"),
@@ -357,12 +385,16 @@ class TestNewResources:
             ),
         ],
     )
-    def test_the_service_token(self, migration: Callable[..., Migration], option: list[str], line: str) -> None:
+    def test_the_service_token(
+        self, migration: Callable[..., Migration], option: list[str], line: str
+    ) -> None:
         it = migration("Parameters: {FunctionArn: {Type: String}}\n" + template())
         it.changed("retain")
         assert f"+      ServiceToken: {line}" in it.changed("replace", *option)
 
-    @pytest.mark.parametrize(("here", "there", "new"), [("1", "1", "taken"), ("2", "1", "2"), ("taken", "taken", "taken again")])
+    @pytest.mark.parametrize(
+        ("here", "there", "new"), [("1", "1", "taken"), ("2", "1", "2"), ("taken", "taken", "taken again")]
+    )
     def test_a_trigger_that_is_there_changes_once(
         self, migration: Callable[..., Migration], here: str, there: str, new: str
     ) -> None:
@@ -401,7 +433,9 @@ class TestRefusals:
         return told.err
 
     @pytest.mark.parametrize("step", ["replace", "take"])
-    def test_no_proof(self, migration: Callable[..., Migration], capsys: pytest.CaptureFixture[str], step: str) -> None:
+    def test_no_proof(
+        self, migration: Callable[..., Migration], capsys: pytest.CaptureFixture[str], step: str
+    ) -> None:
         told = self.refused(migration(template()), capsys, step)
         assert "aws cloudformation get-template --stack-name STACK > deployed.json" in told
 
@@ -416,14 +450,27 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("old", "new", "reason"),
         [
-            ("DeletionPolicy: Retain", "DeletionPolicy: Delete", "Alice is deployed without DeletionPolicy: Retain"),
-            ("DeletionPolicy: Retain", "DeletionPolicy: !Ref Policy", "Alice is deployed without DeletionPolicy: Retain"),
+            (
+                "DeletionPolicy: Retain",
+                "DeletionPolicy: Delete",
+                "Alice is deployed without DeletionPolicy: Retain",
+            ),
+            (
+                "DeletionPolicy: Retain",
+                "DeletionPolicy: !Ref Policy",
+                "Alice is deployed without DeletionPolicy: Retain",
+            ),
             ("Alice:", "Bob:", "Alice is not deployed as AWS::ApiGateway::UsagePlanKey"),
             ("a1b2", "z9y8", "Alice is deployed with another KeyId or UsagePlanId"),
         ],
     )
     def test_retain_is_not_in_force(
-        self, migration: Callable[..., Migration], capsys: pytest.CaptureFixture[str], old: str, new: str, reason: str
+        self,
+        migration: Callable[..., Migration],
+        capsys: pytest.CaptureFixture[str],
+        old: str,
+        new: str,
+        reason: str,
     ) -> None:
         it = migration(template())
         it.changed("retain")
@@ -432,12 +479,18 @@ class TestRefusals:
         assert reason in told
         assert "deploy what retain makes" in told
 
-    def test_replace_is_not_in_force(self, migration: Callable[..., Migration], capsys: pytest.CaptureFixture[str]) -> None:
+    def test_replace_is_not_in_force(
+        self, migration: Callable[..., Migration], capsys: pytest.CaptureFixture[str]
+    ) -> None:
         it = migration(template())
         it.changed("retain")
         before = it.text
         it.changed("replace")
-        for deployed in (before, it.text.replace("OnExisting: Take", "OnExisting: Fail"), it.text.replace("a1b2", "z9y8")):
+        for deployed in (
+            before,
+            it.text.replace("OnExisting: Take", "OnExisting: Fail"),
+            it.text.replace("a1b2", "z9y8"),
+        ):
             it.deploy(deployed)
             assert "AliceInPlan is not deployed with OnExisting: Take" in self.refused(it, capsys, "take")
 
@@ -447,15 +500,28 @@ class TestRefusals:
             ("a: [", "retain", "is neither YAML nor JSON"),
             ("[]", "retain", "is no template: it has no Resources"),
             ("", "retain", "is no template: it has no Resources"),
-            ("Resources: {A: {Type: AWS::SNS::Topic}}", "retain", "declares no AWS::ApiGateway::UsagePlanKey"),
-            (template("    DeletionPolicy: !Ref Policy\n"), "retain", "DeletionPolicy of Alice is no literal"),
+            (
+                "Resources: {A: {Type: AWS::SNS::Topic}}",
+                "retain",
+                "declares no AWS::ApiGateway::UsagePlanKey",
+            ),
+            (
+                template("    DeletionPolicy: !Ref Policy\n"),
+                "retain",
+                "DeletionPolicy of Alice is no literal",
+            ),
             (template("    Metadata: {}\n"), "retain", "Metadata of Alice is empty"),
             (template().replace("KeyId", "Kez"), "replace", "Alice has no KeyId"),
             (template(), "take", "No Custom::UsagePlanKey in the template says OnExisting: Take"),
         ],
     )
     def test_the_template(
-        self, migration: Callable[..., Migration], capsys: pytest.CaptureFixture[str], text: str, step: str, reason: str
+        self,
+        migration: Callable[..., Migration],
+        capsys: pytest.CaptureFixture[str],
+        text: str,
+        step: str,
+        reason: str,
     ) -> None:
         it = migration(text)
         if step != "retain":
@@ -472,7 +538,11 @@ class TestRefusals:
         ],
     )
     def test_the_options(
-        self, migration: Callable[..., Migration], capsys: pytest.CaptureFixture[str], option: list[str], reason: str
+        self,
+        migration: Callable[..., Migration],
+        capsys: pytest.CaptureFixture[str],
+        option: list[str],
+        reason: str,
     ) -> None:
         it = migration(template())
         it.changed("retain")
@@ -492,7 +562,10 @@ class TestRefusals:
         assert "cannot be read" in capsys.readouterr().err
 
     def test_a_file_that_cannot_be_written(
-        self, migration: Callable[..., Migration], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self,
+        migration: Callable[..., Migration],
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         it, whole = migration(), Path.open
 
@@ -512,9 +585,18 @@ class TestWarnings:
         ("more", "warning"),
         [
             ("  Fn::ForEach::Keys: [Name, [A], {}]\n", "Fn::ForEach::Keys in line 11 is not followed"),
-            ("Outputs: {A: {Value: {Fn::Transform: {Name: AWS::Include}}}}\n", "Fn::Transform in line 11 is not followed"),
-            ("Outputs: {A: {Value: !Transform {Name: AWS::Include}}}\n", "Fn::Transform in line 11 is not followed"),
-            ("Transform: AWS::Serverless-2016-10-31\n", "The transform AWS::Serverless-2016-10-31 may make resources"),
+            (
+                "Outputs: {A: {Value: {Fn::Transform: {Name: AWS::Include}}}}\n",
+                "Fn::Transform in line 11 is not followed",
+            ),
+            (
+                "Outputs: {A: {Value: !Transform {Name: AWS::Include}}}\n",
+                "Fn::Transform in line 11 is not followed",
+            ),
+            (
+                "Transform: AWS::Serverless-2016-10-31\n",
+                "The transform AWS::Serverless-2016-10-31 may make resources",
+            ),
             ("Transform: [A, {Name: AWS::Include}]\n", "The transform AWS::Include may make resources"),
             ("  Nested: {Type: AWS::CloudFormation::Stack}\n", "Nested is a nested stack"),
             (
@@ -541,7 +623,9 @@ class TestWarnings:
         assert it.run("replace") == 0
         assert "Bob is deployed and not here" in capsys.readouterr().err
 
-    def test_a_trigger_that_is_a_parameter(self, migration: Callable[..., Migration], capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_trigger_that_is_a_parameter(
+        self, migration: Callable[..., Migration], capsys: pytest.CaptureFixture[str]
+    ) -> None:
         it = migration(template())
         it.changed("retain")
         it.changed("replace")
@@ -559,7 +643,12 @@ KEYS = 240
 
 def many() -> str:
     """A template with that many native associations; its outputs refer to some of them."""
-    lines = ["Resources:", "  Plan:", "    Type: AWS::ApiGateway::UsagePlan", "    Properties: {UsagePlanName: many}"]
+    lines = [
+        "Resources:",
+        "  Plan:",
+        "    Type: AWS::ApiGateway::UsagePlan",
+        "    Properties: {UsagePlanName: many}",
+    ]
     for number in range(KEYS):
         lines += [
             f"  Key{number}: {{Type: AWS::ApiGateway::ApiKey, Properties: {{Enabled: true}}}}",
@@ -570,7 +659,11 @@ def many() -> str:
             "      KeyType: API_KEY",
             "      UsagePlanId: !Ref Plan",
         ]
-    lines += ["Outputs:", "  First: {Value: !Ref Customer0}", f"  Last: {{Value: !Sub '${{Customer{KEYS - 1}}}'}}"]
+    lines += [
+        "Outputs:",
+        "  First: {Value: !Ref Customer0}",
+        f"  Last: {{Value: !Sub '${{Customer{KEYS - 1}}}'}}",
+    ]
     return "\n".join([*lines, ""])
 
 
@@ -578,8 +671,8 @@ def many() -> str:
 def aws() -> Iterator[Aws]:
     """MiniStack with the function, for hundreds of keys.
 
-    The limits on calls, and the queue, have tests of their own: here they would cost two minutes and a half. Without a
-    queue the function serves a request where it arrives, by the same code.
+    The limits on calls, and the queue, have tests of their own: here they would cost two minutes and a half.
+    Without a queue the function serves a request where it arrives, by the same code.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proxy, "Bucket", lambda clock: rules.Bucket(clock, rate=10_000, burst=10_000))
@@ -613,7 +706,9 @@ def watched(aws: Aws, plan: str) -> Iterator[list[int]]:
         thread.join()
 
 
-def test_240_native_keys_stay_attached_until_they_are_taken_over_and_go_with_their_stack(aws: Aws, tmp_path: Path) -> None:
+def test_240_native_keys_stay_attached_until_they_are_taken_over_and_go_with_their_stack(
+    aws: Aws, tmp_path: Path
+) -> None:
     """MiniStack creates native associations behind the proxy, so the 409 of AWS is not in their way."""
     it = Migration(tmp_path, many())
     function = aws.physical_ids(PROVIDER)[FUNCTION]
@@ -635,7 +730,9 @@ def test_240_native_keys_stay_attached_until_they_are_taken_over_and_go_with_the
     assert aws.outputs("many") == {"First": ids["Customer0InPlan"], "Last": ids[f"Customer{KEYS - 1}InPlan"]}
 
     assert aws.delete("many").status == "DELETE_COMPLETE"
-    detached = {call.key for call in aws.proxy.calls if (call.operation, call.status) == ("DeleteUsagePlanKey", 202)}
+    detached = {
+        call.key for call in aws.proxy.calls if (call.operation, call.status) == ("DeleteUsagePlanKey", 202)
+    }
     assert detached == {ids[f"Key{number}"] for number in range(KEYS)}
 
 
@@ -654,7 +751,9 @@ def answered(aws: Aws, function: str, step: str) -> dict[str, int]:
     kind = {"retain": None, "replace": "Create", "take": "Update"}[step]
     deadline = time.monotonic() + 10
     while True:
-        found = Counter(request.outcome or request.reason for request in aws.requests(function) if request.kind == kind)
+        found = Counter(
+            request.outcome or request.reason for request in aws.requests(function) if request.kind == kind
+        )
         if kind is None or found.total() >= KEYS or time.monotonic() > deadline:
             return dict(found)
         time.sleep(0.2)

@@ -109,7 +109,9 @@ class TestTheWayBack:
         cfn.at(CREATE, usual, fails(DENIED))
         assert failed(cfn.update("A", FREE, PRO), "apigateway:POST")
         assert cfn.attached == {FREE}
-        assert cfn.entries == {pair(FREE): AssociationRecord(frozenset({holder("A")}), begun_by="request-2 again")}
+        assert cfn.entries == {
+            pair(FREE): AssociationRecord(frozenset({holder("A")}), begun_by="request-2 again")
+        }
 
     def test_an_old_one_that_cannot_be_attached_again_is_an_error_and_stays_held_to_be_repaired(
         self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture
@@ -117,12 +119,20 @@ class TestTheWayBack:
         """The Reason says so, too."""
         cfn.create("A", FREE)
         cfn.at(CREATE, usual, fails(DENIED), fails(BAD))
-        assert failed(cfn.update("A", FREE, PRO), "apigateway:POST", "could not be attached again", "usage plan free")
-        assert ("usage_plan_key.service", logging.ERROR, f"Not attached again: {FREE}") in caplog.record_tuples
+        assert failed(
+            cfn.update("A", FREE, PRO), "apigateway:POST", "could not be attached again", "usage plan free"
+        )
+        assert (
+            "usage_plan_key.service",
+            logging.ERROR,
+            f"Not attached again: {FREE}",
+        ) in caplog.record_tuples
         assert outcome(cfn.update("A", FREE, FREE)) == "REPAIRED"
         assert cfn.attached == {FREE}
 
-    def test_where_nobody_knows_whether_the_old_one_is_back_its_delete_detaches_it(self, cfn: CloudFormation) -> None:
+    def test_where_nobody_knows_whether_the_old_one_is_back_its_delete_detaches_it(
+        self, cfn: CloudFormation
+    ) -> None:
         """A lost reply may have attached it, so the ledger no longer says that it was moved away."""
         cfn.create("A", FREE)
         cfn.at(CREATE, usual, fails(DENIED), served_then(LOST), fails(DENIED))
@@ -150,7 +160,9 @@ class TestTheWayBack:
         assert failed(cfn.update("A", FREE, PRO), "usage plan beta (Beta)", "B of stack one")
         assert cfn.attached == {FREE, "alice:beta"}
 
-    def test_a_move_that_cloudformation_gives_up_while_it_waits_puts_the_old_one_back(self, cfn: CloudFormation) -> None:
+    def test_a_move_that_cloudformation_gives_up_while_it_waits_puts_the_old_one_back(
+        self, cfn: CloudFormation
+    ) -> None:
         cfn.create("A", FREE)
         rollback = cfn.an_update("A", FREE, FREE, issued=int(cfn.clock.now) + 9)
         cfn.at(CREATE, usual, fails(BUSY))
@@ -171,7 +183,9 @@ class TestTheWayBack:
 
     @pytest.mark.parametrize("known", [False, True], ids=["seen for the first time", "known"])
     @pytest.mark.parametrize("resumable", [False, True], ids=["to be answered", "resumable"])
-    def test_nothing_is_detached_unless_there_is_time_to_undo_it(self, cfn: CloudFormation, known: bool, resumable: bool) -> None:
+    def test_nothing_is_detached_unless_there_is_time_to_undo_it(
+        self, cfn: CloudFormation, known: bool, resumable: bool
+    ) -> None:
         cfn.warm = ApiGateway(cfn)  # type: ignore[arg-type]  # a fake
         cfn.create("A", FREE)
         if known:
@@ -187,12 +201,16 @@ class TestTheWayBack:
         assert FREE in cfn.attached
 
     @pytest.mark.parametrize(("spare", "moves"), [(0.0, True), (-0.1, False)])
-    def test_a_move_needs_time_for_the_detaching_and_to_undo_it(self, cfn: CloudFormation, spare: float, moves: bool) -> None:
+    def test_a_move_needs_time_for_the_detaching_and_to_undo_it(
+        self, cfn: CloudFormation, spare: float, moves: bool
+    ) -> None:
         cfn.create("A", FREE)
         cfn.seconds = 2 * (CONNECT_TIMEOUT + READ_TIMEOUT) + BEFORE_CALL + spare
         answer = cfn.update("A", FREE, PRO)
         assert answer.success is moves
-        assert moves or answer.reason.startswith("Could not attach API key alice to usage plan pro: no time was left")
+        assert moves or answer.reason.startswith(
+            "Could not attach API key alice to usage plan pro: no time was left"
+        )
 
     def test_a_move_that_comes_to_nothing_gives_up_while_there_is_time_to_undo_it(
         self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch
@@ -216,8 +234,15 @@ class TestBlocked:
         """What was adopted is not broken for a move: the Reason names the plan, the stage, who holds it and what to do."""
         cfn.by_hand(FREE)
         cfn.create("A", FREE, ADOPT)
-        words = ["API key alice to usage plan pro", "usage plan free (Free)", "api:prod", "A of stack one, and was there before"]
-        assert failed(cfn.update("A", FREE, PRO), *words, "first set OnExisting to Take, deploy, then change the plan")
+        words = [
+            "API key alice to usage plan pro",
+            "usage plan free (Free)",
+            "api:prod",
+            "A of stack one, and was there before",
+        ]
+        assert failed(
+            cfn.update("A", FREE, PRO), *words, "first set OnExisting to Take, deploy, then change the plan"
+        )
         assert cfn.attached == {FREE}
         assert not cfn.holders(PRO)
 
@@ -241,7 +266,9 @@ class TestBlocked:
         assert failed(cfn.create("A", PRO), "usage plan free (Free)", "A of stack one")
         assert cfn.attached == {FREE}
 
-    def test_where_one_of_several_plans_in_the_way_is_not_ours_none_is_detached(self, cfn: CloudFormation) -> None:
+    def test_where_one_of_several_plans_in_the_way_is_not_ours_none_is_detached(
+        self, cfn: CloudFormation
+    ) -> None:
         cfn.api.plans["beta"] = Plan("Beta", (("api", "beta"),))
         cfn.create("A", FREE)
         cfn.by_hand("alice:beta")
@@ -276,7 +303,9 @@ class TestMovingAgain:
         assert failed(cfn.update("B", "bob:free", "bob:pro"), "C of stack one")
         assert cfn.attached == {PRO, "bob:free"}
 
-    def test_a_plan_that_has_lost_the_stage_seconds_ago_is_moved_away_from_all_the_same(self, cfn: CloudFormation) -> None:
+    def test_a_plan_that_has_lost_the_stage_seconds_ago_is_moved_away_from_all_the_same(
+        self, cfn: CloudFormation
+    ) -> None:
         """It is moved all the same: what was seen in the same batch counts. Once it is answered nothing is different."""
         cfn.api.plans["pro"] = Plan("Pro", (("api", "beta"),))
         assert outcome(cfn.update("B", "bob:free", "bob:pro")) == "MOVED"
@@ -305,8 +334,12 @@ class TestTakenThenMoved:
         assert not cfn.entries
 
     @pytest.mark.parametrize(("on_existing", "took"), [(TAKE, False), (ADOPT, True), (FAIL, True)])
-    def test_old_and_new_properties_have_to_say_so(self, cfn: CloudFormation, on_existing: OnExisting, took: bool) -> None:
-        assert failed(cfn.update("A", FREE, PRO, on_existing, took=took), "was there before it, so it was left alone")
+    def test_old_and_new_properties_have_to_say_so(
+        self, cfn: CloudFormation, on_existing: OnExisting, took: bool
+    ) -> None:
+        assert failed(
+            cfn.update("A", FREE, PRO, on_existing, took=took), "was there before it, so it was left alone"
+        )
         assert cfn.attached == {FREE}
 
     @pytest.mark.parametrize("carried", [FREE, PRO])

@@ -41,7 +41,9 @@ class TestSuperseded:
     """A newer request has arrived."""
 
     @pytest.mark.parametrize("kind", [Create, Update])
-    def test_a_create_or_an_update_fails_and_touches_nothing(self, cfn: CloudFormation, kind: type[Request]) -> None:
+    def test_a_create_or_an_update_fails_and_touches_nothing(
+        self, cfn: CloudFormation, kind: type[Request]
+    ) -> None:
         late = cfn.a_create("A", FREE) if kind is Create else cfn.an_update("A", GOLD, FREE)
         cfn.arrives(cfn.a_delete("A", "invented"))
         answer = cfn.send(late)
@@ -57,7 +59,9 @@ class TestSuperseded:
         assert not cfn.entries
         assert not cfn.attached
 
-    def test_a_request_that_was_cancelled_meanwhile_gives_way_within_20_seconds(self, cfn: CloudFormation) -> None:
+    def test_a_request_that_was_cancelled_meanwhile_gives_way_within_20_seconds(
+        self, cfn: CloudFormation
+    ) -> None:
         waits = error(429, "TooManyRequestsException", "Too Many Requests")
         waits.response["ResponseMetadata"]["HTTPHeaders"] = {"retry-after": "600"}
         cfn.at(CREATE, fails(waits))
@@ -118,7 +122,9 @@ class TestSameSecond:
         assert served(cfn.service(rollback)).success
         assert cfn.attached == {FREE}
 
-    def test_one_that_comes_when_its_time_is_over_is_not_newer_than_another_of_its_second(self, cfn: CloudFormation) -> None:
+    def test_one_that_comes_when_its_time_is_over_is_not_newer_than_another_of_its_second(
+        self, cfn: CloudFormation
+    ) -> None:
         """Its first delivery found no ledger; the next Create has attached the key since."""
         request = cfn.a_create("A", FREE)
         assert cfn.create("A", FREE, issued=request.issued).success
@@ -132,7 +138,9 @@ class TestSameSecond:
 class TestSameAnswer:
     """What was answered stands."""
 
-    def test_a_request_that_comes_again_is_given_its_answer_again_and_nothing_is_touched(self, cfn: CloudFormation) -> None:
+    def test_a_request_that_comes_again_is_given_its_answer_again_and_nothing_is_touched(
+        self, cfn: CloudFormation
+    ) -> None:
         """Whatever has come since."""
         request = cfn.a_create("A", FREE)
         answer = cfn.send(request)
@@ -149,7 +157,9 @@ class TestSameAnswer:
         assert cfn.send(request) == answer
         assert not cfn.attached
 
-    def test_the_value_is_never_written_down(self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture) -> None:
+    def test_the_value_is_never_written_down(
+        self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """It goes out where it was asked for alone, and is looked up for an answer that goes out again."""
         request = cfn.a_create("A", FREE, include_value=True)
         assert cfn.send(request).value == "value-of-alice"
@@ -162,7 +172,9 @@ class TestSameAnswer:
         assert cfn.send(request).value is None
         assert "An internal error" not in caplog.text
 
-    def test_a_value_that_there_is_no_time_to_look_up_is_looked_up_in_the_next_turn(self, cfn: CloudFormation) -> None:
+    def test_a_value_that_there_is_no_time_to_look_up_is_looked_up_in_the_next_turn(
+        self, cfn: CloudFormation
+    ) -> None:
         """Else the answer would go out without the value, and Fn::GetAtt would fail."""
         request = cfn.a_create("A", FREE, include_value=True)
         first = cfn.send(request)
@@ -186,7 +198,9 @@ class TestSameAnswer:
         assert f"This resource does not hold {FREE}: nothing is touched" in caplog.messages
         assert "This request was answered before; the same answer goes out again" in caplog.messages
 
-    def test_an_answer_is_given_again_without_the_value_that_cannot_be_looked_up(self, cfn: CloudFormation) -> None:
+    def test_an_answer_is_given_again_without_the_value_that_cannot_be_looked_up(
+        self, cfn: CloudFormation
+    ) -> None:
         request = cfn.a_create("A", FREE, include_value=True)
         first = cfn.send(request)
         cfn.at(GET, fails(DENIED))
@@ -199,7 +213,9 @@ class TestSameAnswer:
         cfn.arrives(request)
         cfn.outage(99)
         answer = served(cfn.service(request))
-        assert answer == Response(success=False, id=FREE, reason="the ledger is out of reach", at=int(cfn.clock.now))
+        assert answer == Response(
+            success=False, id=FREE, reason="the ledger is out of reach", at=int(cfn.clock.now)
+        )
         assert answer.success is False
         said = "The answer could not be written down: the ledger is out of reach"
         assert ("usage_plan_key.service", logging.ERROR, said) in caplog.record_tuples

@@ -34,7 +34,11 @@ class TestArriving:
         world.arrives("bob")
         world.arrives("carol", stack="two")
         first, repeated, sibling, stranger = world.sqs.sent
-        assert first["MessageDeduplicationId"] == repeated["MessageDeduplicationId"] != sibling["MessageDeduplicationId"]
+        assert (
+            first["MessageDeduplicationId"]
+            == repeated["MessageDeduplicationId"]
+            != sibling["MessageDeduplicationId"]
+        )
         assert first["MessageGroupId"] == sibling["MessageGroupId"] != stranger["MessageGroupId"]
         assert len(first["MessageGroupId"]) <= 128
         assert len(world.ledger.records) == 3
@@ -48,7 +52,9 @@ class TestArriving:
         world.arrives("alice")
         assert json.loads(world.sqs.sent[0]["MessageBody"])["arrived"] == arrived
 
-    def test_one_whose_time_is_over_comes_again_where_the_function_has_no_time_to_look_it_up(self, world: World) -> None:
+    def test_one_whose_time_is_over_comes_again_where_the_function_has_no_time_to_look_it_up(
+        self, world: World
+    ) -> None:
         world.seconds = 1
         with pytest.raises(TurnOverError):
             world.arrives("alice", ResourceProperties={"ServiceTimeout": str(int(BEFORE_LOOK))})
@@ -60,7 +66,9 @@ class TestArriving:
         world.arrives("alice", ResourceProperties=properties)
         assert "was over before its turn came" in world.answers[0]["Reason"]
         with pytest.raises(NotBegunError):
-            world.arrives("bob", ResourceProperties={**properties, "ServiceTimeout": str(int(BEFORE_LOOK) + 1)})
+            world.arrives(
+                "bob", ResourceProperties={**properties, "ServiceTimeout": str(int(BEFORE_LOOK) + 1)}
+            )
 
     def test_what_makes_answers_is_made_ready_at_once_where_there_is_no_queue(self, world: World) -> None:
         world.function = replace(world.function, queue=None)
@@ -84,7 +92,9 @@ class TestArriving:
 
     @pytest.mark.parametrize("kind", ["Create", "Delete"])
     @pytest.mark.parametrize(("size", "fits"), [(250_000, True), (1_000_000, True), (LONGEST_MESSAGE, False)])
-    def test_what_does_not_fit_into_a_message_is_answered_failed(self, world: World, kind: str, size: int, fits: bool) -> None:
+    def test_what_does_not_fit_into_a_message_is_answered_failed(
+        self, world: World, kind: str, size: int, fits: bool
+    ) -> None:
         properties = {"KeyId": "alice", "UsagePlanId": "free", "VerifyTrigger": "x" * size}
         id_ = {"PhysicalResourceId": "alice:free"} if kind == "Delete" else {}
         world.arrives("alice", kind, ResourceProperties=properties, **id_)
@@ -114,7 +124,9 @@ class TestArriving:
 
     def test_throttled_until_its_time_is_up_it_is_answered(self, world: World) -> None:
         """The queue has refused it each time, so no answer will come from there."""
-        world.sqs.fails = [ClientError({"Error": {"Code": "RequestThrottled", "Message": ""}}, "SendMessage")] * 999
+        world.sqs.fails = [
+            ClientError({"Error": {"Code": "RequestThrottled", "Message": ""}}, "SendMessage")
+        ] * 999
         world.arrives("alice")
         assert world.served() == [("Alice", "FAILED")]
         assert "Could not queue the request: gave up after" in world.answers[0]["Reason"]
@@ -169,7 +181,9 @@ class TestFencedFirst:
         self.retained(world)
         issued = int(world.clock.now)
         world.clock.now += 2 * 3600
-        world.arrives("alice", RequestId="declared again", ResponseURL=f"https://x/?Expires={issued + SIGNED_FOR}")
+        world.arrives(
+            "alice", RequestId="declared again", ResponseURL=f"https://x/?Expires={issued + SIGNED_FOR}"
+        )
         assert "was over" in world.answers[-1]["Reason"]
         world.arrives("alice", "Delete", PhysicalResourceId="invented")
         world.serve()
@@ -218,7 +232,9 @@ class TestTime:
 
     def test_a_delete_that_arrives_when_its_time_is_over_fences_nothing(self, world: World) -> None:
         """Requests that were issued after it, and have time, are still served."""
-        world.arrives("alice", "Delete", PhysicalResourceId="alice:free", **self.event(world, age=700, timeout=600))
+        world.arrives(
+            "alice", "Delete", PhysicalResourceId="alice:free", **self.event(world, age=700, timeout=600)
+        )
         assert world.served() == [("Alice", "FAILED")]
         assert [record.newest for record in world.ledger.records.values()] == [""]
 
@@ -231,7 +247,9 @@ class TestTime:
         assert not world.api.calls
 
     def test_a_request_with_no_time_for_a_last_look_is_over(self, world: World) -> None:
-        world.arrives("alice", ResourceProperties={"KeyId": "alice", "UsagePlanId": "free", "ServiceTimeout": "600"})
+        world.arrives(
+            "alice", ResourceProperties={"KeyId": "alice", "UsagePlanId": "free", "ServiceTimeout": "600"}
+        )
         records = world.records()
         world.clock.now += 600 - BEFORE_LOOK
         world.batch(records)
@@ -277,7 +295,9 @@ class TestTime:
         assert {json.dumps(answer) for answer in world.answers} == {json.dumps(world.answers[0])}
         assert len(world.answers) == 10
 
-    def test_an_answer_that_cloudformation_waits_for_no_longer_does_not_come_again(self, world: World) -> None:
+    def test_an_answer_that_cloudformation_waits_for_no_longer_does_not_come_again(
+        self, world: World
+    ) -> None:
         event = world.arrives("alice")
         ends = int(world.clock.now) + 3600
 
@@ -302,7 +322,9 @@ class TestLettingGo:
         return world
 
     @pytest.mark.parametrize("said", ["DELETE_COMPLETE", None], ids=["deleted", "does not exist"])
-    def test_a_stack_that_is_gone_holds_nothing_and_nothing_is_detached(self, world: World, said: str | None) -> None:
+    def test_a_stack_that_is_gone_holds_nothing_and_nothing_is_detached(
+        self, world: World, said: str | None
+    ) -> None:
         if said:
             world.stacks[STACK.format("one")] = said
         assert world.function.let_go(self.ASKED, world) == {"LetGo": ["alice:free"]}
@@ -327,7 +349,12 @@ class TestLettingGo:
         assert world.ledger.entries
 
     @pytest.mark.parametrize(
-        "stack", ["one", STACK.format("one").replace(":1:", ":2:"), STACK.format("one").replace("eu-west-1", "eu-west-2")]
+        "stack",
+        [
+            "one",
+            STACK.format("one").replace(":1:", ":2:"),
+            STACK.format("one").replace("eu-west-1", "eu-west-2"),
+        ],
     )
     def test_a_stack_of_another_account_or_region_is_not_asked_about(self, world: World, stack: str) -> None:
         """Of it, CloudFormation would say here that it does not exist."""
@@ -365,7 +392,8 @@ class TestLettingGo:
 
     def test_letting_go_says_what_it_takes_and_why_it_refuses(self, world: World) -> None:
         with pytest.raises(
-            EventError, match=r'^LetGo takes \{"StackId": "...", "LogicalResourceId": "..."\}, and needs a ledger$'
+            EventError,
+            match=r'^LetGo takes \{"StackId": "...", "LogicalResourceId": "..."\}, and needs a ledger$',
         ):
             world.function.let_go({}, world)
         world.stacks[STACK.format("one")] = "UPDATE_COMPLETE"
@@ -384,7 +412,10 @@ class TestLettingGo:
         world.function.let_go(TestLettingGo.ASKED, world)
         (deadline,) = deadlines
         assert deadline.clock is world.clock
-        assert (deadline._end - world.clock.now, deadline.reserve) == (world.seconds, Deadline(1, world.clock).short().reserve)
+        assert (deadline._end - world.clock.now, deadline.reserve) == (
+            world.seconds,
+            Deadline(1, world.clock).short().reserve,
+        )
 
 
 class TestTold:
@@ -396,7 +427,11 @@ class TestTold:
         for on_existing in ("Adopt", "Bad"):
             properties = {"KeyId": "alice", "UsagePlanId": "free", "OnExisting": on_existing}
             world.arrives(
-                "alice", "Update", PhysicalResourceId="s3cr3t-value", ResourceProperties=properties, RequestId=on_existing
+                "alice",
+                "Update",
+                PhysicalResourceId="s3cr3t-value",
+                ResourceProperties=properties,
+                RequestId=on_existing,
             )
             world.serve()
         assert [vars(line).get("AnswerId") for line in caplog.records if "status" in vars(line)] == [
@@ -409,7 +444,10 @@ class TestTold:
         ("more", "said"),
         [
             ({}, "Asked: Create alice:free, OnExisting Fail"),
-            ({"RequestType": "Update", "PhysicalResourceId": "alice:free"}, "Asked: Update alice:free, OnExisting Fail"),
+            (
+                {"RequestType": "Update", "PhysicalResourceId": "alice:free"},
+                "Asked: Update alice:free, OnExisting Fail",
+            ),
             ({"RequestType": "Delete", "PhysicalResourceId": "alice:free"}, "Asked: Delete alice:free"),
             ({"ResourceProperties": {}}, "Asked: Create with unusable properties"),
             (
@@ -436,7 +474,9 @@ class TestTold:
             "function_request_id": "8c5a3a0e",
         }
 
-    def test_the_outcome_is_logged_with_what_was_asked(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
+    def test_the_outcome_is_logged_with_what_was_asked(
+        self, world: World, caplog: pytest.LogCaptureFixture
+    ) -> None:
         caplog.set_level(logging.INFO, "usage_plan_key")
         world.arrives("alice")
         world.arrives("eve")
@@ -452,14 +492,18 @@ class TestTold:
         assert told[0] == ["Create alice:free, OnExisting Fail", "ATTACHED", "SUCCESS", "alice:free"]
         assert told[1] == ["Create eve:free, OnExisting Fail", "FAILED", "FAILED", "eve:free"]
 
-    def test_an_answer_that_is_not_delivered_is_logged(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
+    def test_an_answer_that_is_not_delivered_is_logged(
+        self, world: World, caplog: pytest.LogCaptureFixture
+    ) -> None:
         world.arrives("alice")
         world.at_delivery = lambda: 1 / 0
         assert world.serve() == ["message-0"]
         assert ("ERROR", "Not delivered: division by zero") in log(caplog)
 
     @pytest.mark.parametrize(("seconds", "left"), [(90, 20), (36, 36 - LAST_SECONDS - 15)])
-    def test_a_delivery_has_twenty_seconds_or_what_is_left(self, world: World, seconds: float, left: float) -> None:
+    def test_a_delivery_has_twenty_seconds_or_what_is_left(
+        self, world: World, seconds: float, left: float
+    ) -> None:
         deadlines: list[Deadline] = []
         checked: list[str] = []
         world.deliver = lambda request, deadline, body: deadlines.append(deadline)  # type: ignore[method-assign]
@@ -500,7 +544,10 @@ class TestTold:
         else:
             world.arrives("alice")
         assert given[0] == (True, world.seconds - (LAST_SECONDS if on_batch else 0))
-        assert given[1].reason == "No answer in time: a call of the function hangs. Look into its log, and deploy again"
+        assert (
+            given[1].reason
+            == "No answer in time: a call of the function hangs. Look into its log, and deploy again"
+        )
 
 
 def test_a_former_providers_id_that_is_a_keys_value_is_not_written_anywhere(

@@ -20,7 +20,10 @@ SEND = {
     "documentation": "<p>Sends.</p>",
 }
 SHAPES: dict[str, Any] = {
-    "SendRequest": {"type": "structure", "members": {"Tree": {"shape": "Tree", "documentation": "<p>A tree.</p>"}}},
+    "SendRequest": {
+        "type": "structure",
+        "members": {"Tree": {"shape": "Tree", "documentation": "<p>A tree.</p>"}},
+    },
     "Tree": {"type": "list", "member": {"shape": "Tree"}},
     "Refused": {"type": "structure", "members": {"documentation": {"shape": "Text"}}},
     "Text": {"type": "string", "enum": ["a", "b"]},
@@ -46,7 +49,9 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for name in ("endpoint-rule-set-1.json.gz", "examples-1.json", "paginators-1.json", "waiters-2.json"):
             (folder / name).write_text(name)
     services = dict.fromkeys(("sqs", "ec2"), PLACES)
-    (data / "endpoints.json").write_text(json.dumps({"partitions": [{"partition": "aws", "services": services}]}))
+    (data / "endpoints.json").write_text(
+        json.dumps({"partitions": [{"partition": "aws", "services": services}]})
+    )
     (data / "partitions.json").write_text("{}")
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(tmp_path)])
     runpy.run_path(str(SCRIPT), run_name="__main__")
@@ -80,6 +85,9 @@ def test_the_shapes_that_an_operation_leads_to_stay_one_that_holds_itself_too() 
 def test_documentation_goes_and_a_member_of_that_name_stays() -> None:
     pruned = pruned_model(MODEL, OPERATIONS["sqs"])
     assert (pruned["metadata"], pruned["documentation"]) == (MODEL["metadata"], "")
-    assert pruned["operations"]["SendMessage"] == {"input": {"shape": "SendRequest"}, "errors": [{"shape": "Refused"}]}
+    assert pruned["operations"]["SendMessage"] == {
+        "input": {"shape": "SendRequest"},
+        "errors": [{"shape": "Refused"}],
+    }
     assert pruned["shapes"]["SendRequest"]["members"] == {"Tree": {"shape": "Tree"}}
     assert pruned["shapes"]["Refused"] == SHAPES["Refused"]

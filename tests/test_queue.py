@@ -99,7 +99,9 @@ class TestCalls:
             with pytest.raises(FailedError, match=f"^{begins}"):
                 call(Deadline(60, world.clock))
         world.sqs.fails = [ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "SendMessage")]
-        with pytest.raises(FailedError, match=r"^Could not queue the request: .*AccessDenied.*Check that the queue is there"):
+        with pytest.raises(
+            FailedError, match=r"^Could not queue the request: .*AccessDenied.*Check that the queue is there"
+        ):
             self.queue(world).put(event, 5, Deadline(60, world.clock))
 
     def test_a_request_that_may_have_been_queued_is_unclear_and_says_why(self, world: World) -> None:
@@ -121,14 +123,20 @@ class TestCalls:
         self.queue(world).put(event, 5, Deadline(60, world.clock))
         assert len(world.sqs.sent[1]["MessageBody"]) == LONGEST_MESSAGE
         event["Filler"] += "x"
-        with pytest.raises(FailedError, match=f"it has {LONGEST_MESSAGE + 1} bytes, and a message takes {LONGEST_MESSAGE}"):
+        with pytest.raises(
+            FailedError, match=f"it has {LONGEST_MESSAGE + 1} bytes, and a message takes {LONGEST_MESSAGE}"
+        ):
             self.queue(world).put(event, 5, Deadline(60, world.clock))
 
     def test_a_body_that_is_no_json_has_no_event(self) -> None:
         (read,) = messages([record("no json")])
         assert read.event is None
 
-    def test_a_reply_that_is_none_of_sqss_is_not_taken_for_one(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_reply_that_is_none_of_sqss_is_not_taken_for_one(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(world.sqs, "send_message", lambda **_: {"ResponseMetadata": {}})
-        with pytest.raises(UnclearError, match=r"The last error: the reply is none of SQS's, or is cut short\."):
+        with pytest.raises(
+            UnclearError, match=r"The last error: the reply is none of SQS's, or is cut short\."
+        ):
             self.queue(world).put({"StackId": "s", "RequestId": "r"}, 5, Deadline(60, world.clock))

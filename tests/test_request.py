@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 
 from usage_plan_key.errors import EventError
 from usage_plan_key.model import LONGEST_ID, Association, Holder, well_formed
-from usage_plan_key.request import PROPERTIES, Create, CreateOrUpdate, Delete, Invalid, OnExisting, Request, Update, parse
+from usage_plan_key.request import (
+    PROPERTIES,
+    Create,
+    CreateOrUpdate,
+    Delete,
+    Invalid,
+    OnExisting,
+    Request,
+    Update,
+    parse,
+)
 
 HANDLER = Path(__file__).parents[1] / "handler"
 STACK = "arn:aws:cloudformation:eu-west-1:123456789012:stack/customers/5a1e6f40"
@@ -24,7 +34,9 @@ GOOD = {"UsagePlanId": "f7r3e3", "KeyId": "a1b2c3d4e5"}
 VALUE = "s3cr3tAlicesKeyValue"
 
 
-def event(kind: str = "Create", properties: Any = None, *, without: str = "", **fields: Any) -> dict[str, Any]:
+def event(
+    kind: str = "Create", properties: Any = None, *, without: str = "", **fields: Any
+) -> dict[str, Any]:
     """A good event with something changed."""
     event = {
         "RequestType": kind,
@@ -90,7 +102,11 @@ class TestKinds:
         """An Update has the event's id besides, which may name what it wants or something else."""
         request = parse(event("Update", PhysicalResourceId=id_))
         assert isinstance(request, Update)
-        assert (request.physical_id, request.wanted, request.in_place) == (id_, Association("a1b2c3d4e5", "f7r3e3"), in_place)
+        assert (request.physical_id, request.wanted, request.in_place) == (
+            id_,
+            Association("a1b2c3d4e5", "f7r3e3"),
+            in_place,
+        )
         assert request.identified == Association.parse(id_)
 
     @pytest.mark.parametrize(
@@ -110,7 +126,9 @@ class TestKinds:
         assert isinstance(request, Update)
         assert request.took is took
 
-    @pytest.mark.parametrize("properties", [GOOD, {}, {"KeyID": "", "OnExisting": 1}, "nonsense", None], ids=repr)
+    @pytest.mark.parametrize(
+        "properties", [GOOD, {}, {"KeyID": "", "OnExisting": 1}, "nonsense", None], ids=repr
+    )
     def test_a_delete_is_never_refused(self, properties: Any) -> None:
         """Whatever its properties are, a Delete goes through with the event's id."""
         request = parse(event("Delete", ResourceProperties=properties))
@@ -127,8 +145,14 @@ class TestKinds:
         ("event_", "id_"),
         [
             pytest.param(event(), "a1b2c3d4e5:f7r3e3", id="Create: what it wants"),
-            pytest.param(event(properties={**GOOD, "Bad": ""}), "a1b2c3d4e5:f7r3e3", id="bad Create: the same"),
-            pytest.param(event(properties={"KeyId": "a1b2c3d4e5"}), "Alice", id="Create without both ids: the logical id"),
+            pytest.param(
+                event(properties={**GOOD, "Bad": ""}), "a1b2c3d4e5:f7r3e3", id="bad Create: the same"
+            ),
+            pytest.param(
+                event(properties={"KeyId": "a1b2c3d4e5"}),
+                "Alice",
+                id="Create without both ids: the logical id",
+            ),
             pytest.param(event("Update", PhysicalResourceId="own"), "own", id="Update: its own"),
             pytest.param(event("Update", {}, PhysicalResourceId="own"), "own", id="bad Update: its own"),
             pytest.param(event("Delete", PhysicalResourceId="own"), "own", id="Delete: its own"),
@@ -163,7 +187,13 @@ class TestEvents:
 
     @pytest.mark.parametrize(
         ("kind", "why"),
-        [(None, "is missing"), ("", "is missing"), ("create", "is none of"), ("Read", "is none of"), (["Create"], "is none of")],
+        [
+            (None, "is missing"),
+            ("", "is missing"),
+            ("create", "is none of"),
+            ("Read", "is none of"),
+            (["Create"], "is none of"),
+        ],
         ids=repr,
     )
     def test_another_type(self, kind: Any, why: str) -> None:
@@ -184,10 +214,22 @@ class TestEvents:
             ({}, "RequestType is missing; this is an empty object"),
             ({"source": "serverless-plugin-warmup"}, "this is a warm-up ping"),
             ({"warmer": True, "concurrency": 3}, "this is a warm-up ping"),
-            ({"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}}, "this is an EventBridge event"),
-            ({"httpMethod": "GET", "path": "/", "headers": None, "requestContext": {}}, "this is an HTTP request"),
-            ({"Records": [{"EventSource": "aws:sns", "Sns": {"Message": VALUE}}]}, "this is an SNS notification"),
-            ({"Records": [{"eventSource": "aws:s3", "s3": {"object": {"key": VALUE}}}]}, "this is an S3 notification"),
+            (
+                {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}},
+                "this is an EventBridge event",
+            ),
+            (
+                {"httpMethod": "GET", "path": "/", "headers": None, "requestContext": {}},
+                "this is an HTTP request",
+            ),
+            (
+                {"Records": [{"EventSource": "aws:sns", "Sns": {"Message": VALUE}}]},
+                "this is an SNS notification",
+            ),
+            (
+                {"Records": [{"eventSource": "aws:s3", "s3": {"object": {"key": VALUE}}}]},
+                "this is an S3 notification",
+            ),
             ({"Records": [{"eventSource": ["aws:s3"]}]}, "this is a batch of records"),
             ({"Records": [None]}, "this is a batch of records"),
             ({"Records": {}}, "this is a batch of records"),
@@ -223,7 +265,14 @@ class TestFaults:
     def test_all_at_once(self) -> None:
         """Not the first alone."""
         text = faults(
-            {"KeyID": "a", "Descriptoin": "b", "UsagePlanId": "", "KeyType": "OTHER", "OnExisting": "x", "IncludeValue": "y"}
+            {
+                "KeyID": "a",
+                "Descriptoin": "b",
+                "UsagePlanId": "",
+                "KeyType": "OTHER",
+                "OnExisting": "x",
+                "IncludeValue": "y",
+            }
         )
         for fault in (
             "unknown property KeyID (did you mean KeyId?)",
@@ -255,14 +304,20 @@ class TestFaults:
         """Where an id belongs, a key's value may have been pasted: neither the faults nor the id show it."""
         request = parse(event(properties={**GOOD, name: VALUE}))
         assert isinstance(request, Invalid)
-        refused = "; a key made with GenerateDistinctId: false has its value as its id, and is refused" if name == "KeyId" else ""
+        refused = (
+            "; a key made with GenerateDistinctId: false has its value as its id, and is refused"
+            if name == "KeyId"
+            else ""
+        )
         text = f"{name} is malformed: it has 20 characters, like a key's value (an id has 6 to 10{refused})"
         assert request.faults == (text,)
         assert VALUE not in repr(request)
         assert request.answer_id == "Alice"
 
     @pytest.mark.parametrize(
-        "value", ["a b", "a:b", "a/b", "é", "a\n", "..", "%2f", "a\x00", "\ud800", 7, ["a"], {}, True], ids=ascii
+        "value",
+        ["a b", "a:b", "a/b", "é", "a\n", "..", "%2f", "a\x00", "\ud800", 7, ["a"], {}, True],
+        ids=ascii,
     )
     def test_malformed_ids(self, value: Any) -> None:
         """What cannot be an id is no part of a URL or of a physical id."""
@@ -273,12 +328,21 @@ class TestFaults:
         [
             ("\ta1b2c3d4e5\n", "it has white space around it"),
             ("Alice's key", "it has white space in it (an id has 6 to 10 letters and digits, unlike a name)"),
-            ("arn:aws:apigateway:eu-west-1::/apikeys/a1b2c3d4e5", "it is an ARN (the id is the ARN's last part)"),
-            ("a1b2c3d4e5:f7r3e3", "it is a pair of a key's and a plan's id (as Ref and Id give it; take the attribute KeyId)"),
+            (
+                "arn:aws:apigateway:eu-west-1::/apikeys/a1b2c3d4e5",
+                "it is an ARN (the id is the ARN's last part)",
+            ),
+            (
+                "a1b2c3d4e5:f7r3e3",
+                "it is a pair of a key's and a plan's id (as Ref and Id give it; take the attribute KeyId)",
+            ),
             ("a1b2/c3d4", "it has characters that no id has (an id has 6 to 10 letters and digits)"),
             (["a1b2c3d4e5"], "it is a list, not a string"),
             (7.5, "it is a number, not a string"),
-            (" a1b2c3d4e5:f7r3e3", "it has white space around it and it is a pair of a key's and a plan's id"),
+            (
+                " a1b2c3d4e5:f7r3e3",
+                "it has white space around it and it is a pair of a key's and a plan's id",
+            ),
             (f" {VALUE} ", "it has white space around it and it has 20 characters, like a key's value"),
         ],
         ids=str,
@@ -293,7 +357,9 @@ class TestFaults:
     def test_an_unresolved_reference_says_so(self, value: str) -> None:
         """CloudFormation resolves no secure references for custom resources."""
         text = faults({**GOOD, "UsagePlanId": value})
-        assert text.startswith("UsagePlanId is malformed: it has a reference that CloudFormation has not resolved (")
+        assert text.startswith(
+            "UsagePlanId is malformed: it has a reference that CloudFormation has not resolved ("
+        )
         assert "alice" not in text.lower()
 
     def test_white_space_alone_is_empty(self) -> None:
@@ -323,7 +389,9 @@ class TestFaults:
         ids=ascii,
     )
     @pytest.mark.parametrize("name", ["KeyType", "OnExisting", "IncludeValue"])
-    def test_a_refused_choice_is_shown_only_if_it_is_too_short_to_be_a_value(self, name: str, value: Any, shown: str) -> None:
+    def test_a_refused_choice_is_shown_only_if_it_is_too_short_to_be_a_value(
+        self, name: str, value: Any, shown: str
+    ) -> None:
         """Somebody may have pasted a key's value into the wrong property."""
         assert faults({**GOOD, name: value}).startswith(f"{name} is {shown}, not ")
 
@@ -358,7 +426,9 @@ class TestProperties:
         assert getattr(parsed({"OnExisting": str(choice)}), "on_existing", None) is choice
         assert getattr(parsed({}), "on_existing", None) is OnExisting.FAIL
 
-    @pytest.mark.parametrize(("value", "included"), [("true", True), ("false", False), (True, True), (False, False)], ids=repr)
+    @pytest.mark.parametrize(
+        ("value", "included"), [("true", True), ("false", False), (True, True), (False, False)], ids=repr
+    )
     def test_include_value(self, value: str | bool, included: bool) -> None:
         """CloudFormation turns booleans into strings, a direct invocation may not; without one it is false."""
         assert getattr(parsed({"IncludeValue": value}), "include_value", None) is included
@@ -383,7 +453,14 @@ class TestProperties:
                 (None, 3600),
                 ("1.5", 3600),
             ],
-            *[("9" * 40, 3600), ("9" * 9999, 3600), (10**9999, 3600), (float("nan"), 3600), (float("inf"), 3600), (deep(), 3600)],
+            *[
+                ("9" * 40, 3600),
+                ("9" * 9999, 3600),
+                (10**9999, 3600),
+                (float("nan"), 3600),
+                (float("inf"), 3600),
+                (deep(), 3600),
+            ],
         ],
         ids=lambda each: str(type(each)),
     )
@@ -398,7 +475,13 @@ class TestDigest:
 
     @pytest.mark.parametrize(
         "changed",
-        [{"ServiceToken": "arn:x"}, {"ServiceTimeout": "60"}, {"VerifyTrigger": "2"}, {"KeyType": "API_KEY"}, {"KeyId": "k"}],
+        [
+            {"ServiceToken": "arn:x"},
+            {"ServiceTimeout": "60"},
+            {"VerifyTrigger": "2"},
+            {"KeyType": "API_KEY"},
+            {"KeyId": "k"},
+        ],
         ids=str,
     )
     def test_every_property_counts(self, changed: dict[str, str]) -> None:
@@ -410,7 +493,9 @@ class TestDigest:
         assert digest(dict(reversed(GOOD.items()))) == digest(GOOD) == getattr(parse(event()), "digest", "")
         assert re.fullmatch("[0-9a-f]{32}", digest(GOOD))
 
-    @pytest.mark.parametrize("value", [{1, 2}, {"a": 1, 7: 1}, 10**9999, b"", deep()], ids=lambda each: type(each).__name__)
+    @pytest.mark.parametrize(
+        "value", [{1, 2}, {"a": 1, 7: 1}, 10**9999, b"", deep()], ids=lambda each: type(each).__name__
+    )
     def test_what_json_cannot_hold_has_none(self, value: object) -> None:
         """A request without a digest is like no other, and served all the same."""
         assert digest({**GOOD, "VerifyTrigger": value}) == ""
@@ -490,14 +575,36 @@ odd_text = st.one_of(
     st.text(max_size=30),
     st.text(st.characters(), max_size=30),  # lone surrogates too
     st.sampled_from(
-        ["", "..", "a/b", "%2f", "a:b", "\x00\r\n", "\ud800", "é" * 5000, "https://[", "arn:aws:x", "${X}", "Take", "true"]
+        [
+            "",
+            "..",
+            "a/b",
+            "%2f",
+            "a:b",
+            "\x00\r\n",
+            "\ud800",
+            "é" * 5000,
+            "https://[",
+            "arn:aws:x",
+            "${X}",
+            "Take",
+            "true",
+        ]
     ),
     st.builds("https://x/?X-Amz-Date={}".format, st.text(string.digits + "TZ-:+ ", max_size=20)),
     st.builds("https://x/?Expires={}".format, st.integers()),
 )
 odd = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | odd_text | st.just(10**99) | st.binary(max_size=3),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.none() | st.integers() | odd_text, inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | odd_text
+    | st.just(10**99)
+    | st.binary(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.none() | st.integers() | odd_text, inner, max_size=3)
+    ),
     max_leaves=5,
 )
 odd_properties = st.builds(
@@ -519,13 +626,21 @@ class TestAnyEvent:
 
     @given(
         kind=st.sampled_from(["Create", "Update", "Delete"]),
-        needed=st.fixed_dictionaries({name: odd_text.filter(bool) for name in (*NEEDED, "PhysicalResourceId")}),
+        needed=st.fixed_dictionaries(
+            {name: odd_text.filter(bool) for name in (*NEEDED, "PhysicalResourceId")}
+        ),
         rest=st.dictionaries(
-            st.sampled_from(["OldResourceProperties", "ResourceType", "CrHelperPoll", "Records"]), odd | odd_properties
+            st.sampled_from(["OldResourceProperties", "ResourceType", "CrHelperPoll", "Records"]),
+            odd | odd_properties,
         ),
         properties=odd_properties | odd,
     )
-    @example(kind="Create", needed=dict.fromkeys((*NEEDED, "PhysicalResourceId"), "https://["), rest={}, properties=None)
+    @example(
+        kind="Create",
+        needed=dict.fromkeys((*NEEDED, "PhysicalResourceId"), "https://["),
+        rest={},
+        properties=None,
+    )
     @settings(max_examples=500, deadline=None)
     def test_is_a_request_where_an_answer_is_possible(
         self, kind: str, needed: dict[str, str], rest: dict[str, Any], properties: Any
@@ -559,7 +674,8 @@ class TestAnyEvent:
         with pytest.raises(EventError) as raised:
             parse(foreign)
         assert re.fullmatch(
-            "(not a CloudFormation custom resource event: |the Update event lacks )[ -~]{1,200}", str(raised.value)
+            "(not a CloudFormation custom resource event: |the Update event lacks )[ -~]{1,200}",
+            str(raised.value),
         )
 
 
@@ -578,7 +694,19 @@ class TestAssociation:
 
     @pytest.mark.parametrize(
         "foreign",
-        ["", "Alice", "a:", ":p", "a:p:q", "a b:p", f"{VALUE}:p", f"a:{VALUE}", "customers-Alice-1ABC", "arn:aws:x:y", "a:p\n"],
+        [
+            "",
+            "Alice",
+            "a:",
+            ":p",
+            "a:p:q",
+            "a b:p",
+            f"{VALUE}:p",
+            f"a:{VALUE}",
+            "customers-Alice-1ABC",
+            "arn:aws:x:y",
+            "a:p\n",
+        ],
         ids=repr,
     )
     def test_foreign_ids(self, foreign: str) -> None:
@@ -606,7 +734,9 @@ class TestAssociation:
 def test_the_core_knows_nothing_of_aws(module: str) -> None:
     """The rules and the nouns load no AWS library."""
     code = f"import sys, usage_plan_key.{module}; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], cwd=HANDLER, capture_output=True, text=True, check=True).stdout.split()
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], cwd=HANDLER, capture_output=True, text=True, check=True
+    ).stdout.split()
     assert f"usage_plan_key.{module}" in loaded
     aws = {"boto3", "botocore", "crhelper", "aws_lambda_powertools", "s3transfer", "urllib3"}
     assert not aws & {name.partition(".")[0] for name in loaded}

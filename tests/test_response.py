@@ -17,7 +17,16 @@ from usage_plan_key import response
 from usage_plan_key.errors import EventError, FailedError, UndeliveredError
 from usage_plan_key.model import Response
 from usage_plan_key.request import parse
-from usage_plan_key.response import LONGEST_RESPONSE, MOST_REDIRECTS, Sender, body, check_value_host, destination, redacted, where
+from usage_plan_key.response import (
+    LONGEST_RESPONSE,
+    MOST_REDIRECTS,
+    Sender,
+    body,
+    check_value_host,
+    destination,
+    redacted,
+    where,
+)
 from usage_plan_key.retry import Deadline
 
 from . import answers
@@ -49,7 +58,9 @@ class TestBody:
             },
         }
 
-    @pytest.mark.parametrize(("name", "served"), [("create", failed()), ("delete", ATTACHED), ("create-bad-property", failed())])
+    @pytest.mark.parametrize(
+        ("name", "served"), [("create", failed()), ("delete", ATTACHED), ("create-bad-property", failed())]
+    )
     def test_a_failure_and_a_delete_have_none(self, name: str, served: Response) -> None:
         answer = json.loads(body(parse(EVENTS[name]), served, WHERE))
         assert "Data" not in answer
@@ -76,7 +87,11 @@ class TestBody:
         asked["ResourceProperties"] = {**asked["ResourceProperties"], "IncludeValue": "true"}
         named = Response(success=True, id=ID, outcome="ATTACHED", key_name=letter * 4000)
         sent = body(parse(asked), named._replace(value=VALUE), WHERE)
-        assert LONGEST_RESPONSE - len(json.dumps(letter, ensure_ascii=False).encode()) < len(sent) <= LONGEST_RESPONSE
+        assert (
+            LONGEST_RESPONSE - len(json.dumps(letter, ensure_ascii=False).encode())
+            < len(sent)
+            <= LONGEST_RESPONSE
+        )
         data = json.loads(sent.decode())["Data"]
         assert data["Value"] == VALUE
         assert data["KeyName"] == letter * (len(data["KeyName"]) - 1) + "…"
@@ -87,7 +102,11 @@ class TestBody:
     def test_a_long_id_cuts_all_else(self, name: str, length: int, *, success: bool) -> None:
         asked = {**EVENTS["update-verify"], name: "i" * length}
         answer = Response(
-            success=success, id=asked["PhysicalResourceId"], reason="r" * 4000, outcome="ATTACHED", key_name="k" * 999
+            success=success,
+            id=asked["PhysicalResourceId"],
+            reason="r" * 4000,
+            outcome="ATTACHED",
+            key_name="k" * 999,
         )
         sent = body(parse(asked), answer, WHERE)
         assert length < len(sent) <= LONGEST_RESPONSE
@@ -96,24 +115,37 @@ class TestBody:
         if not success:
             assert read["Reason"].startswith("rrr")
         if length == 500:
-            assert read["Data"]["KeyName"].startswith("kkk") if success else read["Reason"].endswith(f"({WHERE})")
+            assert (
+                read["Data"]["KeyName"].startswith("kkk")
+                if success
+                else read["Reason"].endswith(f"({WHERE})")
+            )
 
     @pytest.mark.parametrize("success", [True, False])
     def test_what_does_not_fit_at_all_is_sent_and_told(self, everything: Lines, *, success: bool) -> None:
         asked = {**EVENTS["update-verify"], "StackId": "i" * 5000}
         answer = Response(
-            success=success, id=asked["PhysicalResourceId"], reason="r" * 4000, outcome="ATTACHED", key_name="k" * 999
+            success=success,
+            id=asked["PhysicalResourceId"],
+            reason="r" * 4000,
+            outcome="ATTACHED",
+            key_name="k" * 999,
         )
         sent = body(parse(asked), answer, WHERE)
         read = json.loads(sent)
         assert (read.get("Reason", ""), read.get("Data", {}).get("KeyName", "")) == ("", "")
-        assert everything.errors == [f"The answer has {len(sent)} bytes for its ids, and CloudFormation takes 4096"]
+        assert everything.errors == [
+            f"The answer has {len(sent)} bytes for its ids, and CloudFormation takes 4096"
+        ]
 
     @pytest.mark.parametrize("left", range(8))
     def test_no_room_is_left_over_and_none_is_missing(self, left: int) -> None:
         """Where there is no room for one letter there is none for the sign that something was cut."""
         empty = len(body(parse(EVENTS["create"]), Response(success=True, id=ID, outcome="ATTACHED"), WHERE))
-        asked = {**EVENTS["create"], "StackId": EVENTS["create"]["StackId"] + "x" * (LONGEST_RESPONSE - empty - left)}
+        asked = {
+            **EVENTS["create"],
+            "StackId": EVENTS["create"]["StackId"] + "x" * (LONGEST_RESPONSE - empty - left),
+        }
         named = Response(success=True, id=ID, outcome="ATTACHED", key_name="k" * 9)
         sent = body(parse(asked), named, WHERE)
         assert len(sent) <= LONGEST_RESPONSE
@@ -124,7 +156,9 @@ class TestBody:
     def test_a_lone_surrogate_breaks_nothing(self, name: str, *, success: bool) -> None:
         asked = {**EVENTS["update-verify"], name: "i\ud83di"}
         text = "\ude00" * 3000
-        answer = Response(success=success, id=asked["PhysicalResourceId"], reason=text, outcome="ATTACHED", key_name=text)
+        answer = Response(
+            success=success, id=asked["PhysicalResourceId"], reason=text, outcome="ATTACHED", key_name=text
+        )
         sent = body(parse(asked), answer, "stream \ud800")
         assert LONGEST_RESPONSE - 6 < len(sent) <= LONGEST_RESPONSE
         read = json.loads(sent)
@@ -149,7 +183,11 @@ class TestBody:
     def test_what_a_stand_in_for_the_context_lacks_is_left_out(self, lacking: str) -> None:
         names = {"function_name": "F", "log_group_name": "G", "log_stream_name": "S"}
         names.pop(lacking)
-        parts = {"function_name": "function F", "log_group_name": "log group G", "log_stream_name": "log stream S"}
+        parts = {
+            "function_name": "function F",
+            "log_group_name": "log group G",
+            "log_stream_name": "log stream S",
+        }
         parts.pop(lacking)
         assert where(SimpleNamespace(**names)) == ", ".join(parts.values())
 
@@ -164,7 +202,9 @@ class TestBody:
 
     def test_the_longest_event_fits(self) -> None:
         asked = {**EVENTS["delete"], "PhysicalResourceId": "€" * 341, "LogicalResourceId": "L" * 255}
-        asked["StackId"] = f"arn:aws-us-gov:cloudformation:us-gov-west-1:123456789012:stack/{'s' * 128}/{'u' * 36}"
+        asked["StackId"] = (
+            f"arn:aws-us-gov:cloudformation:us-gov-west-1:123456789012:stack/{'s' * 128}/{'u' * 36}"
+        )
         answer = Response(success=False, id=asked["PhysicalResourceId"], reason="€" * 4000)
         sent = body(parse(asked), answer, "l" * 512)
         assert len(sent) <= LONGEST_RESPONSE
@@ -186,7 +226,9 @@ class TestBody:
 def s3_says(code: str) -> bytes:
     """A 400 of S3's, as it goes over the wire."""
     xml = f"<Error><Code>{code}</Code><Message>No</Message></Error>"
-    return f"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: {len(xml)}\r\n\r\n{xml}".encode()
+    return (
+        f"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: {len(xml)}\r\n\r\n{xml}".encode()
+    )
 
 
 def redirect(location: str, status: int = 307) -> bytes:
@@ -205,9 +247,13 @@ class TestSender:
         """Deliver a value, where the sink is an emulator that may have it."""
         own = sink.url.split("/")[2]
         check = partial(check_value_host, region="eu-central-1", suffix="amazonaws.com", emulator=own)
-        Sender(check).deliver(parse(event(sink)), Deadline(60, Clock()), json.dumps({"Data": {"Value": VALUE}}).encode())
+        Sender(check).deliver(
+            parse(event(sink)), Deadline(60, Clock()), json.dumps({"Data": {"Value": VALUE}}).encode()
+        )
 
-    def test_what_could_not_be_made_ready_is_made_anew(self, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_could_not_be_made_ready_is_made_anew(
+        self, sink: Sink, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Or no later request of the same process would be answered."""
         sender, made = Sender(), response._tls
 
@@ -252,13 +298,20 @@ class TestSender:
         [
             *(300, 301, 302, 303, 304, 400, 403, 404, 407, 410, 428, 430, 499),
             pytest.param(s3_says("AccessDenied"), id="AccessDenied"),
-            pytest.param(s3_says("RequestTimeout").replace(b" 400 ", b" 403 "), id="the code of a 400 without its status"),
+            pytest.param(
+                s3_says("RequestTimeout").replace(b" 400 ", b" 403 "),
+                id="the code of a 400 without its status",
+            ),
             pytest.param(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 9\r\n\r\n<", id="a 403 that breaks off"),
-            pytest.param(b"HTTP/1.1 307 Temporary Redirect\r\ncontent-length: 0\r\n\r\n", id="a redirect to nowhere"),
+            pytest.param(
+                b"HTTP/1.1 307 Temporary Redirect\r\ncontent-length: 0\r\n\r\n", id="a redirect to nowhere"
+            ),
             pytest.param(b"HTTP/1.1 199 Odd\r\ncontent-length: 0\r\n\r\n", id="199"),
         ],
     )
-    def test_any_other_refusal_is_final_and_counted(self, sink: Sink, reply: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_any_other_refusal_is_final_and_counted(
+        self, sink: Sink, reply: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         sink.replies = [reply]
         self.deliver(sink)
         assert len(sink.puts) == 1
@@ -268,7 +321,9 @@ class TestSender:
         assert metrics["Namespace"] == "UsagePlanKey"
         assert [named["Name"] for named in metrics["Metrics"]] == ["AnswerRefused"]
 
-    @pytest.mark.parametrize("reply", [b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nta", b"HTTP/1.1 200 OK\r\nserv", 201, 204])
+    @pytest.mark.parametrize(
+        "reply", [b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nta", b"HTTP/1.1 200 OK\r\nserv", 201, 204]
+    )
     def test_a_reply_that_breaks_off_after_its_status_has_that_status(
         self, sink: Sink, reply: Any, capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -279,8 +334,12 @@ class TestSender:
 
     @pytest.mark.parametrize("status", [307, 308])
     @pytest.mark.parametrize("relative", [True, False], ids=["relative", "absolute"])
-    def test_follows_a_redirect(self, sink: Sink, status: int, capsys: pytest.CaptureFixture[str], *, relative: bool) -> None:
-        sink.replies = [redirect("/there?a=%7C" if relative else sink.url.replace("/stack", "/there"), status)]
+    def test_follows_a_redirect(
+        self, sink: Sink, status: int, capsys: pytest.CaptureFixture[str], *, relative: bool
+    ) -> None:
+        sink.replies = [
+            redirect("/there?a=%7C" if relative else sink.url.replace("/stack", "/there"), status)
+        ]
         self.deliver_value(sink)
         assert [put.path.partition("?")[0][:6] for put in sink.puts] == ["/stack", "/there"]
         assert [put.answer["Data"]["Value"] for put in sink.puts] == [VALUE, VALUE]
@@ -299,9 +358,15 @@ class TestSender:
     def test_a_redirect_that_leads_to_trouble_is_begun_anew(self, sink: Sink) -> None:
         sink.replies = [307, 503]
         self.deliver(sink)
-        assert [put.path.partition("?")[0] for put in sink.puts] == ["/stack%7Cresource", "/elsewhere", "/stack%7Cresource"]
+        assert [put.path.partition("?")[0] for put in sink.puts] == [
+            "/stack%7Cresource",
+            "/elsewhere",
+            "/stack%7Cresource",
+        ]
 
-    def test_follows_no_redirect_when_no_time_is_left(self, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_follows_no_redirect_when_no_time_is_left(
+        self, sink: Sink, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         clock = Clock()
         slow = urllib3.PoolManager.urlopen
 
@@ -320,7 +385,10 @@ class TestSender:
         [
             ("http://127.0.0.1/", "the redirect is not https"),
             (f"https://me:{SIGNATURE}@127.0.0.1/", "the redirect has user info"),
-            (f"https://127.0.0.1\\@x/?{SIGNATURE}", "the redirect has a backslash, white space or a control character"),
+            (
+                f"https://127.0.0.1\\@x/?{SIGNATURE}",
+                "the redirect has a backslash, white space or a control character",
+            ),
             (f"https://[{SIGNATURE}/", "the redirect cannot be read"),
             ("ftp://x", "the redirect is not https"),
         ],
@@ -333,7 +401,9 @@ class TestSender:
         assert (everything.errors, len(sink.puts)) == ([f"The answer was not sent: {sentence}"], 1)
         assert "AnswerRefused" in capsys.readouterr().out
 
-    def test_a_value_is_not_redirected_elsewhere(self, sink: Sink, everything: Lines, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_a_value_is_not_redirected_elsewhere(
+        self, sink: Sink, everything: Lines, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         with Sink(certificate=sink.certificate.read_bytes()) as other:
             sink.replies = [redirect(other.url), redirect(other.url)]
             self.deliver_value(sink)
@@ -346,9 +416,13 @@ class TestSender:
             self.deliver(sink)
             assert len(other.puts) == 1, "what carries no value is"
 
-    def test_no_value_leaves_for_a_host_that_is_not_cloudformations(self, sink: Sink, everything: Lines) -> None:
+    def test_no_value_leaves_for_a_host_that_is_not_cloudformations(
+        self, sink: Sink, everything: Lines
+    ) -> None:
         """Whatever came before: the request may have been put into the queue by a stranger."""
-        check = partial(check_value_host, region="eu-central-1", suffix="amazonaws.com", emulator="127.0.0.1:1")
+        check = partial(
+            check_value_host, region="eu-central-1", suffix="amazonaws.com", emulator="127.0.0.1:1"
+        )
         asked = event(sink)
         asked["ResourceProperties"] = {**asked["ResourceProperties"], "IncludeValue": "true"}
         request = parse(asked)
@@ -357,7 +431,9 @@ class TestSender:
         assert [answer["Status"] for answer in sink.answers] == ["FAILED"]
         assert len(everything.errors) == 1
 
-    def test_counts_nothing_when_the_answer_is_taken(self, sink: Sink, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_counts_nothing_when_the_answer_is_taken(
+        self, sink: Sink, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         self.deliver(sink)
         assert capsys.readouterr().out == ""
 
@@ -379,11 +455,15 @@ class TestSender:
         monkeypatch.setattr(urllib3.PoolManager, "urlopen", request)
         with pytest.raises(UndeliveredError):
             self.deliver(sink)
-        assert "The answer's PUT failed, trying again: MaxRetryError" in [one.getMessage() for one in everything.records]
+        assert "The answer's PUT failed, trying again: MaxRetryError" in [
+            one.getMessage() for one in everything.records
+        ]
         assert everything.secrets(sink.url) == []
 
     @pytest.mark.parametrize("name", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
-    def test_trusts_whom_boto3_is_told_to_trust(self, sink: Sink, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_trusts_whom_boto3_is_told_to_trust(
+        self, sink: Sink, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.delenv("SSL_CERT_FILE")
         monkeypatch.setenv(name, str(sink.certificate))
         self.deliver(sink)
@@ -420,7 +500,9 @@ class TestSender:
             self.deliver(sink)
         assert (len(sink.puts), proxy.connects) == (1, [])
 
-    def test_a_proxy_and_the_direct_way_share_one_tls_context(self, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_proxy_and_the_direct_way_share_one_tls_context(
+        self, sink: Sink, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         make, made = ssl.create_default_context, []
 
         def counted(*args: Any, **kwargs: Any) -> ssl.SSLContext:
@@ -456,7 +538,16 @@ class TestSender:
 
 #: What one parser takes for part of a host and another does not.
 ODD = (
-    *(r"elsewhere\@x.amazonaws.com/", r"elsewhere\.x.amazonaws.com/", r"x/\a", "x y/", " x/", "x/ a", "x\t/", "x/\r\nhost:y"),
+    *(
+        r"elsewhere\@x.amazonaws.com/",
+        r"elsewhere\.x.amazonaws.com/",
+        r"x/\a",
+        "x y/",
+        " x/",
+        "x/ a",
+        "x\t/",
+        "x/\r\nhost:y",
+    ),
     *("x\x00/", "x/\x7f", "x\N{NO-BREAK SPACE}/", "x\N{ZERO WIDTH SPACE}/", "x/\ud800"),
 )
 
@@ -467,7 +558,11 @@ class TestDestination:
     @pytest.mark.parametrize(
         ("url", "host", "port"),
         [
-            ("https://x.s3.amazonaws.com/arn%3Aaws%7CAlice?X-Amz-Date=20260302T090000Z", "x.s3.amazonaws.com", None),
+            (
+                "https://x.s3.amazonaws.com/arn%3Aaws%7CAlice?X-Amz-Date=20260302T090000Z",
+                "x.s3.amazonaws.com",
+                None,
+            ),
             ("HTTPS://X.amazonaws.com?a@b", "x.amazonaws.com", None),
             ("https://localhost:4566/a:b@c", "localhost", 4566),
             ("https://[::1]:4566/", "[::1]", 4566),
@@ -501,7 +596,10 @@ class TestDestination:
             ("https://[x/", "cannot be read"),
             ("https://x\N{ACCOUNT OF}y/", "cannot be read"),
             ("https://\N{FULLWIDTH LATIN SMALL LETTER X}.amazonaws.com/", "cannot be read"),
-            ("https://b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.example/", ""),  # One parser encodes it, or cannot read it.
+            (
+                "https://b\N{LATIN SMALL LETTER U WITH DIAERESIS}cher.example/",
+                "",
+            ),  # One parser encodes it, or cannot read it.
             ("https://[fe80::1%25eth0]/", "different hosts"),
         ],
     )
@@ -519,7 +617,9 @@ class TestDestination:
         """SAM's own sample events have one of http."""
         destination(url, local=True)
 
-    @pytest.mark.parametrize("url", [r"https://127.0.0.1:PORT\@x.amazonaws.com/", "https://127.0.0.1:PORT/ a"])
+    @pytest.mark.parametrize(
+        "url", [r"https://127.0.0.1:PORT\@x.amazonaws.com/", "https://127.0.0.1:PORT/ a"]
+    )
     def test_nothing_is_sent_where_it_is_refused(self, sink: Sink, url: str, everything: Lines) -> None:
         port = sink.url.split("/")[2].partition(":")[2]
         request = parse(event(sink))
@@ -538,10 +638,22 @@ class TestValueHost:
         ("host", "region", "suffix"),
         [
             # As they were seen in events; see FACTS.
-            ("cloudformation-custom-resource-response-useast1.s3.amazonaws.com", "us-east-1", "amazonaws.com"),
-            ("cloudformation-custom-resource-response-eucentral1.s3.eu-central-1.amazonaws.com", "eu-central-1", "amazonaws.com"),
+            (
+                "cloudformation-custom-resource-response-useast1.s3.amazonaws.com",
+                "us-east-1",
+                "amazonaws.com",
+            ),
+            (
+                "cloudformation-custom-resource-response-eucentral1.s3.eu-central-1.amazonaws.com",
+                "eu-central-1",
+                "amazonaws.com",
+            ),
             (f"{OWN}.s3-eu-west-1.amazonaws.com", "eu-west-1", "amazonaws.com"),
-            ("cloudformation-custom-resource-response-cnnorth1.s3.cn-north-1.amazonaws.com.cn", "cn-north-1", "amazonaws.com.cn"),
+            (
+                "cloudformation-custom-resource-response-cnnorth1.s3.cn-north-1.amazonaws.com.cn",
+                "cn-north-1",
+                "amazonaws.com.cn",
+            ),
             (
                 "cloudformation-custom-resource-response-usgovwest1.s3.us-gov-west-1.amazonaws.com",
                 "us-gov-west-1",
@@ -554,7 +666,9 @@ class TestValueHost:
         ],
     )
     def test_it_is_let_through(self, host: str, region: str, suffix: str) -> None:
-        check_value_host(destination(f"https://{host}/a?b"), region=region, suffix=suffix, emulator="LocalHost:4566")
+        check_value_host(
+            destination(f"https://{host}/a?b"), region=region, suffix=suffix, emulator="LocalHost:4566"
+        )
 
     @pytest.mark.parametrize(
         "host",
@@ -596,4 +710,6 @@ class TestValueHost:
     @pytest.mark.parametrize("emulator", ["", None])
     def test_no_emulator_is_no_host(self, emulator: str | None) -> None:
         with pytest.raises(FailedError):
-            check_value_host(destination("https://x/"), region="eu-west-1", suffix="amazonaws.com", emulator=emulator)
+            check_value_host(
+                destination("https://x/"), region="eu-west-1", suffix="amazonaws.com", emulator=emulator
+            )

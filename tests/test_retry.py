@@ -129,7 +129,11 @@ class TestDeadline:
 
     @pytest.mark.parametrize(
         ("kind", "needed"),
-        [(Deadline.watched, BEFORE_CALL), (Deadline.short, BEFORE_SHORT_CALL), (Deadline.last, BEFORE_DELIVERY)],
+        [
+            (Deadline.watched, BEFORE_CALL),
+            (Deadline.short, BEFORE_SHORT_CALL),
+            (Deadline.last, BEFORE_DELIVERY),
+        ],
         ids=["API Gateway", "the ledger", "the delivery"],
     )
     def test_to_the_second(self, kind: Callable[..., Deadline], needed: float) -> None:
@@ -138,7 +142,9 @@ class TestDeadline:
         enough, less = (kind(Deadline(left, Clock(0.0)), *nobody) for left in (needed, needed - 0.1))
         assert retry(failing(0), "x", enough, again()) == "served"
         attempts = Attempts()
-        with pytest.raises(OutOfTimeError, match=r"^Could not do it: no time was left to begin\. Raise ServiceTimeout"):
+        with pytest.raises(
+            OutOfTimeError, match=r"^Could not do it: no time was left to begin\. Raise ServiceTimeout"
+        ):
             retry(failing(0), "Could not do it", less, again(), attempts)
         assert attempts.count == 0
 
@@ -249,7 +255,9 @@ class TestPersist:
         """The Reason has what was done, the number of attempts, the time, the last error and what to do."""
         clock = Clock(1000.0)
         with pytest.raises(OutOfTimeError) as raised:
-            retry(failing(999, clock, 10), "Could not do it", Deadline(100, clock, Random(1)), again(after=10))
+            retry(
+                failing(999, clock, 10), "Could not do it", Deadline(100, clock, Random(1)), again(after=10)
+            )
         assert str(raised.value) == (
             "Could not do it: gave up after 5 attempts in 90 s, for the time of CloudFormation (ServiceTimeout) or of the "
             "function is nearly up. The last error: refusal 5. Deploy again when that is over"
@@ -279,7 +287,9 @@ class TestPersist:
 
         attempts = Attempts()
         with pytest.raises(OutOfTimeError):
-            retry(failing(99), "x", Deadline(BEFORE_CALL + 40, clock).watched(slow), again(after=15), attempts)
+            retry(
+                failing(99), "x", Deadline(BEFORE_CALL + 40, clock).watched(slow), again(after=15), attempts
+            )
         assert attempts.count == 1
 
     @pytest.mark.parametrize("unclear", [True, False], ids=["unclear", "clear"])
@@ -327,7 +337,12 @@ class TestWords:
             retry(failing(1), "Could not do it", Deadline(3600, Clock(0.0), turn=90), again(after=100))
         assert raised.value.opens == -math.inf, "its own turn was over, and the wait with it"
         with pytest.raises(TurnOverError, match=r"^Could not do it: refusal 1\.$"):
-            retry(failing(1), "Could not do it", Deadline(3600, Clock(0.0), turn=90, patience=5), again(after=30))
+            retry(
+                failing(1),
+                "Could not do it",
+                Deadline(3600, Clock(0.0), turn=90, patience=5),
+                again(after=30),
+            )
 
     def test_a_call_that_may_not_begin_in_this_turn_says_which(self) -> None:
         deadline = Deadline(3600, Clock(0.0), turn=BEFORE_CALL - 0.1)
@@ -344,7 +359,9 @@ class TestWords:
         def call() -> str:
             raise RefusedError("Try later. . X")
 
-        with pytest.raises(OutOfTimeError, match=r"The last error: Try later\. \. X\. Deploy again when that is over$"):
+        with pytest.raises(
+            OutOfTimeError, match=r"The last error: Try later\. \. X\. Deploy again when that is over$"
+        ):
             retry(call, "x", Deadline(BEFORE_CALL, Clock(0.0)), again())
 
 
@@ -352,7 +369,9 @@ class TestAhead:
     """A call that begins later needs its time then."""
 
     @pytest.mark.parametrize("kind", [Deadline.allow, Deadline.allow_turn])
-    @pytest.mark.parametrize("turn", [3600, BEFORE_CALL + 5], ids=["CloudFormation's time", "the function's time"])
+    @pytest.mark.parametrize(
+        "turn", [3600, BEFORE_CALL + 5], ids=["CloudFormation's time", "the function's time"]
+    )
     def test_it_is_allowed_to_the_second(self, kind: Callable[..., None], turn: float) -> None:
         deadline = Deadline(3600 if turn < 3600 else BEFORE_CALL + 5, Clock(0.0), turn=turn)
         kind(deadline, "x")
@@ -365,14 +384,18 @@ class TestAhead:
         Deadline(3600, Clock(0.0), turn=BEFORE_CALL).allow_turn("x")
 
     @pytest.mark.parametrize(("late", "count"), [(1.0, 2), (1.5, 1)], ids=["a second", "more"])
-    def test_a_look_that_takes_more_than_a_second_is_followed_by_a_look_at_the_clock(self, late: float, count: int) -> None:
+    def test_a_look_that_takes_more_than_a_second_is_followed_by_a_look_at_the_clock(
+        self, late: float, count: int
+    ) -> None:
         clock = Clock(0.0)
 
         def slow() -> None:
             clock.now += late
 
         attempts, deadline = Attempts(), Deadline(BEFORE_CALL + 15, clock).watched(slow)
-        with pytest.raises(OutOfTimeError, match="^Could not do it: " + ("gave up" if count == 2 else "no time was left")):
+        with pytest.raises(
+            OutOfTimeError, match="^Could not do it: " + ("gave up" if count == 2 else "no time was left")
+        ):
             retry(failing(99), "Could not do it", deadline, again(after=15), attempts)
         assert attempts.count == count
 

@@ -33,7 +33,9 @@ NOW = 1_764_000_000
 COMMON: dict[str, Any] = {"holder": THIS, "response_url": "https://x", "service_timeout": 3600}
 
 
-def create(wanted: Association = FREE, on_existing: OnExisting = FAIL, *, id_: str = "c", at: int | None = 1) -> Create:
+def create(
+    wanted: Association = FREE, on_existing: OnExisting = FAIL, *, id_: str = "c", at: int | None = 1
+) -> Create:
     return Create(id=id_, wanted=wanted, on_existing=on_existing, issued=at, **COMMON)
 
 
@@ -46,7 +48,9 @@ def update(
     at: int | None = 2,
 ) -> Update:
     physical_id = had.id if isinstance(had, Association) else had
-    return Update(id=id_, physical_id=physical_id, wanted=wanted, on_existing=on_existing, issued=at, **COMMON)
+    return Update(
+        id=id_, physical_id=physical_id, wanted=wanted, on_existing=on_existing, issued=at, **COMMON
+    )
 
 
 def delete(had: Association | str = FREE, *, id_: str = "d", at: int | None = 3) -> Delete:
@@ -58,7 +62,10 @@ def by(*holders: Holder, **marks: Any) -> AssociationRecord:
 
 
 def ledger(
-    entry: AssociationRecord, record: ResourceRecord | None = None, of: Association = FREE, hold: Hold | None = None
+    entry: AssociationRecord,
+    record: ResourceRecord | None = None,
+    of: Association = FREE,
+    hold: Hold | None = None,
 ) -> Snapshot:
     """Both pages: what `entry` says that this resource holds stands in its record too."""
     record = record or ResourceRecord()
@@ -98,33 +105,75 @@ class TestWanting:
             pytest.param(create(), by(), False, Outcome.ATTACHED, id="nobody, absent: attached"),
             pytest.param(update(), by(), False, Outcome.ATTACHED, id="nobody, absent, Update: attached"),
             pytest.param(create(FREE, ADOPT), by(), True, Outcome.ADOPTED, id="nobody, present: adopted"),
-            pytest.param(create(FREE, TAKE), by(), True, Outcome.ADOPTED, id="nobody, present, Take: adopted first"),
-            pytest.param(update(), by(THIS), True, Outcome.VERIFIED, id="this, present: verified"),
-            pytest.param(update(FREE, FREE, TAKE), by(THIS), True, Outcome.VERIFIED, id="this, own already: nothing to take"),
             pytest.param(
-                update(FREE, FREE, TAKE), by(THIS, preexisting=True), True, Outcome.TAKEN, id="this, before, Take: taken"
+                create(FREE, TAKE), by(), True, Outcome.ADOPTED, id="nobody, present, Take: adopted first"
             ),
-            pytest.param(update(FREE, FREE, ADOPT), by(THIS, preexisting=True), True, Outcome.VERIFIED, id="this, before, Adopt"),
-            pytest.param(update(PRO, FREE, TAKE), by(THIS, preexisting=True), True, Outcome.VERIFIED, id="Take with another id"),
-            pytest.param(create(FREE, TAKE), by(THIS, preexisting=True), True, Outcome.ATTACHED, id="this, Create with Take"),
+            pytest.param(update(), by(THIS), True, Outcome.VERIFIED, id="this, present: verified"),
+            pytest.param(
+                update(FREE, FREE, TAKE),
+                by(THIS),
+                True,
+                Outcome.VERIFIED,
+                id="this, own already: nothing to take",
+            ),
+            pytest.param(
+                update(FREE, FREE, TAKE),
+                by(THIS, preexisting=True),
+                True,
+                Outcome.TAKEN,
+                id="this, before, Take: taken",
+            ),
+            pytest.param(
+                update(FREE, FREE, ADOPT),
+                by(THIS, preexisting=True),
+                True,
+                Outcome.VERIFIED,
+                id="this, before, Adopt",
+            ),
+            pytest.param(
+                update(PRO, FREE, TAKE),
+                by(THIS, preexisting=True),
+                True,
+                Outcome.VERIFIED,
+                id="Take with another id",
+            ),
+            pytest.param(
+                create(FREE, TAKE),
+                by(THIS, preexisting=True),
+                True,
+                Outcome.ATTACHED,
+                id="this, Create with Take",
+            ),
             pytest.param(create(), by(THIS), True, Outcome.ATTACHED, id="this, present, Create: repeated"),
             pytest.param(update(), by(THIS), False, Outcome.REPAIRED, id="this, absent: repaired"),
             pytest.param(
-                update(FREE, FREE, TAKE), by(THIS, preexisting=True), False, Outcome.REPAIRED, id="before, gone: repaired"
+                update(FREE, FREE, TAKE),
+                by(THIS, preexisting=True),
+                False,
+                Outcome.REPAIRED,
+                id="before, gone: repaired",
             ),
             pytest.param(create(), by(THIS), False, Outcome.ATTACHED, id="this, absent, Create: attached"),
             pytest.param(create(), by(SIBLING), True, Outcome.JOINED, id="sibling, present: joined"),
             pytest.param(create(), by(SIBLING), False, Outcome.REPAIRED, id="sibling, absent: repaired"),
-            pytest.param(create(FREE, ADOPT), by(NAMESAKE), True, Outcome.JOINED, id="strangers, present: joined"),
-            pytest.param(create(FREE, TAKE), by(NAMESAKE), False, Outcome.REPAIRED, id="strangers, absent: repaired"),
+            pytest.param(
+                create(FREE, ADOPT), by(NAMESAKE), True, Outcome.JOINED, id="strangers, present: joined"
+            ),
+            pytest.param(
+                create(FREE, TAKE), by(NAMESAKE), False, Outcome.REPAIRED, id="strangers, absent: repaired"
+            ),
         ],
     )
-    def test_what_it_comes_to(self, request_: CreateOrUpdate, entry: AssociationRecord, present: bool, expected: Outcome) -> None:
+    def test_what_it_comes_to(
+        self, request_: CreateOrUpdate, entry: AssociationRecord, present: bool, expected: Outcome
+    ) -> None:
         """Who held it and whether it was in the plan decide the outcome."""
         assert rules.outcome(request_, rules.standing(entry, THIS), entry, present=present) is expected
 
     @pytest.mark.parametrize("on_existing", OnExisting)
-    @pytest.mark.parametrize("entry", [by(), by(SIBLING), by(SIBLING, NAMESAKE)], ids=["nobody", "sibling", "both"])
+    @pytest.mark.parametrize(
+        "entry", [by(), by(SIBLING), by(SIBLING, NAMESAKE)], ids=["nobody", "sibling", "both"]
+    )
     def test_hold_comes_first(self, entry: AssociationRecord, on_existing: OnExisting) -> None:
         """Before anything is attached the holder stands on both pages, with the RequestId."""
         state = rules.take_hold(ledger(entry), create(FREE, on_existing))
@@ -144,7 +193,9 @@ class TestWanting:
     @pytest.mark.parametrize("on_existing", [ADOPT, TAKE])
     def test_strangers_are_joined_when_told(self, on_existing: OnExisting) -> None:
         """With `Adopt` and `Take` it is held together with other stacks."""
-        assert rules.take_hold(ledger(by(NAMESAKE)), create(FREE, on_existing)).entry(FREE) == by(THIS, NAMESAKE)
+        assert rules.take_hold(ledger(by(NAMESAKE)), create(FREE, on_existing)).entry(FREE) == by(
+            THIS, NAMESAKE
+        )
 
 
 class TestBefore:
@@ -152,7 +203,9 @@ class TestBefore:
 
     def test_fail_refuses_it(self) -> None:
         """With `Fail` a key that is in the plan already is refused, and the Reason says what `Adopt` and `Take` would do."""
-        with pytest.raises(FailedError, match=r"Adopt would .* leave it there on Delete; Take would .* own it"):
+        with pytest.raises(
+            FailedError, match=r"Adopt would .* leave it there on Delete; Take would .* own it"
+        ):
             rules.check_existing(create())
 
     @pytest.mark.parametrize("on_existing", [ADOPT, TAKE])
@@ -165,8 +218,14 @@ class TestBefore:
         [
             pytest.param(by(THIS, begun_by="c"), True, id="alone"),
             pytest.param(by(THIS, SIBLING, begun_by="c"), True, id="somebody has joined since"),
-            pytest.param(by(THIS, SIBLING, begun_by=NOBODY), True, id="it was taken back by another delivery since"),
-            pytest.param(by(THIS, SIBLING, begun_by="u"), False, id="somebody has joined since, and set about attaching it"),
+            pytest.param(
+                by(THIS, SIBLING, begun_by=NOBODY), True, id="it was taken back by another delivery since"
+            ),
+            pytest.param(
+                by(THIS, SIBLING, begun_by="u"),
+                False,
+                id="somebody has joined since, and set about attaching it",
+            ),
             pytest.param(by(THIS, SIBLING), False, id="somebody has joined since, and attached it"),
         ],
     )
@@ -184,7 +243,9 @@ class TestBefore:
         """It was moved away from, and comes back: whose it was, it is."""
         marks = {"preexisting": True, "taken_over": True}
         state = ledger(by(THIS, moved_by="u", **marks))
-        assert rules.reattaching(state, create(FREE), FREE).entry(FREE) == by(THIS, begun_by="c again", **marks)
+        assert rules.reattaching(state, create(FREE), FREE).entry(FREE) == by(
+            THIS, begun_by="c again", **marks
+        )
 
     @pytest.mark.parametrize(
         ("by_whom", "marked"),
@@ -225,7 +286,12 @@ class TestBefore:
             pytest.param(by(THIS, preexisting=True), False, False, id="before"),
             pytest.param(by(THIS, preexisting=True), True, False, id="before, Take but not taken"),
             pytest.param(by(THIS, preexisting=True, taken_over=True), True, True, id="taken"),
-            pytest.param(by(THIS, preexisting=True, taken_over=True), False, False, id="taken, and Take is no longer said"),
+            pytest.param(
+                by(THIS, preexisting=True, taken_over=True),
+                False,
+                False,
+                id="taken, and Take is no longer said",
+            ),
         ],
     )
     def test_whose_it_is(self, entry: AssociationRecord, take: bool, owned: bool) -> None:
@@ -247,7 +313,9 @@ class TestTakingBack:
         state = rules.take_hold(ledger(earlier), create())
         assert rules.take_back(state, create()) == Snapshot(ResourceRecord(), {FREE: earlier})
 
-    @pytest.mark.parametrize("entry", [by(THIS), by(SIBLING)], ids=["held by an earlier request", "let go of meanwhile"])
+    @pytest.mark.parametrize(
+        "entry", [by(THIS), by(SIBLING)], ids=["held by an earlier request", "let go of meanwhile"]
+    )
     def test_what_it_has_not_taken_is_not_touched(self, entry: AssociationRecord) -> None:
         """A repair that fails does not make a resource lose what it held, nor anybody else."""
         assert rules.take_back(ledger(entry), create()) == ledger(entry)
@@ -259,21 +327,35 @@ class TestMoving:
     MAY: tuple[Any, ...] = (
         pytest.param(update(FREE, PRO), by(THIS), Hold("c", named=True), True, id="what its id names"),
         pytest.param(update(GOLD, PRO), by(THIS), Hold("u0"), True, id="what a superseded Update left"),
-        pytest.param(update(GOLD, PRO), by(THIS), Hold("c", named=True), False, id="what another event's id has named"),
+        pytest.param(
+            update(GOLD, PRO), by(THIS), Hold("c", named=True), False, id="what another event's id has named"
+        ),
         pytest.param(create(PRO), by(THIS), Hold("c0"), False, id="a Create has nothing yet"),
         pytest.param(update(FREE, PRO), by(THIS, SIBLING), Hold("c"), False, id="a sibling holds it too"),
         pytest.param(update(FREE, PRO), by(SIBLING), None, False, id="a sibling alone holds it"),
         pytest.param(update(FREE, PRO), by(), None, False, id="nobody holds it"),
-        pytest.param(update(FREE, PRO), by(THIS, preexisting=True), Hold("c"), False, id="it was there before"),
-        pytest.param(update(FREE, PRO, TAKE), by(THIS, preexisting=True), Hold("c"), False, id="before, and not taken"),
-        pytest.param(update(FREE, PRO, TAKE), by(THIS, preexisting=True, taken_over=True), Hold("c"), True, id="taken"),
         pytest.param(
-            update(FREE, PRO), by(THIS, preexisting=True, taken_over=True), Hold("c"), False, id="taken, no longer said"
+            update(FREE, PRO), by(THIS, preexisting=True), Hold("c"), False, id="it was there before"
+        ),
+        pytest.param(
+            update(FREE, PRO, TAKE), by(THIS, preexisting=True), Hold("c"), False, id="before, and not taken"
+        ),
+        pytest.param(
+            update(FREE, PRO, TAKE), by(THIS, preexisting=True, taken_over=True), Hold("c"), True, id="taken"
+        ),
+        pytest.param(
+            update(FREE, PRO),
+            by(THIS, preexisting=True, taken_over=True),
+            Hold("c"),
+            False,
+            id="taken, no longer said",
         ),
     )
 
     @pytest.mark.parametrize(("request_", "entry", "hold", "may"), MAY)
-    def test_who_may(self, request_: CreateOrUpdate, entry: AssociationRecord, hold: Hold | None, may: bool) -> None:
+    def test_who_may(
+        self, request_: CreateOrUpdate, entry: AssociationRecord, hold: Hold | None, may: bool
+    ) -> None:
         """A resource detaches for a move only what it holds alone, what is its own, and what is of its present life."""
         assert rules.may_move(ledger(entry, hold=hold), request_, FREE) is may
 
@@ -307,10 +389,19 @@ class TestLettingGo:
         [
             pytest.param(by(THIS), False, by(THIS, detaching=NOW), id="last holder: marked, to be detached"),
             pytest.param(by(THIS, SIBLING), False, by(SIBLING), id="one of several: out of the set"),
-            pytest.param(by(THIS, NAMESAKE, preexisting=True), False, by(NAMESAKE, preexisting=True), id="the mark outlives it"),
+            pytest.param(
+                by(THIS, NAMESAKE, preexisting=True),
+                False,
+                by(NAMESAKE, preexisting=True),
+                id="the mark outlives it",
+            ),
             pytest.param(by(THIS, preexisting=True), False, by(), id="there before us: stays attached"),
-            pytest.param(by(THIS, preexisting=True), True, by(), id="there before us, Take never served by an Update"),
-            pytest.param(by(THIS, preexisting=True, taken_over=True), False, by(), id="taken, Take no longer said"),
+            pytest.param(
+                by(THIS, preexisting=True), True, by(), id="there before us, Take never served by an Update"
+            ),
+            pytest.param(
+                by(THIS, preexisting=True, taken_over=True), False, by(), id="taken, Take no longer said"
+            ),
             pytest.param(
                 by(THIS, preexisting=True, taken_over=True),
                 True,
@@ -318,7 +409,12 @@ class TestLettingGo:
                 id="taken",
             ),
             pytest.param(by(THIS, moved_by="u"), False, by(), id="moved away from: detached already"),
-            pytest.param(by(THIS, detaching=NOW - 5), False, by(THIS, detaching=NOW), id="being detached: taken up again"),
+            pytest.param(
+                by(THIS, detaching=NOW - 5),
+                False,
+                by(THIS, detaching=NOW),
+                id="being detached: taken up again",
+            ),
             pytest.param(by(SIBLING), False, by(SIBLING), id="not held: nothing is touched"),
         ],
     )
@@ -341,7 +437,9 @@ class TestLettingGo:
         """A mark goes with who has set it."""
         assert ledger(by(THIS, SIBLING, detaching=NOW)).let_go(THIS, FREE).entry(FREE) == by(SIBLING)
 
-    @pytest.mark.parametrize("entry", [by(THIS), by(SIBLING, detaching=NOW)], ids=["the mark is gone", "another's mark"])
+    @pytest.mark.parametrize(
+        "entry", [by(THIS), by(SIBLING, detaching=NOW)], ids=["the mark is gone", "another's mark"]
+    )
     def test_a_detaching_that_somebody_else_finished_changes_nothing(self, entry: AssociationRecord) -> None:
         """Whoever comes late to the end of a detaching leaves alone who holds it by then."""
         assert rules.detached(ledger(entry), THIS, FREE) == ledger(entry)
@@ -351,11 +449,18 @@ class TestDelete:
     """What a Delete releases."""
 
     HOLDS: tuple[Any, ...] = (
-        pytest.param(delete(FREE), ResourceRecord({FREE: Hold("c"), PRO: Hold("u")}), [FREE], id="what its id names"),
-        pytest.param(delete(FREE), ResourceRecord({PRO: Hold("u")}), [], id="not what it does not hold"),
-        pytest.param(delete(FREE), ResourceRecord({FREE: Hold("c")}, wants=FREE), [], id="not what is wanted again"),
         pytest.param(
-            delete(FREE), ResourceRecord({FREE: Hold("c")}, retained=FREE), [], id="not what a failed Create had not taken"
+            delete(FREE), ResourceRecord({FREE: Hold("c"), PRO: Hold("u")}), [FREE], id="what its id names"
+        ),
+        pytest.param(delete(FREE), ResourceRecord({PRO: Hold("u")}), [], id="not what it does not hold"),
+        pytest.param(
+            delete(FREE), ResourceRecord({FREE: Hold("c")}, wants=FREE), [], id="not what is wanted again"
+        ),
+        pytest.param(
+            delete(FREE),
+            ResourceRecord({FREE: Hold("c")}, retained=FREE),
+            [],
+            id="not what a failed Create had not taken",
         ),
         pytest.param(
             delete("invented"),
@@ -364,7 +469,10 @@ class TestDelete:
             id="an invented id: all of its own",
         ),
         pytest.param(
-            delete("invented"), ResourceRecord({FREE: Hold("c0", named=True), PRO: Hold("c")}), [PRO], id="not what was retained"
+            delete("invented"),
+            ResourceRecord({FREE: Hold("c0", named=True), PRO: Hold("c")}),
+            [PRO],
+            id="not what was retained",
         ),
         pytest.param(
             delete("former"),
@@ -440,7 +548,9 @@ class TestFence:
             pytest.param([update(FREE, PRO), delete(FREE)], PRO, id="a Delete of the old leaves the new"),
             pytest.param([create(FREE), delete(FREE)], None, id="a Delete of what is wanted"),
             pytest.param([create(FREE), delete("invented")], None, id="a Delete with an invented id"),
-            pytest.param([update("former", FREE), delete("former")], FREE, id="a Delete of a former provider's id"),
+            pytest.param(
+                [update("former", FREE), delete("former")], FREE, id="a Delete of a former provider's id"
+            ),
             pytest.param([update(FREE, PRO, at=6), delete(PRO, at=3)], PRO, id="an older Delete"),
             pytest.param([create(FREE, at=None)], None, id="without an issue time nothing is known"),
         ],
@@ -453,7 +563,11 @@ class TestFence:
         """From then on it is CloudFormation's; also when the event is late, and also for a Delete."""
         holds = {FREE: Hold("c"), PRO: Hold("u0"), GOLD: Hold("u1")}
         record = arrived(update(FREE, GOLD, at=9), delete(PRO, at=1), record=ResourceRecord(holds, issued=8))
-        assert {held: hold.named for held, hold in record.holds.items()} == {FREE: True, PRO: True, GOLD: False}
+        assert {held: hold.named for held, hold in record.holds.items()} == {
+            FREE: True,
+            PRO: True,
+            GOLD: False,
+        }
 
     def test_foreign_ids_that_updates_bring_are_remembered(self) -> None:
         """An Update's is a former provider's; a Delete's may be CloudFormation's invention."""
@@ -464,8 +578,12 @@ class TestFence:
         record = arrived(create(id_="c2"), record=ResourceRecord({FREE: Hold("c1"), PRO: Hold("c2")}))
         assert record.holds == {FREE: Hold("c1", named=True), PRO: Hold("c2")}
 
-    @pytest.mark.parametrize(("request_", "spared"), [(create(PRO), None), (update(), None), (delete(), FREE)])
-    def test_what_was_spared_is_spared_from_deletes_alone(self, request_: Request, spared: Association | None) -> None:
+    @pytest.mark.parametrize(
+        ("request_", "spared"), [(create(PRO), None), (update(), None), (delete(), FREE)]
+    )
+    def test_what_was_spared_is_spared_from_deletes_alone(
+        self, request_: Request, spared: Association | None
+    ) -> None:
         """The mark ends with the next Create or Update."""
         assert arrived(request_, record=ResourceRecord(retained=FREE)).retained == spared
 
@@ -490,7 +608,9 @@ class TestAnswers:
 
     def test_they_are_remembered_for_a_day(self) -> None:
         """An older one is dropped when another is written."""
-        record = ResourceRecord(answers={"old": self.answer(NOW - REMEMBERED), "new": self.answer(NOW - REMEMBERED + 1)})
+        record = ResourceRecord(
+            answers={"old": self.answer(NOW - REMEMBERED), "new": self.answer(NOW - REMEMBERED + 1)}
+        )
         assert set(rules.answered(record, create(), self.answer()).answers) == {"new", "c"}
 
     def test_the_oldest_are_dropped_when_there_are_too_many(self) -> None:
@@ -542,7 +662,10 @@ def test_how_long_things_last() -> None:
 )
 def test_holders_are_named_three_at_most(names: str, text: str) -> None:
     """A Reason has room for some, always in the same order."""
-    assert rules.listed((Holder("arn:aws:cloudformation:eu-west-1:1:stack/one/1", name) for name in names), THIS) == text
+    assert (
+        rules.listed((Holder("arn:aws:cloudformation:eu-west-1:1:stack/one/1", name) for name in names), THIS)
+        == text
+    )
 
 
 @pytest.mark.parametrize(
@@ -592,7 +715,12 @@ class TestLeftAlone:
                 id="retained",
             ),
             pytest.param(by(SIBLING), "B of stack one", TWICE, id="another of this stack"),
-            pytest.param(by(THIS, SIBLING), "A of stack one, B of stack one", TWICE, id="this one and another of its stack"),
+            pytest.param(
+                by(THIS, SIBLING),
+                "A of stack one, B of stack one",
+                TWICE,
+                id="this one and another of its stack",
+            ),
             pytest.param(
                 by(NAMESAKE),
                 "A of stack one (2)",
@@ -608,7 +736,9 @@ class TestLeftAlone:
             pytest.param(by(), "no stack", "Remove it there first", id="nobody"),
         ],
     )
-    def test_it_says_who_holds_it_and_what_to_do(self, entry: AssociationRecord, by_whom: str, what_to_do: str) -> None:
+    def test_it_says_who_holds_it_and_what_to_do(
+        self, entry: AssociationRecord, by_whom: str, what_to_do: str
+    ) -> None:
         assert rules.left_alone(entry, update(FREE, PRO)) == self.SAID.format(by_whom, what_to_do)
 
     def test_the_way_out_is_an_event_for_the_first_holder(self) -> None:
@@ -634,7 +764,9 @@ class TestMarks:
         assert record == ResourceRecord(begun="c", died="c", deaths=0)
 
     def test_rest_takes_off_its_own_mark_and_keeps_the_deaths(self) -> None:
-        assert rules.rest(ResourceRecord(begun="c", died="c", deaths=1), create()) == ResourceRecord(died="c", deaths=1)
+        assert rules.rest(ResourceRecord(begun="c", died="c", deaths=1), create()) == ResourceRecord(
+            died="c", deaths=1
+        )
         assert rules.rest(ResourceRecord(begun="other"), create()) == ResourceRecord(begun="other")
 
     def test_every_foreign_id_is_remembered(self) -> None:
@@ -657,12 +789,17 @@ class TestMarks:
         assert rules.may_be_lost(record, update(PRO, FREE), NOW) is lost
 
     def test_an_update_that_succeeds_ends_what_was_left(self) -> None:
-        record = rules.answered(ResourceRecord({FREE: Hold("c", left=NOW)}), update(), Response(success=True, id=FREE.id, at=NOW))
+        record = rules.answered(
+            ResourceRecord({FREE: Hold("c", left=NOW)}), update(), Response(success=True, id=FREE.id, at=NOW)
+        )
         assert record.holds == {FREE: Hold("u")}
 
     def test_after_a_failed_update_the_resource_wants_what_it_had(self) -> None:
         record = arrived(update(FREE, PRO))
-        assert rules.answered(record, update(FREE, PRO), Response(success=False, id=FREE.id, at=NOW)).wants == FREE
+        assert (
+            rules.answered(record, update(FREE, PRO), Response(success=False, id=FREE.id, at=NOW)).wants
+            == FREE
+        )
 
     def test_where_nothing_was_attached_again_nobody_has_begun(self) -> None:
         state = ledger(by(THIS, begun_by="c again"))
@@ -686,9 +823,14 @@ class TestMarks:
         record = ResourceRecord({PRO: hold} if hold else {})
         assert rules.may_move(ledger(by(THIS, preexisting=True), record), request, FREE) is moves
 
-    @pytest.mark.parametrize("request_", [delete(FREE), delete("invented")], ids=["itself moved away from", "a foreign id"])
-    def test_what_was_moved_away_from_stays_unless_the_present_association_goes(self, request_: Delete) -> None:
+    @pytest.mark.parametrize(
+        "request_", [delete(FREE), delete("invented")], ids=["itself moved away from", "a foreign id"]
+    )
+    def test_what_was_moved_away_from_stays_unless_the_present_association_goes(
+        self, request_: Delete
+    ) -> None:
         state = Snapshot(
-            ResourceRecord({FREE: Hold("c"), PRO: Hold("u")}), {FREE: by(THIS, moved_by="u"), PRO: by(THIS, moved_by="u2")}
+            ResourceRecord({FREE: Hold("c"), PRO: Hold("u")}),
+            {FREE: by(THIS, moved_by="u"), PRO: by(THIS, moved_by="u2")},
         )
         assert rules.let_go_of_moved(state, request_) == state

@@ -17,7 +17,8 @@ from .runtime import Api, Function, function
 from .sink import Sink
 from .test_events import EVENTS, FREE, IN_FREE, KEY, PRO, SITUATIONS, VALUE, data, whole
 
-#: A function's time-out that leaves time to begin a call to API Gateway at all, on a busy machine too, in seconds.
+#: A function's time-out that leaves time to begin a call to API Gateway at all, on a busy machine too, in
+#: seconds.
 SHORT = int(BEFORE_CALL) + 6
 #: What ends a FAILED Reason under Lambda's emulator, which has names of its own.
 EMULATORS = " (function usage-plan-key, log group /aws/lambda/Functions, log stream $LATEST)"
@@ -79,7 +80,9 @@ def test_each_file_is_answered_cold_and_warm(name: str, artifact: Path) -> None:
 def test_all_files_are_answered_by_one_process(artifact: Path) -> None:
     with started(artifact) as world:
         answers = {name: world.answer(name) for name in EVENTS}
-        assert {name: answer["Status"] for name, answer in answers.items()} == {name: whole(name)["Status"] for name in EVENTS}
+        assert {name: answer["Status"] for name, answer in answers.items()} == {
+            name: whole(name)["Status"] for name in EVENTS
+        }
 
 
 def test_under_sam_local_the_answer_is_printed_and_returned_and_none_is_sent(artifact: Path) -> None:
@@ -90,9 +93,13 @@ def test_under_sam_local_the_answer_is_printed_and_returned_and_none_is_sent(art
         assert not world.sink.puts
 
 
-def test_an_event_that_lacks_what_an_answer_needs_is_an_error_and_the_next_one_is_served(artifact: Path) -> None:
+def test_an_event_that_lacks_what_an_answer_needs_is_an_error_and_the_next_one_is_served(
+    artifact: Path,
+) -> None:
     with started(artifact) as world:
-        failed = world.running.invoke({name: part for name, part in EVENTS["create"].items() if name != "StackId"})
+        failed = world.running.invoke(
+            {name: part for name, part in EVENTS["create"].items() if name != "StackId"}
+        )
         assert failed["errorType"] == "EventError"
         assert world.answer("create")["Status"] == "SUCCESS"
 

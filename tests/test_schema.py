@@ -21,9 +21,13 @@ IN_AN_ID = "abyzABYZ0189_-"
 IDS_AND_NEARLY = st.one_of(
     st.text(IN_AN_ID, max_size=LONGEST_ID + 2),
     st.text(IN_AN_ID + ":.+ \n\té", max_size=LONGEST_ID + 2),
-    st.sampled_from([" a1b2c3d4e5", "a1b2c3d4e5\n", "a1b2c3d4e5:f7r3e3", "arn:aws:apigateway:eu-central-1::/apikeys/a"]),
+    st.sampled_from(
+        [" a1b2c3d4e5", "a1b2c3d4e5\n", "a1b2c3d4e5:f7r3e3", "arn:aws:apigateway:eu-central-1::/apikeys/a"]
+    ),
 )
-CHOICES = st.sampled_from(["API_KEY", "api_key", "Fail", "Adopt", "Take", "take", "true", "false", "True", "", True, False, 0, 1])
+CHOICES = st.sampled_from(
+    ["API_KEY", "api_key", "Fail", "Adopt", "Take", "take", "true", "false", "True", "", True, False, 0, 1]
+)
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -53,7 +57,9 @@ def of_schema(properties: dict[str, Any]) -> bool:
 
 @given(
     named=st.dictionaries(
-        NAMES.filter(lambda name: not name.startswith("Service")), IDS_AND_NEARLY | CHOICES | ANYTHING, max_size=4
+        NAMES.filter(lambda name: not name.startswith("Service")),
+        IDS_AND_NEARLY | CHOICES | ANYTHING,
+        max_size=4,
     ),
     strange=st.dictionaries(STRANGE_NAMES, ANYTHING, max_size=1),
 )
@@ -62,14 +68,22 @@ def of_schema(properties: dict[str, Any]) -> bool:
 @example(named={"KeyId": "a" * (LONGEST_ID + 1)}, strange={})
 @example(named={"KeyId": None}, strange={})
 @example(named={"IncludeValue": 1}, strange={})
-def test_the_schema_refuses_what_the_function_refuses_and_nothing_else(named: dict[str, Any], strange: dict[str, Any]) -> None:
-    properties = IDS | named | {name: value for name, value in strange.items() if not name.startswith("Service")}
+def test_the_schema_refuses_what_the_function_refuses_and_nothing_else(
+    named: dict[str, Any], strange: dict[str, Any]
+) -> None:
+    properties = (
+        IDS | named | {name: value for name, value in strange.items() if not name.startswith("Service")}
+    )
     assert of_schema(properties) == of_function(properties)
 
 
 @given(missing=st.sets(st.sampled_from([*IDS])), rest=st.dictionaries(NAMES, CHOICES, max_size=3))
 def test_the_schema_requires_what_the_function_requires(missing: set[str], rest: dict[str, Any]) -> None:
-    properties = {name: value for name, value in (IDS | rest).items() if name not in missing and not name.startswith("Service")}
+    properties = {
+        name: value
+        for name, value in (IDS | rest).items()
+        if name not in missing and not name.startswith("Service")
+    }
     assert of_schema(properties) == of_function(properties)
 
 

@@ -1,7 +1,7 @@
 """What a newcomer sees at the terminal: the set-up of .venv, also where it is disturbed, and the demo's colours.
 
-Each test has a copy of the Makefile in a folder whose name holds a space and quotes. Where pip only has to take its
-time, a shell script plays it; without a network it is pip itself.
+Each test has a copy of the Makefile in a folder whose name holds a space and quotes. Where pip only has to
+take its time, a shell script plays it; without a network it is pip itself.
 """
 
 import os
@@ -238,20 +238,27 @@ def test_without_a_network_pip_says_so_at_once_and_in_one_sentence(folder: Folde
             "'NameResolutionError(\"<a connection>: Failed to resolve 'pypi.org' ([Errno -2] Name or service not known)\")'",
             "Name or service not known",
         ),
-        ("'ConnectTimeoutError(<a connection>, 'Connection to pypi.org timed out. (connect timeout=15)')'", "timed out"),
+        (
+            "'ConnectTimeoutError(<a connection>, 'Connection to pypi.org timed out. (connect timeout=15)')'",
+            "timed out",
+        ),
         (
             "'SSLError(SSLError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed (_ssl.c:1)'))'",
             "certificate verify failed: self-signed",
         ),
-        ("'ProtocolError('Connection aborted.', RemoteDisconnected('Remote end closed it'))'", "Remote end closed it"),
+        (
+            "'ProtocolError('Connection aborted.', RemoteDisconnected('Remote end closed it'))'",
+            "Remote end closed it",
+        ),
     ],
 )
 def test_the_sentence_names_the_cause(broken: str, reason: str) -> None:
     """As urllib3, which pip has inside, writes it."""
-    said = (
-        f"WARNING: Retrying (Retry(total=4)) after connection broken by {broken}: /simple/six/\nERROR: No matching distribution\n"
+    said = f"WARNING: Retrying (Retry(total=4)) after connection broken by {broken}: /simple/six/\nERROR: No matching distribution\n"
+    assert (
+        environment.why(said)
+        == f"No network: pip cannot reach pypi.org ({reason}). Run make again when it can."
     )
-    assert environment.why(said) == f"No network: pip cannot reach pypi.org ({reason}). Run make again when it can."
 
 
 def test_what_is_no_fault_of_the_network_is_told_in_pips_words() -> None:
@@ -267,7 +274,9 @@ def test_pip_is_ended_only_when_it_has_reached_nothing() -> None:
     assert not environment.is_hopeless(f"Collecting six\n  Downloading six.whl (11 kB)\n{twice}")
 
 
-def test_progress_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """In a log; not one for each package."""
     now = [0.0]
     monkeypatch.setattr("tests.environment.time.monotonic", lambda: now[0])

@@ -1,7 +1,8 @@
 """The whole of it on MiniStack: template.yaml's function, real templates, API Gateway's own rules in force.
 
-What CloudFormation would send and MiniStack does not, a Delete after a failed Create or the same request again, is sent
-to the function by the tests: asynchronously and with a pre-signed ResponseURL, as CloudFormation does it.
+What CloudFormation would send and MiniStack does not, a Delete after a failed Create or the same request
+again, is sent to the function by the tests: asynchronously and with a pre-signed ResponseURL, as
+CloudFormation does it.
 """
 
 import time
@@ -13,7 +14,18 @@ from typing import Any
 import pytest
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 
-from examples.demo import FUNCTION, PROVIDER, ROOT, Customers, example, failing, kept_as_secret, moved, renamed, shifted
+from examples.demo import (
+    FUNCTION,
+    PROVIDER,
+    ROOT,
+    Customers,
+    example,
+    failing,
+    kept_as_secret,
+    moved,
+    renamed,
+    shifted,
+)
 
 from .aws import rules
 from .aws.ministack import Aws, InvokeError, Template, packaged, running
@@ -148,7 +160,9 @@ class TestDeploys:
     def test_a_failed_update_leaves_everything_as_it_was(self, deployed: Customers) -> None:
         before = deployed.plans()
         assert deployed.deploy(failing(example())).status == "UPDATE_ROLLBACK_COMPLETE"
-        answer = deployed.send("Delete", "BobInPro", "bob in Pro", PhysicalResourceId=deployed.id("bob in Pro"))
+        answer = deployed.send(
+            "Delete", "BobInPro", "bob in Pro", PhysicalResourceId=deployed.id("bob in Pro")
+        )
         assert answer["Status"] == "SUCCESS"
         assert deployed.detached() == ["grace in Free"]
         assert deployed.plans() == before
@@ -164,7 +178,9 @@ class TestDeploys:
         ]
         assert deployed.left_in_ledger() == []
 
-    def test_the_native_types_associations_are_taken_over_and_never_detached_on_the_way(self, stack: Customers) -> None:
+    def test_the_native_types_associations_are_taken_over_and_never_detached_on_the_way(
+        self, stack: Customers
+    ) -> None:
         """The README's three steps: retain, adopt, take. Then they are ours, and go with their resource."""
         assert stack.deploy(native(example())).status == "CREATE_COMPLETE"
         assert stack.deploy(taking(example())).status == "UPDATE_COMPLETE"
@@ -191,11 +207,15 @@ class TestRequests:
         plans_and_keys.aws.proxy.fail_next("CreateUsagePlanKey", passing, times=2)
         assert plans_and_keys.send("Create", "Alice", "alice in Free")["Data"]["Outcome"] == "ATTACHED"
 
-    def test_five_at_once_are_all_served(self, plans_and_keys: Customers, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_five_at_once_are_all_served(
+        self, plans_and_keys: Customers, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(plans_and_keys.aws.proxy.one_at_a_time, "seconds", 0.3)
         many = ["alice", "bob", "carol", "dora", "erin"]
         with ThreadPoolExecutor(len(many)) as pool:
-            answers = pool.map(lambda name: plans_and_keys.send("Create", name.title(), f"{name} in Free"), many)
+            answers = pool.map(
+                lambda name: plans_and_keys.send("Create", name.title(), f"{name} in Free"), many
+            )
             assert {answer["Data"]["Outcome"] for answer in answers} == {"ATTACHED"}
         assert plans_and_keys.plans()["Free"] == many
         ids = {plans_and_keys.id(name) for name in many}
@@ -204,8 +224,11 @@ class TestRequests:
 
     def test_the_same_request_has_the_same_answer(self, plans_and_keys: Customers) -> None:
         first = plans_and_keys.send("Create", "Alice", "alice in Free", RequestId="once")
-        plans_and_keys.send("Delete", "Alice", "alice in Free", PhysicalResourceId=first["PhysicalResourceId"])
-        # SQS would take it for the same for five minutes; it comes again when its answer could not be delivered.
+        plans_and_keys.send(
+            "Delete", "Alice", "alice in Free", PhysicalResourceId=first["PhysicalResourceId"]
+        )
+        # SQS would take it for the same for five minutes; it comes again when its answer could not be
+        # delivered.
         again = plans_and_keys.send("Create", "Alice", "alice in Free", RequestId="once", by_queue=True)
         assert again == first
         assert plans_and_keys.plans()["Free"] == []
@@ -213,9 +236,14 @@ class TestRequests:
     def test_a_key_that_is_there_already_is_refused(self, plans_and_keys: Customers) -> None:
         attach_by_hand(plans_and_keys, "alice in Free")
         answer = plans_and_keys.send("Create", "Alice", "alice in Free")
-        assert (answer["Status"], answer["PhysicalResourceId"]) == ("FAILED", plans_and_keys.id("alice in Free"))
+        assert (answer["Status"], answer["PhysicalResourceId"]) == (
+            "FAILED",
+            plans_and_keys.id("alice in Free"),
+        )
         assert all(word in answer["Reason"] for word in ("Adopt", "Take", "log stream"))
-        answer = plans_and_keys.send("Delete", "Alice", "alice in Free", PhysicalResourceId=answer["PhysicalResourceId"])
+        answer = plans_and_keys.send(
+            "Delete", "Alice", "alice in Free", PhysicalResourceId=answer["PhysicalResourceId"]
+        )
         assert answer["Status"] == "SUCCESS"
         assert plans_and_keys.plans()["Free"] == ["alice"]
 
@@ -224,7 +252,9 @@ class TestRequests:
         properties = adopting(plans_and_keys, "alice in Free")
         answer = plans_and_keys.send("Create", "Alice", "alice in Free", ResourceProperties=properties)
         assert answer["Data"]["Outcome"] == "ADOPTED"
-        plans_and_keys.send("Delete", "Alice", "alice in Free", PhysicalResourceId=answer["PhysicalResourceId"])
+        plans_and_keys.send(
+            "Delete", "Alice", "alice in Free", PhysicalResourceId=answer["PhysicalResourceId"]
+        )
         assert plans_and_keys.plans()["Free"] == ["alice"]
 
     def test_another_stack_is_named(self, plans_and_keys: Customers) -> None:
@@ -289,7 +319,9 @@ class TestRole:
 class TestWatch:
     """The second function, with its own role's policy: a key is removed from its plan by hand."""
 
-    def test_it_is_reported_and_attached_again_by_the_serving_function(self, plans_and_keys: Customers) -> None:
+    def test_it_is_reported_and_attached_again_by_the_serving_function(
+        self, plans_and_keys: Customers
+    ) -> None:
         aws = plans_and_keys.aws
         parameters = {"WatchSchedule": "rate(1 day)", "WatchRepairs": "true"} | aws.emulated | SECOND
         assert aws.deploy("watched", provider(aws), **parameters).status == "CREATE_COMPLETE"
@@ -314,7 +346,10 @@ class TestWatch:
         plans_and_keys.function = watch
         assert plans_and_keys.leaked() == []
         log = "".join(aws.log(watch))
-        assert f"Missing: {plans_and_keys.id('alice in Free')}, held by Alice of stack {plans_and_keys.name}" in log
+        assert (
+            f"Missing: {plans_and_keys.id('alice in Free')}, held by Alice of stack {plans_and_keys.name}"
+            in log
+        )
         assert '"Drift":[1.0]' in log
 
     def test_unless_the_parameter_says_so_it_asks_for_no_repair(self, plans_and_keys: Customers) -> None:
@@ -343,7 +378,11 @@ def provider(aws: Aws) -> Template:
 
 def retained(key: str, plan: str) -> Template:
     """A stack whose only resource stays when it is deleted."""
-    properties = {"ServiceToken": {"Fn::ImportValue": f"{PROVIDER}-FunctionArn"}, "KeyId": key, "UsagePlanId": plan}
+    properties = {
+        "ServiceToken": {"Fn::ImportValue": f"{PROVIDER}-FunctionArn"},
+        "KeyId": key,
+        "UsagePlanId": plan,
+    }
     alice = {"Type": "Custom::UsagePlanKey", "DeletionPolicy": "Retain", "Properties": properties}
     return {"Resources": {"Alice": alice}}
 

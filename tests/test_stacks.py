@@ -1,7 +1,7 @@
 """Stacks are played as CloudFormation plays them, on the strict API, with everything that can go wrong.
 
-Whenever they are at rest, what CloudFormation believes to be attached is attached, what nobody declares is not, and what was
-there before us still is.
+Whenever they are at rest, what CloudFormation believes to be attached is attached, what nobody declares is
+not, and what was there before us still is.
 """
 
 from __future__ import annotations
@@ -226,7 +226,11 @@ class Stacks(RuleBasedStateMachine):
             "ResourceProperties": {"OnExisting": "Take" if getattr(request, "take", False) else "Fail"},
         }
         if isinstance(request, Create | Update):
-            properties = {"KeyId": request.wanted.key_id, "UsagePlanId": request.wanted.plan_id, "VerifyTrigger": request.digest}
+            properties = {
+                "KeyId": request.wanted.key_id,
+                "UsagePlanId": request.wanted.plan_id,
+                "VerifyTrigger": request.digest,
+            }
             event["ResourceProperties"] = properties | {"OnExisting": str(request.on_existing)}
         if isinstance(request, Update):
             event["OldResourceProperties"] = {"OnExisting": "Take" if request.took else "Fail"}
@@ -241,7 +245,8 @@ class Stacks(RuleBasedStateMachine):
     def attempt(self, request: Request, rng: Random | None = None) -> Response | None:
         """One delivery of a request; None when the function died.
 
-        It shares its batch with messages that come once more: as SQS fills it, stack by stack, or, at worst, mixed.
+        It shares its batch with messages that come once more: as SQS fills it, stack by stack, or, at worst,
+        mixed.
         """
         self.sqs.clear()
         if request.id not in self.delivered:
@@ -261,7 +266,9 @@ class Stacks(RuleBasedStateMachine):
             records.append({"messageId": id_, "receiptHandle": id_, "body": body, "attributes": attributes})
         self.puts.clear()
         try:
-            failed = [item["itemIdentifier"] for item in self.function.on_batch(records, self)["batchItemFailures"]]
+            failed = [
+                item["itemIdentifier"] for item in self.function.on_batch(records, self)["batchItemFailures"]
+            ]
         except Death:
             return None
         answers = {put["RequestId"]: read(put) for put in self.puts}
@@ -273,7 +280,8 @@ class Stacks(RuleBasedStateMachine):
     def send(self, request: Request, rng: Random) -> Response:
         """Deliver a request until it is answered, as Lambda and the queue do."""
         wanted = getattr(request, "wanted", None)
-        # The one exception that the contract names: a death or a lost reply just where somebody else has attached the key.
+        # The one exception that the contract names: a death or a lost reply just where somebody else has
+        # attached the key.
         self.chaos.rng = None if wanted in self.outside and self.pair(wanted) in self.api.attached else rng
         answer = None
         for self.chaos.risk in (0.15, 0.15, 0.0):
@@ -347,13 +355,19 @@ class Stacks(RuleBasedStateMachine):
 
     # --- CloudFormation ---
 
-    def wish(self, kind: type[Any], stack: Stack, name: str, properties: Properties, rng: Random, **fields: Any) -> Any:
+    def wish(
+        self, kind: type[Any], stack: Stack, name: str, properties: Properties, rng: Random, **fields: Any
+    ) -> Any:
         had = stack.resources.get(name)
         wishes = {
             "wanted": properties.association,
             "on_existing": properties.on_existing,
             "digest": str(properties.trigger),
-            **({"took": had is not None and had.properties.on_existing is OnExisting.TAKE} if kind is Update else {}),
+            **(
+                {"took": had is not None and had.properties.on_existing is OnExisting.TAKE}
+                if kind is Update
+                else {}
+            ),
         }
         return self.request(kind, stack, name, rng, **wishes, **fields)
 
@@ -383,7 +397,15 @@ class Stacks(RuleBasedStateMachine):
         express=st.sampled_from((False, False, True)),
         rng=st.randoms(use_true_random=False),
     )
-    def deploy(self, stack: str, template: dict[str, Properties], fails: bool, retains: bool, express: bool, rng: Random) -> None:
+    def deploy(
+        self,
+        stack: str,
+        template: dict[str, Properties],
+        fails: bool,
+        retains: bool,
+        express: bool,
+        rng: Random,
+    ) -> None:
         """Create, update or empty a stack. `fails`: something else does not come up. `express`: then nothing is rolled back."""
         self.play(self.stacks[stack], template, fails=fails, retains=retains, express=express, rng=rng)
 
@@ -406,7 +428,9 @@ class Stacks(RuleBasedStateMachine):
         failed = stop == 0
         for number, name in enumerate(todo, 1):
             if name in old:
-                request = self.wish(Update, stack, name, template[name], rng, physical_id=old[name].physical_id)
+                request = self.wish(
+                    Update, stack, name, template[name], rng, physical_id=old[name].physical_id
+                )
             else:
                 request = self.wish(Create, stack, name, template[name], rng)
             if failed:
@@ -444,7 +468,8 @@ class Stacks(RuleBasedStateMachine):
         """Another resource has failed while this request was on its way: not begun, waiting, or dying in the middle."""
         how = rng.choice(("not sent", "not there yet", "waits", "dies"))
         if how != "not sent" and self.retains.get(request.holder):
-            # An invented id and no sign of its Create: it cannot be told from the id of a Create whose answer was lost.
+            # An invented id and no sign of its Create: it cannot be told from the id of a Create whose answer
+            # was lost.
             self.waits(request)
         if how == "not sent":
             return
@@ -481,7 +506,8 @@ class Stacks(RuleBasedStateMachine):
         removes: list[tuple[str, str, Properties]] = []
         again: list[tuple[str, str, Properties]] = []
         carries_new = rng.random() < 0.5
-        # A Create and its Delete may be issued within the same second; two Updates of a resource are further apart.
+        # A Create and its Delete may be issued within the same second; two Updates of a resource are further
+        # apart.
         self.clock.now += 1.0 if updated else 0.0
         for name, new_id in updated.items():
             carried = new_id if carries_new else old[name].physical_id
@@ -502,11 +528,16 @@ class Stacks(RuleBasedStateMachine):
         for name, physical_id, properties in removes:
             self.delete(stack, name, physical_id, properties, rng)
         self.clock.now += 1.0
-        for name, carried, properties in again:  # The operator does as the Reason says, and continues the rollback.
+        for (
+            name,
+            carried,
+            properties,
+        ) in again:  # The operator does as the Reason says, and continues the rollback.
             for rival in [rival for rival in self.outside if rival.key_id == properties.association.key_id]:
                 self.remove_by_hand(rival.key_id, rival.plan_id)
             answer = self.send(self.wish(Update, stack, name, properties, rng, physical_id=carried), rng)
-            # Removed by hand, and another stack has the key in a plan for the stage by now: the operator skips this resource.
+            # Removed by hand, and another stack has the key in a plan for the stage by now: the operator
+            # skips this resource.
             assert answer.success or properties.association in self.removed, answer.reason
 
     def late_ones_before(self, stack: Stack, removes: list[tuple[str, str, Properties]], rng: Random) -> None:
@@ -527,7 +558,9 @@ class Stacks(RuleBasedStateMachine):
         retains: bool,
         rng: Random,
     ) -> None:
-        removes = [(name, old[name].physical_id, old[name].properties) for name in old if name not in template]
+        removes = [
+            (name, old[name].physical_id, old[name].properties) for name in old if name not in template
+        ]
         for name, new_id in updated.items():
             if new_id != old[name].physical_id:
                 removes.append((name, old[name].physical_id, old[name].properties))
@@ -537,7 +570,9 @@ class Stacks(RuleBasedStateMachine):
         rng.shuffle(removes)
         for name, physical_id, properties in removes:
             if retains:
-                if self.pair(properties.association) in self.api.attached:  # Not what a move has detached already.
+                if (
+                    self.pair(properties.association) in self.api.attached
+                ):  # Not what a move has detached already.
                     self.retains.setdefault(Holder(stack.id, name), set()).add(properties.association)
                 self.ever_retained.add(properties.association)
             else:
@@ -569,7 +604,11 @@ class Stacks(RuleBasedStateMachine):
     @rule(data=st.data(), removed=st.sampled_from((True, True, False)), rng=st.randoms(use_true_random=False))
     def repair(self, data: st.DataObject, removed: bool, rng: Random) -> None:
         """The watch asks for a repair, right or wrong: it attaches what a resource counts on, or nothing."""
-        held = sorted((holder, association) for association, entry in self.ledger.entries.items() for holder in entry.holders)
+        held = sorted(
+            (holder, association)
+            for association, entry in self.ledger.entries.items()
+            for holder in entry.holders
+        )
         if not held:
             return
         holder, association = data.draw(st.sampled_from(held))
@@ -635,7 +674,9 @@ class Stacks(RuleBasedStateMachine):
     @invariant()
     def what_was_there_before_still_is(self) -> None:
         for association in self.outside - self.taken:
-            assert self.pair(association) in self.api.attached, f"{association.id} was there before us, and is gone"
+            assert self.pair(association) in self.api.attached, (
+                f"{association.id} was there before us, and is gone"
+            )
         for association in self.retained - self.taken:
             assert self.pair(association) in self.api.attached, f"{association.id} was retained, and is gone"
 
@@ -652,4 +693,6 @@ class Stacks(RuleBasedStateMachine):
 
 
 TestStacks = Stacks.TestCase
-TestStacks.settings = settings(max_examples=300, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck))
+TestStacks.settings = settings(
+    max_examples=300, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+)

@@ -57,7 +57,9 @@ class TestDoor:
         assert "Please try again later" in rules.BUSY.message
 
     @pytest.mark.parametrize(
-        "final", [rules.DUPLICATE, *rules.SHARED_STAGES], ids=["duplicate", "shared stage", "shared stage, 400"]
+        "final",
+        [rules.DUPLICATE, *rules.SHARED_STAGES],
+        ids=["duplicate", "shared stage", "shared stage, 400"],
     )
     def test_nothing_else_says_so(self, final: rules.Refusal) -> None:
         assert "try again later" not in final.message.lower()
@@ -125,7 +127,11 @@ def proxied(aws: Aws) -> Iterator[SimpleNamespace]:
 
 
 def _furnish(behind: Any, ids: dict[str, str]) -> None:
-    stages = {"free": [("api", "prod")], "pro": [("api", "dev"), ("api", "prod")], "other": [("other", "prod")]}
+    stages = {
+        "free": [("api", "prod")],
+        "pro": [("api", "dev"), ("api", "prod")],
+        "other": [("other", "prod")],
+    }
     for plan, covered in stages.items():
         ids[plan] = behind.create_usage_plan(
             name=plan.title(), apiStages=[{"apiId": api, "stage": stage} for api, stage in covered]
@@ -153,7 +159,9 @@ def create(api: SimpleNamespace, plan: str, key: str, key_type: str = "API_KEY")
 
 
 def get(api: SimpleNamespace, plan: str, key: str) -> dict[str, Any]:
-    answer: dict[str, Any] = api.client.get_usage_plan_key(usagePlanId=api.ids.get(plan, plan), keyId=api.ids.get(key, key))
+    answer: dict[str, Any] = api.client.get_usage_plan_key(
+        usagePlanId=api.ids.get(plan, plan), keyId=api.ids.get(key, key)
+    )
     return answer
 
 

@@ -20,7 +20,9 @@ WHEELS = Path(sys.prefix) / "wheels"
 LAMBDA = {"python_version": "3.13", "python_full_version": "3.13.0", "extra": ""}
 
 
-def build(path: Path, wheels: Path = WHEELS, umask: int = 0o022, **environment: str) -> subprocess.CompletedProcess[str]:
+def build(
+    path: Path, wheels: Path = WHEELS, umask: int = 0o022, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Build the artifact as `make build` does: with Lambda's Python if there is one here, else without byte code."""
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels.as_uri()}  # pip splits it at spaces
     offline["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -48,7 +50,9 @@ def test_every_package_is_pinned_that_a_package_needs(artifact: Path) -> None:
     needed = [Requirement(line) for it in distributions(path=[str(artifact)]) for line in it.requires or ()]
     needed = [it for it in needed if it.marker is None or it.marker.evaluate(LAMBDA)]
     assert needed
-    assert [str(it) for it in needed if not it.specifier.contains(versions.get(canonicalize_name(it.name), "0"))] == []
+    assert [
+        str(it) for it in needed if not it.specifier.contains(versions.get(canonicalize_name(it.name), "0"))
+    ] == []
 
 
 def test_a_package_of_other_bytes_is_not_built_in(tmp_path: Path) -> None:
@@ -95,4 +99,8 @@ def test_what_security_md_points_at_is_there() -> None:
     assert [file for file in files if not (ROOT / file).exists()] == []
     sources = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
     assert tests
-    assert [test for test in tests if f"def {test}(" not in sources and not (ROOT / "tests" / f"{test}.py").exists()] == []
+    assert [
+        test
+        for test in tests
+        if f"def {test}(" not in sources and not (ROOT / "tests" / f"{test}.py").exists()
+    ] == []

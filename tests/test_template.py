@@ -54,7 +54,12 @@ NAMES = [
 ]
 
 #: The services that are called, and where.
-SERVICES = {"apigateway": "api_gateway.py", "cloudformation": "cloudformation.py", "dynamodb": "ledger.py", "sqs": "queue.py"}
+SERVICES = {
+    "apigateway": "api_gateway.py",
+    "cloudformation": "cloudformation.py",
+    "dynamodb": "ledger.py",
+    "sqs": "queue.py",
+}
 #: How the names of variables begin that are not the project's own.
 OTHERS = ("AWS_", "POWERTOOLS_", "REQUESTS_CA_BUNDLE")
 #: What Lambda itself does in the function's name.
@@ -93,14 +98,22 @@ def test_the_watch_has_a_role_of_its_own_which_changes_nothing_and_queues_only_w
     always = {statement["Sid"] for statement in statements("WatchRole") if "Fn::If" not in statement}
     assert always == {"ListKeys", "ReadLedger", "SeeWhetherStacksAreGone", "WriteLogs"}
     (repairs,) = (statement["Fn::If"] for statement in statements("WatchRole") if "Fn::If" in statement)
-    assert (repairs[0], repairs[1]["Sid"], repairs[2]) == ("HasWatchRepairs", "QueueRepairs", {"Ref": "AWS::NoValue"})
-    assert WATCH["Environment"]["Variables"]["QUEUE_URL"] == {"Fn::If": ["HasWatchRepairs", {"Ref": "Requests"}, ""]}
+    assert (repairs[0], repairs[1]["Sid"], repairs[2]) == (
+        "HasWatchRepairs",
+        "QueueRepairs",
+        {"Ref": "AWS::NoValue"},
+    )
+    assert WATCH["Environment"]["Variables"]["QUEUE_URL"] == {
+        "Fn::If": ["HasWatchRepairs", {"Ref": "Requests"}, ""]
+    }
     assert WATCH["Role"] == {"Fn::GetAtt": ["WatchRole", "Arn"]}
 
 
 def test_the_watch_runs_by_itself_only_on_a_schedule_and_no_run_is_repeated() -> None:
     """A failed run is no reason for another 900 calls."""
-    scheduled = {name for name, resource in RESOURCES.items() if resource.get("Condition") == "HasWatchSchedule"}
+    scheduled = {
+        name for name, resource in RESOURCES.items() if resource.get("Condition") == "HasWatchSchedule"
+    }
     assert scheduled == {"WatchRule", "WatchPermission", "DriftAlarm", "WatchErrorsAlarm"}
     assert TEMPLATE["Parameters"]["WatchSchedule"]["Default"] == ""
     assert TEMPLATE["Parameters"]["WatchRepairs"]["Default"] == "false"
@@ -135,7 +148,9 @@ def test_no_action_is_a_wildcard_and_none_touches_api_keys_themselves() -> None:
         assert not [resource for _, resource in allowed(role) if "/apikeys" in resource or resource == "*"]
 
 
-@pytest.mark.parametrize("file", ["template.yaml", *(f"examples/{path.name}" for path in (ROOT / "examples").glob("*.yaml"))])
+@pytest.mark.parametrize(
+    "file", ["template.yaml", *(f"examples/{path.name}" for path in (ROOT / "examples").glob("*.yaml"))]
+)
 def test_every_arn_fits_every_partition_and_names_no_account(file: str) -> None:
     text = (ROOT / file).read_text()
     assert not re.search(r"\barn:(?!\$\{AWS::Partition\}:)", text)
@@ -162,7 +177,14 @@ def test_the_names_of_a_stack_that_is_deployed_already_stay() -> None:
 def test_a_stack_whose_name_is_too_long_gets_the_same_names_from_its_parameter() -> None:
     """A StackSet's stack has a new name when it is made again, and is to find its ledger in the way."""
     given = [resolved(name, FunctionName="own") for name in NAMES]
-    assert given == ["own", "/aws/lambda/own", "own-ledger", "own-region", "own-watch", "/aws/lambda/own-watch"]
+    assert given == [
+        "own",
+        "/aws/lambda/own",
+        "own-ledger",
+        "own-region",
+        "own-watch",
+        "/aws/lambda/own-watch",
+    ]
 
 
 def test_the_functions_arn_is_published_by_a_name_that_no_stack_or_region_is_in() -> None:
@@ -187,7 +209,9 @@ def test_every_role_has_the_boundary_that_is_asked_for() -> None:
 
 def test_sam_makes_the_functions_of_it_and_what_invokes_them() -> None:
     made = Counter(it["Type"] for it in transformed()["Resources"].values())
-    assert made["AWS::Lambda::Function"] == sum(it["Type"] == "AWS::Serverless::Function" for it in RESOURCES.values())
+    assert made["AWS::Lambda::Function"] == sum(
+        it["Type"] == "AWS::Serverless::Function" for it in RESOURCES.values()
+    )
     assert (made["AWS::Lambda::EventSourceMapping"], made["AWS::Lambda::EventInvokeConfig"]) == (1, 2)
     assert not [name for name in made if name.startswith("AWS::Serverless")]
 
@@ -213,7 +237,9 @@ def test_a_parameter_says_what_it_is_and_takes_nothing_else(name: str) -> None:
 
 def test_the_console_shows_each_parameter_once_with_a_label() -> None:
     shown = TEMPLATE["Metadata"]["AWS::CloudFormation::Interface"]
-    assert sorted(name for group in shown["ParameterGroups"] for name in group["Parameters"]) == sorted(PARAMETERS)
+    assert sorted(name for group in shown["ParameterGroups"] for name in group["Parameters"]) == sorted(
+        PARAMETERS
+    )
     assert set(shown["ParameterLabels"]) == set(PARAMETERS)
 
 
@@ -269,7 +295,9 @@ def test_an_hour_of_turns_is_far_from_what_the_queue_gives_up() -> None:
     assert REQUESTS["RedrivePolicy"]["maxReceiveCount"] > 10 * LONGEST_SERVICE_TIMEOUT / turn
 
 
-def test_what_a_function_that_always_fails_leaves_comes_into_the_dead_letter_queue_before_it_expires() -> None:
+def test_what_a_function_that_always_fails_leaves_comes_into_the_dead_letter_queue_before_it_expires() -> (
+    None
+):
     """And where Lambda comes back to each request four times as seldom as it may."""
     policy = REQUESTS["RedrivePolicy"]
     assert policy["deadLetterTargetArn"] == {"Fn::GetAtt": ["Undelivered", "Arn"]}
@@ -277,12 +305,19 @@ def test_what_a_function_that_always_fails_leaves_comes_into_the_dead_letter_que
 
 
 def test_what_fits_into_one_queue_fits_into_the_next() -> None:
-    sizes = {name: it["Properties"]["MaximumMessageSize"] for name, it in RESOURCES.items() if it["Type"] == "AWS::SQS::Queue"}
+    sizes = {
+        name: it["Properties"]["MaximumMessageSize"]
+        for name, it in RESOURCES.items()
+        if it["Type"] == "AWS::SQS::Queue"
+    }
     assert sizes == dict.fromkeys(("Requests", "Undelivered", "Unanswered"), queue.LONGEST_MESSAGE)
 
 
 def test_the_queue_is_fifo_by_stack_and_so_is_its_dead_letter_queue() -> None:
-    assert (REQUESTS["DeduplicationScope"], REQUESTS["FifoThroughputLimit"]) == ("messageGroup", "perMessageGroupId")
+    assert (REQUESTS["DeduplicationScope"], REQUESTS["FifoThroughputLimit"]) == (
+        "messageGroup",
+        "perMessageGroupId",
+    )
     assert REQUESTS["FifoQueue"] is RESOURCES["Undelivered"]["Properties"]["FifoQueue"] is True
     assert "FifoQueue" not in RESOURCES["Unanswered"]["Properties"], "a destination cannot be one"
 
@@ -290,7 +325,9 @@ def test_the_queue_is_fifo_by_stack_and_so_is_its_dead_letter_queue() -> None:
 def test_a_broken_deployment_raises_an_alarm_within_a_quarter_of_an_hour() -> None:
     """CloudWatch has a minute for each datapoint that it takes in."""
     waiting, errors = ALARMS["RequestsAlarm"], ALARMS["ErrorsAlarm"]
-    assert waiting["Dimensions"] == [{"Name": "QueueName", "Value": {"Fn::GetAtt": ["Requests", "QueueName"]}}]
+    assert waiting["Dimensions"] == [
+        {"Name": "QueueName", "Value": {"Fn::GetAtt": ["Requests", "QueueName"]}}
+    ]
     assert waiting["Threshold"] + (waiting["EvaluationPeriods"] + 1) * waiting["Period"] + 60 <= 15 * 60
     assert errors["Dimensions"] == [{"Name": "FunctionName", "Value": {"Ref": "UsagePlanKeyFunction"}}]
     assert TIMEOUT + errors["EvaluationPeriods"] * errors["Period"] + 60 <= 15 * 60
@@ -298,7 +335,10 @@ def test_a_broken_deployment_raises_an_alarm_within_a_quarter_of_an_hour() -> No
 
 def test_the_age_raises_its_alarm_while_it_counts_for_sure() -> None:
     """What is received for the third time, after two visibility time-outs, may be left out of the metric."""
-    assert ALARMS["RequestsAlarm"]["Threshold"] + ALARMS["RequestsAlarm"]["Period"] <= 2 * REQUESTS["VisibilityTimeout"]
+    assert (
+        ALARMS["RequestsAlarm"]["Threshold"] + ALARMS["RequestsAlarm"]["Period"]
+        <= 2 * REQUESTS["VisibilityTimeout"]
+    )
 
 
 def test_an_error_that_counts_for_the_period_before_raises_its_alarm() -> None:
@@ -310,9 +350,18 @@ def test_an_error_that_counts_for_the_period_before_raises_its_alarm() -> None:
 
 def test_every_alarm_goes_to_the_topic_and_silence_is_no_alarm() -> None:
     """But the silence between two runs of the watch, which is no sign of anything."""
-    assert {"RequestsAlarm", "ErrorsAlarm", "UndeliveredAlarm", "UnansweredAlarm", "AnswerRefusedAlarm", "LostAlarm"} <= {*ALARMS}
+    assert {
+        "RequestsAlarm",
+        "ErrorsAlarm",
+        "UndeliveredAlarm",
+        "UnansweredAlarm",
+        "AnswerRefusedAlarm",
+        "LostAlarm",
+    } <= {*ALARMS}
     for name, alarm in ALARMS.items():
-        assert alarm["AlarmActions"] == {"Fn::If": ["HasAlarmTopic", [{"Ref": "AlarmTopicArn"}], {"Ref": "AWS::NoValue"}]}
+        assert alarm["AlarmActions"] == {
+            "Fn::If": ["HasAlarmTopic", [{"Ref": "AlarmTopicArn"}], {"Ref": "AWS::NoValue"}]
+        }
         silence = "ignore" if name == "DriftAlarm" else "notBreaching"
         assert (alarm["ComparisonOperator"], alarm["TreatMissingData"]) == ("GreaterThanThreshold", silence)
 
@@ -325,13 +374,19 @@ def test_what_an_alarm_watches_is_emitted_and_both_sides_name_the_same_service()
         assert alarm["Dimensions"] == [{"Name": "service", "Value": service}]
         if alarm["MetricName"] != "Drift":
             # What the log brings late counts for the period before.
-            assert (alarm["Statistic"], alarm["EvaluationPeriods"], alarm["DatapointsToAlarm"]) == ("Sum", 2, 1)
+            assert (alarm["Statistic"], alarm["EvaluationPeriods"], alarm["DatapointsToAlarm"]) == (
+                "Sum",
+                2,
+                1,
+            )
 
 
 def test_the_dashboard_shows_every_metric_that_is_emitted_and_no_other() -> None:
     shown = {(namespace, name, *dimension) for namespace, name, *dimension in charted()}
     service = FUNCTION["Environment"]["Variables"]["POWERTOOLS_SERVICE_NAME"]
-    assert {metric for metric in shown if metric[0] == NAMESPACE} == {(NAMESPACE, name, "service", service) for name in emitted()}
+    assert {metric for metric in shown if metric[0] == NAMESPACE} == {
+        (NAMESPACE, name, "service", service) for name in emitted()
+    }
     queues = {
         ("AWS/SQS", "ApproximateNumberOfMessagesVisible", "QueueName", f"{name}.QueueName")
         for name in ("Undelivered", "Unanswered")
@@ -357,7 +412,9 @@ def test_the_dashboard_is_there_where_it_is_asked_for_and_draws_its_own_region()
             for x in range(widget["x"], widget["x"] + widget["width"])
             for y in range(widget["y"], widget["y"] + widget["height"])
         }
-    assert len(places) == sum(widget["width"] * widget["height"] for widget in dashboard()["widgets"]), "none covers another"
+    assert len(places) == sum(widget["width"] * widget["height"] for widget in dashboard()["widgets"]), (
+        "none covers another"
+    )
     assert max(x for x, _ in places) < 24, "a dashboard's columns"
 
 
@@ -371,13 +428,17 @@ def test_lambda_gives_up_a_request_when_cloudformation_does() -> None:
     configuration = FUNCTION["EventInvokeConfig"]
     assert TIMEOUT <= configuration["MaximumEventAgeInSeconds"] <= 3600
     assert configuration["MaximumRetryAttempts"] == 2
-    assert configuration["DestinationConfig"]["OnFailure"]["Destination"] == {"Fn::GetAtt": ["Unanswered", "Arn"]}
+    assert configuration["DestinationConfig"]["OnFailure"]["Destination"] == {
+        "Fn::GetAtt": ["Unanswered", "Arn"]
+    }
 
 
 def test_every_variable_that_the_code_reads_is_set() -> None:
     """The project's own ones; the others are Lambda's, sam's, boto3's and Powertools'."""
     source = "".join(path.read_text() for path in SOURCES)
-    read = {name for name in re.findall(r'environ(?:\.get\(|\[)"(\w+)"', source) if not name.startswith(OTHERS)}
+    read = {
+        name for name in re.findall(r'environ(?:\.get\(|\[)"(\w+)"', source) if not name.startswith(OTHERS)
+    }
     assert read == {name for name in FUNCTION["Environment"]["Variables"] if not name.startswith(OTHERS)}
 
 
@@ -394,7 +455,9 @@ def test_sam_needs_no_flags() -> None:
 
 
 @pytest.mark.parametrize("function", [FUNCTION, WATCH], ids=["serving", "watch"])
-def test_the_handler_can_be_imported_from_the_artifact_alone(artifact: Path, function: dict[str, Any]) -> None:
+def test_the_handler_can_be_imported_from_the_artifact_alone(
+    artifact: Path, function: dict[str, Any]
+) -> None:
     module, _, name = function["Handler"].rpartition(".")
     code = f"import sys; sys.path.append({str(artifact)!r}); import {module} as m; print(m.__file__, callable(m.{name}))"
     done = subprocess.run(
@@ -404,27 +467,41 @@ def test_the_handler_can_be_imported_from_the_artifact_alone(artifact: Path, fun
         capture_output=True,
         text=True,
     )
-    assert (done.stdout.split(), done.stderr) == ([str(artifact / Path(*module.split("."))) + ".py", "True"], "")
+    assert (done.stdout.split(), done.stderr) == (
+        [str(artifact / Path(*module.split("."))) + ".py", "True"],
+        "",
+    )
 
 
 def test_sam_finds_a_build_step_for_each_function() -> None:
     functions = {name: it for name, it in RESOURCES.items() if it["Type"] == "AWS::Serverless::Function"}
     assert {it["Metadata"]["BuildMethod"] for it in functions.values()} == {"makefile"}
     steps = [f"build-{name}" for name in functions]
-    subprocess.run(["make", "-C", str(ROOT / "handler"), "-n", *steps, "ARTIFACTS_DIR=x"], check=True, capture_output=True)
+    subprocess.run(
+        ["make", "-C", str(ROOT / "handler"), "-n", *steps, "ARTIFACTS_DIR=x"],
+        check=True,
+        capture_output=True,
+    )
 
 
 def test_the_artifact_has_the_pinned_packages_and_the_services_that_are_called(artifact: Path) -> None:
-    pinned = re.findall(r"^([\w-]+)==([\w.]+)$", (ROOT / "handler" / "requirements.txt").read_text(), re.MULTILINE)
+    pinned = re.findall(
+        r"^([\w-]+)==([\w.]+)$", (ROOT / "handler" / "requirements.txt").read_text(), re.MULTILINE
+    )
     packages = {path.name.removesuffix(".dist-info") for path in artifact.glob("*.dist-info")}
     assert packages == {f"{name.replace('-', '_')}-{version}" for name, version in pinned}
-    assert {path.name for path in (artifact / "botocore" / "data").iterdir() if path.is_dir()} == set(SERVICES)
+    assert {path.name for path in (artifact / "botocore" / "data").iterdir() if path.is_dir()} == set(
+        SERVICES
+    )
     assert not list(artifact.rglob("*.so")), "it would not fit both architectures"
 
 
 def test_botocore_describes_what_is_called_and_no_more(artifact: Path) -> None:
     """A call that is not in prune.py would be one that the client does not have."""
-    calls = {service: {operation.name for _, operation in called(file, service)} for service, file in SERVICES.items()}
+    calls = {
+        service: {operation.name for _, operation in called(file, service)}
+        for service, file in SERVICES.items()
+    }
     assert {service: set(operations) for service, operations in OPERATIONS.items()} == calls
     for service, operations in calls.items():
         (described,) = (artifact / "botocore" / "data" / service).glob("*/service-2.json")
@@ -444,10 +521,14 @@ def test_what_remains_of_a_description_is_botocores_own(artifact: Path) -> None:
             assert ours.http == theirs.http
             assert shape(ours.input_shape) == shape(theirs.input_shape)
             assert shape(ours.output_shape) == shape(theirs.output_shape)
-            assert [shape(error) for error in ours.error_shapes] == [shape(error) for error in theirs.error_shapes]
+            assert [shape(error) for error in ours.error_shapes] == [
+                shape(error) for error in theirs.error_shapes
+            ]
 
 
-@pytest.mark.parametrize("region", ["eu-central-1", "us-gov-west-1", "cn-north-1", "us-iso-east-1", "eu-central-77"])
+@pytest.mark.parametrize(
+    "region", ["eu-central-1", "us-gov-west-1", "cn-north-1", "us-iso-east-1", "eu-central-77"]
+)
 def test_the_artifact_finds_every_partitions_endpoints(region: str, artifact: Path) -> None:
     """One that is newer than this botocore, too."""
     code = f"""
@@ -457,7 +538,9 @@ import boto3
 keys = dict(aws_access_key_id="x", aws_secret_access_key="y")
 print(*(boto3.client(name, {region!r}, **keys).meta.endpoint_url for name in {[*SERVICES]!r}))
 """
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], env={}, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], env={}, check=True, capture_output=True, text=True
+    )
     whole = [boto3.client(name, region).meta.endpoint_url for name in SERVICES]  # type: ignore[call-overload]  # which, is not known
     assert done.stdout.split() == whole
 
@@ -482,8 +565,14 @@ from usage_plan_key.request import parse
 assert not getattr(parse({EVENT!r}), "faults", None)
 print(*{{name.partition(".")[0] for name in sys.modules}} & {{"pydantic", "aws_xray_sdk", "difflib", "unittest", "asyncio"}})
 """
-    environment = {"AWS_DEFAULT_REGION": "eu-central-1", "LEDGER_TABLE": "ledger", "QUEUE_URL": "https://sqs/1/requests"}
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], env=environment, check=True, capture_output=True, text=True)
+    environment = {
+        "AWS_DEFAULT_REGION": "eu-central-1",
+        "LEDGER_TABLE": "ledger",
+        "QUEUE_URL": "https://sqs/1/requests",
+    }
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code], env=environment, check=True, capture_output=True, text=True
+    )
     assert done.stdout.splitlines() == ["0 True apigateway dynamodb sqs", ""]
 
 
@@ -499,7 +588,11 @@ def resolved(value: Any, **parameters: str) -> Any:
             return resolved(yes if holds(condition, **parameters) else no, **parameters)
         case {"Fn::Sub": [text, names]}:
             inner = {name: resolved(it, **parameters) for name, it in names.items()}
-            return re.sub(r"\$\{(.+?)\}", lambda hit: inner.get(hit[1]) or str(resolved({"Ref": hit[1]}, **parameters)), text)
+            return re.sub(
+                r"\$\{(.+?)\}",
+                lambda hit: inner.get(hit[1]) or str(resolved({"Ref": hit[1]}, **parameters)),
+                text,
+            )
     return value
 
 
@@ -518,7 +611,9 @@ def transformed() -> Any:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
         template = yaml_parse((ROOT / "template.yaml").read_text())
-        for function in (it for it in template["Resources"].values() if it["Type"] == "AWS::Serverless::Function"):
+        for function in (
+            it for it in template["Resources"].values() if it["Type"] == "AWS::Serverless::Function"
+        ):
             function["Properties"]["CodeUri"] = {"Bucket": "bucket", "Key": "key"}
         return transform(template, {}, ManagedPolicyLoader(None))
 
@@ -530,8 +625,14 @@ def emitted() -> set[str]:
     bodies = [{"Status": "SUCCESS", "Data": {"Outcome": outcome}} for outcome in Outcome]
     bodies += [{"Status": "SUCCESS"}, {"Status": "FAILED"}]
     calls += [partial(metrics.response, json.dumps(body).encode(), 1, 1.0) for body in bodies]
-    public = {name for name, it in vars(metrics).items() if inspect.isfunction(it) and it.__module__ == metrics.__name__}
-    assert {getattr(call, "func", call).__name__ for call in calls} == {name for name in public if not name.startswith("_")}
+    public = {
+        name
+        for name, it in vars(metrics).items()
+        if inspect.isfunction(it) and it.__module__ == metrics.__name__
+    }
+    assert {getattr(call, "func", call).__name__ for call in calls} == {
+        name for name in public if not name.startswith("_")
+    }
     with redirect_stdout(StringIO()) as out:
         for call in calls:
             call()
@@ -556,7 +657,9 @@ def charted() -> Iterator[list[str]]:
             names = [name for name in row if isinstance(name, str)]
             if names[0] == "...":
                 names = above[: len(above) - len(names) + 1] + names[1:]
-            above = [before if name == "." else name for name, before in zip(names, above or names, strict=True)]
+            above = [
+                before if name == "." else name for name, before in zip(names, above or names, strict=True)
+            ]
             yield above
 
 
@@ -601,7 +704,11 @@ def ledger_calls() -> Iterator[tuple[str, str]]:
     """What ledger.py calls: a transaction by its parts."""
     tree = ast.parse((ROOT / "handler" / "usage_plan_key" / "ledger.py").read_text())
     keys = [
-        key.value for node in ast.walk(tree) if isinstance(node, ast.Dict) for key in node.keys if isinstance(key, ast.Constant)
+        key.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Dict)
+        for key in node.keys
+        if isinstance(key, ast.Constant)
     ]
     for name, operation in called("ledger.py", "dynamodb"):
         if name.startswith("transact_"):
@@ -622,7 +729,11 @@ def called(file: str, service: str) -> Iterator[tuple[str, Any]]:
     client = boto3.client(service, region_name="us-east-1")  # type: ignore[call-overload]  # which, is not known here
     tree = ast.parse((ROOT / "handler" / "usage_plan_key" / file).read_text())
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("self._client", "client") and node.attr != "meta":
+        if (
+            isinstance(node, ast.Attribute)
+            and ast.unparse(node.value) in ("self._client", "client")
+            and node.attr != "meta"
+        ):
             operation = client.meta.method_to_api_mapping[node.attr]
             yield node.attr, client.meta.service_model.operation_model(operation)
 
@@ -636,6 +747,8 @@ def named(resource: dict[str, Any]) -> str:
         resource = resource["Fn::If"][1]
     if "Fn::GetAtt" in resource:
         return ".".join(resource["Fn::GetAtt"])
-    arn = re.fullmatch(r"arn:\$\{AWS::Partition}:\w+:\$\{AWS::Region}:(?:\$\{AWS::AccountId})?:(.+)", resource["Fn::Sub"])
+    arn = re.fullmatch(
+        r"arn:\$\{AWS::Partition}:\w+:\$\{AWS::Region}:(?:\$\{AWS::AccountId})?:(.+)", resource["Fn::Sub"]
+    )
     assert arn
     return arn[1]

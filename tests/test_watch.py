@@ -129,7 +129,12 @@ class World(CloudFormation):
         """What goes back."""
 
     def change(
-        self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline, seen: Snapshot | None = None
+        self,
+        holder: Holder,
+        associations: Iterable[Association],
+        rule: Rule,
+        deadline: Deadline,
+        seen: Snapshot | None = None,
     ) -> Snapshot:
         """A write is made only where nothing has changed since the reading, as in the table."""
         deadline.allow("Could not ask the ledger")
@@ -145,7 +150,8 @@ class World(CloudFormation):
 
     def state(self, holder: Holder, associations: Iterable[Association]) -> Snapshot:
         return Snapshot(
-            self.records.get(holder, ResourceRecord()), {one: self.entries.get(one, AssociationRecord()) for one in associations}
+            self.records.get(holder, ResourceRecord()),
+            {one: self.entries.get(one, AssociationRecord()) for one in associations},
         )
 
     def written(self, holder: Holder, after: Snapshot) -> None:
@@ -221,7 +227,10 @@ class World(CloudFormation):
                 "messageId": str(number),
                 "receiptHandle": str(number),
                 "body": message["MessageBody"],
-                "attributes": {"MessageGroupId": message["MessageGroupId"], "ApproximateReceiveCount": str(receives)},
+                "attributes": {
+                    "MessageGroupId": message["MessageGroupId"],
+                    "ApproximateReceiveCount": str(receives),
+                },
             }
             for number, message in enumerate(self.sent)
         ]
@@ -257,7 +266,9 @@ def drift(capsys: pytest.CaptureFixture[str]) -> list[float]:
 class TestMissing:
     """What resources count on, and is not in its plan."""
 
-    def test_all_is_well(self, world: World, log: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_all_is_well(
+        self, world: World, log: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         world.create("A", FREE)
         summary = world.watch(SCHEDULED)
         assert summary == {
@@ -281,10 +292,19 @@ class TestMissing:
         world.missing_key()
         assert world.watch()["missing"] == 1
         (record,) = [record for record in log.records if record.levelno == logging.WARNING]
-        for part in ("Missing: alice:free", "A of stack one", "usage plan free", "VerifyTrigger", "WatchRepairs"):
+        for part in (
+            "Missing: alice:free",
+            "A of stack one",
+            "usage plan free",
+            "VerifyTrigger",
+            "WatchRepairs",
+        ):
             assert part in record.getMessage()
         stack = holder("A").stack_id
-        assert (vars(record)["association"], vars(record)["holders"]) == (FREE, [{"stack_id": stack, "logical_id": "A"}])
+        assert (vars(record)["association"], vars(record)["holders"]) == (
+            FREE,
+            [{"stack_id": stack, "logical_id": "A"}],
+        )
         assert drift(capsys) == [1]
         assert not world.attached, "it attaches nothing by itself"
 
@@ -309,7 +329,10 @@ class TestMissing:
         world.create("B", "bob:free")
         del world.api.plans["free"]
         assert world.watch(repairs=True)["missing"] == 2
-        assert all("there is no usage plan free" in line and "another UsagePlanId" in line for line in lines(log, "Missing"))
+        assert all(
+            "there is no usage plan free" in line and "another UsagePlanId" in line
+            for line in lines(log, "Missing")
+        )
         assert not world.sent, "there is nothing to attach it to"
 
     def test_all_who_count_on_it_are_named(self, world: World, log: pytest.LogCaptureFixture) -> None:
@@ -320,7 +343,9 @@ class TestMissing:
         assert world.watch()["missing"] == 1
         assert "held by A of stack one, B of stack one, C of stack two:" in lines(log, "Missing")[0]
 
-    def test_what_was_lost_in_a_rollback_is_missing(self, world: World, log: pytest.LogCaptureFixture) -> None:
+    def test_what_was_lost_in_a_rollback_is_missing(
+        self, world: World, log: pytest.LogCaptureFixture
+    ) -> None:
         """CloudFormation goes on as if it were attached."""
         world.create("A", FREE, digest="old")
         world.update("A", FREE, PRO, digest="new")
@@ -461,7 +486,10 @@ class TestNoDrift:
         self, hold: Hold | None, answers: dict[str, Response], begun_by: str | None, believed: bool
     ) -> None:
         record = ResourceRecord({pair(FREE): hold} if hold else {}, answers=answers)
-        assert is_believed(record, AssociationRecord(frozenset({holder("A")}), begun_by=begun_by), pair(FREE)) is believed
+        assert (
+            is_believed(record, AssociationRecord(frozenset({holder("A")}), begun_by=begun_by), pair(FREE))
+            is believed
+        )
 
 
 class TestUnheld:
@@ -475,7 +503,9 @@ class TestUnheld:
         assert lines(log, "Held by nobody") == ["Held by nobody: bob in usage plan free"]
         assert world.attached == {FREE, "bob:free", "bob:gold"}
 
-    def test_an_id_that_may_be_a_value_is_not_shown(self, world: World, log: pytest.LogCaptureFixture) -> None:
+    def test_an_id_that_may_be_a_value_is_not_shown(
+        self, world: World, log: pytest.LogCaptureFixture
+    ) -> None:
         """A key of GenerateDistinctId: false has its value for its id."""
         world.create("A", FREE)
         for value in ("s" * 20, "t" * 20):
@@ -501,7 +531,10 @@ class TestGone:
         first, second = lines(log, "Gone")
         event = {"LetGo": {"StackId": holder("A").stack_id, "LogicalResourceId": "A"}}
         assert "alice:free" in first
-        assert f"--function-name usage-plan-key --cli-binary-format raw-in-base64-out --payload '{json.dumps(event)}'" in first
+        assert (
+            f"--function-name usage-plan-key --cli-binary-format raw-in-base64-out --payload '{json.dumps(event)}'"
+            in first
+        )
         assert "bob:free" in second
         assert sorted(world.asked_about) == [holder("A").stack_id, holder("C", "two").stack_id], "once each"
         assert world.holders(FREE) == {holder("A")}
@@ -574,7 +607,9 @@ class TestAsked:
         with pytest.raises(EventError, match="WatchRepairs=true"):
             world.watch({"Repair": True})
 
-    @pytest.mark.parametrize("event", [{"repair": True}, {"Repair": "yes"}, {"UsagePlanId": "../x"}, {"UsagePlanId": 7}])
+    @pytest.mark.parametrize(
+        "event", [{"repair": True}, {"Repair": "yes"}, {"UsagePlanId": "../x"}, {"UsagePlanId": 7}]
+    )
     def test_anything_else_is_refused(self, world: World, event: dict[str, Any]) -> None:
         with pytest.raises(EventError, match="both optional"):
             world.watch(event, repairs=True)
@@ -647,7 +682,9 @@ class TestSlowly:
         (missing,) = drift(capsys)
         assert missing > 100
 
-    def test_a_plan_that_cannot_be_seen_costs_the_others_nothing(self, world: World, log: pytest.LogCaptureFixture) -> None:
+    def test_a_plan_that_cannot_be_seen_costs_the_others_nothing(
+        self, world: World, log: pytest.LogCaptureFixture
+    ) -> None:
         many(world, keys=10, plans=5)
         world.at(LIST, fails(DENIED))
         world.api.attached.clear()
@@ -785,7 +822,9 @@ class _Everything(logging.Formatter):
 
 def unfolded(error: BaseException) -> str:
     """An error with all that led to it, and the local variables of the project's own frames, but for this test's."""
-    found: traceback.TracebackException | None = traceback.TracebackException.from_exception(error, capture_locals=True)
+    found: traceback.TracebackException | None = traceback.TracebackException.from_exception(
+        error, capture_locals=True
+    )
     text = ""
     while found is not None:
         frames = [frame for frame in found.stack if "/tests/" not in frame.filename]
@@ -815,11 +854,17 @@ class TestAskingForRepairs:
         assert not world.answers
         assert world.watch()["missing"] == 0
 
-    def test_no_more_at_a_time_than_the_queue_takes_without_an_alarm(self, world: World, log: pytest.LogCaptureFixture) -> None:
+    def test_no_more_at_a_time_than_the_queue_takes_without_an_alarm(
+        self, world: World, log: pytest.LogCaptureFixture
+    ) -> None:
         many(world, keys=MOST_REPAIRS + 2, plans=1)
         world.api.attached.clear()
         summary = world.watch(repairs=True)
-        assert (summary["missing"], summary["repairs"], len(world.sent)) == (MOST_REPAIRS + 2, MOST_REPAIRS, MOST_REPAIRS)
+        assert (summary["missing"], summary["repairs"], len(world.sent)) == (
+            MOST_REPAIRS + 2,
+            MOST_REPAIRS,
+            MOST_REPAIRS,
+        )
         assert len(lines(log, "A later run")) == 2
 
     @pytest.mark.parametrize("error", [REFUSED, LOST], ids=["refused", "out of reach"])
@@ -842,7 +887,9 @@ class TestAskingForRepairs:
         assert world.calls()["CreateUsagePlanKey"] == 2, "one for the stack, and one repair"
         assert world.attached == {FREE}
 
-    @pytest.mark.parametrize(("name", "repaired"), [("A", False), ("B", True)], ids=["its own", "another resource's"])
+    @pytest.mark.parametrize(
+        ("name", "repaired"), [("A", False), ("B", True)], ids=["its own", "another resource's"]
+    )
     def test_a_request_behind_it_is_served_in_the_same_batch(
         self, world: World, log: pytest.LogCaptureFixture, name: str, repaired: bool
     ) -> None:
@@ -904,7 +951,12 @@ class TestAskingForRepairs:
 
     def test_without_a_ledger_there_are_none(self, world: World) -> None:
         """The event's word is not enough to attach a key."""
-        world.sent = [{"MessageBody": json.dumps({"event": repair_event("r", holder("A"), pair(FREE))}), "MessageGroupId": "g"}]
+        world.sent = [
+            {
+                "MessageBody": json.dumps({"event": repair_event("r", holder("A"), pair(FREE))}),
+                "MessageGroupId": "g",
+            }
+        ]
         world.records = {}
         body = {"messageId": "1", "receiptHandle": "1", "body": world.sent[0]["MessageBody"]}
         function = replace(world.function(), table=None)
@@ -990,18 +1042,29 @@ class TestServingARepair:
         "let go of": (lambda world: (world.create("A", FREE), world.delete("A", FREE)), "does not hold it"),
         "held by another resource alone": (lambda world: world.create("B", FREE), "does not hold it"),
         "never attached": (failed_unclear, "was never told"),
-        "left by an update": (lambda world: (world.create("A", FREE), world.update("A", FREE, GOLD)), "does not hold it"),
+        "left by an update": (
+            lambda world: (world.create("A", FREE), world.update("A", FREE, GOLD)),
+            "does not hold it",
+        ),
         "moved away from": (moved_and_lost, "moved away"),
         "there before us": (adopted, "was there before"),
         "being detached": (marked, "being detached"),
-        "an Update pending": (lambda world: pending(world, lambda: world.an_update("A", FREE, GOLD)), "pending"),
-        "the same Update pending": (lambda world: pending(world, lambda: world.an_update("A", FREE, FREE)), "pending"),
+        "an Update pending": (
+            lambda world: pending(world, lambda: world.an_update("A", FREE, GOLD)),
+            "pending",
+        ),
+        "the same Update pending": (
+            lambda world: pending(world, lambda: world.an_update("A", FREE, FREE)),
+            "pending",
+        ),
         "a Delete pending": (lambda world: pending(world, lambda: world.a_delete("A", FREE)), "pending"),
         "a Create pending": (lambda world: pending(world, lambda: world.a_create("A", FREE)), "pending"),
     }
 
     @pytest.mark.parametrize(("before", "why"), ROWS.values(), ids=ROWS)
-    def test_refused(self, world: World, log: pytest.LogCaptureFixture, before: Callable[[World], object], why: str) -> None:
+    def test_refused(
+        self, world: World, log: pytest.LogCaptureFixture, before: Callable[[World], object], why: str
+    ) -> None:
         before(world)
         world.api.attached.discard(("alice", "free"))
         pages, attached = world.pages(Deadline(60)), set(world.attached)
@@ -1013,7 +1076,9 @@ class TestServingARepair:
         assert (world.pages(Deadline(60)), world.attached) == (pages, attached)
 
     @pytest.mark.parametrize("missing", ["alice", "free"])
-    def test_a_key_or_a_plan_that_is_gone_is_named(self, world: World, log: pytest.LogCaptureFixture, missing: str) -> None:
+    def test_a_key_or_a_plan_that_is_gone_is_named(
+        self, world: World, log: pytest.LogCaptureFixture, missing: str
+    ) -> None:
         world.missing_key()
         before = world.entry(FREE)
         world.api.keys.pop(missing, None)
@@ -1022,7 +1087,9 @@ class TestServingARepair:
         assert missing in lines(log, "Not repaired")[0]
         assert world.entry(FREE) == before
 
-    def test_another_plan_for_the_stage_does_not_make_way(self, world: World, log: pytest.LogCaptureFixture) -> None:
+    def test_another_plan_for_the_stage_does_not_make_way(
+        self, world: World, log: pytest.LogCaptureFixture
+    ) -> None:
         world.missing_key()
         before = world.entry(FREE)
         world.by_hand(PRO)
@@ -1166,7 +1233,12 @@ class TestRaces:
         "move": lambda world: world.an_update("A", FREE, PRO),
         "another plan": lambda world: world.an_update("A", FREE, GOLD),
     }
-    AFTER: ClassVar[dict[str, set[str]]] = {"Delete": set(), "Update": {FREE}, "move": {PRO}, "another plan": {FREE, GOLD}}
+    AFTER: ClassVar[dict[str, set[str]]] = {
+        "Delete": set(),
+        "Update": {FREE},
+        "move": {PRO},
+        "another plan": {FREE, GOLD},
+    }
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_it_gives_way_and_the_request_comes_out_right(self, kind: str) -> None:
@@ -1205,7 +1277,9 @@ class TestRaces:
                 assert world.delete("A", answer.id).success
             assert world.attached == {FREE}, (at, kind)
 
-    def test_one_that_has_looked_attaches_nothing_any_more(self, world: World, log: pytest.LogCaptureFixture) -> None:
+    def test_one_that_has_looked_attaches_nothing_any_more(
+        self, world: World, log: pytest.LogCaptureFixture
+    ) -> None:
         world.missing_key()
         update = world.an_update("A", FREE, GOLD)
         world.at(GET, preceded_by(lambda: world.arrives(update)))
@@ -1240,7 +1314,9 @@ class TestScan:
     @pytest.fixture
     def table(self) -> Iterator[tuple[Table, Any]]:
         with mock_aws():
-            client = boto3.client("dynamodb", "eu-central-1", aws_access_key_id="x", aws_secret_access_key="y")
+            client = boto3.client(
+                "dynamodb", "eu-central-1", aws_access_key_id="x", aws_secret_access_key="y"
+            )
             client.create_table(
                 TableName="ledger",
                 BillingMode="PAY_PER_REQUEST",
@@ -1252,22 +1328,31 @@ class TestScan:
     def test_all_pages_come_back_as_they_were_written(self, table: tuple[Table, Any], world: World) -> None:
         ledger, client = table
         for number in range(30):
-            one, held = Holder(f"arn:aws:cloudformation:eu-west-1:1:stack/s{number}/0", "A"), Association(f"k{number}", "free")
+            one, held = (
+                Holder(f"arn:aws:cloudformation:eu-west-1:1:stack/s{number}/0", "A"),
+                Association(f"k{number}", "free"),
+            )
             answer = Response(True, held.id, "x" * 80_000, at=1)
 
-            def hold(state: Snapshot, one: Holder = one, held: Association = held, answer: Response = answer) -> Snapshot:
+            def hold(
+                state: Snapshot, one: Holder = one, held: Association = held, answer: Response = answer
+            ) -> Snapshot:
                 state = state.held(one, held, Hold("r"))
                 return state._replace(record=state.record._replace(answers={"r": answer}))
 
             ledger.change(one, [held], hold, Deadline(60, world.clock))
         scans = []
-        client.meta.events.register("before-call.dynamodb.Scan", lambda params, **_: scans.append(json.loads(params["body"])))
+        client.meta.events.register(
+            "before-call.dynamodb.Scan", lambda params, **_: scans.append(json.loads(params["body"]))
+        )
         pages = ledger.pages(Deadline(60, world.clock))
         assert len(scans) > 2, "more than one page"
         assert {scan["ConsistentRead"] for scan in scans} == {True}
         assert (len(pages.records), len(pages.entries), pages.unread) == (30, 30, [])
         assert set(pages.entries[Association("k7", "free")].holders) <= pages.records.keys()
-        assert pages.records[Holder("arn:aws:cloudformation:eu-west-1:1:stack/s7/0", "A")].answers["r"].success
+        assert (
+            pages.records[Holder("arn:aws:cloudformation:eu-west-1:1:stack/s7/0", "A")].answers["r"].success
+        )
         assert ledger.associations(Deadline(60, world.clock)) == pages.entries.keys()
 
     @pytest.mark.parametrize(
@@ -1286,7 +1371,10 @@ class TestScan:
     ) -> None:
         ledger, client = table
         ledger.change(
-            holder("A"), [pair(FREE)], lambda state: state.held(holder("A"), pair(FREE), Hold("r")), Deadline(60, world.clock)
+            holder("A"),
+            [pair(FREE)],
+            lambda state: state.held(holder("A"), pair(FREE), Hold("r")),
+            Deadline(60, world.clock),
         )
         client.put_item(TableName="ledger", Item=page)
         pages = ledger.pages(Deadline(60, world.clock))

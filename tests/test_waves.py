@@ -37,7 +37,9 @@ def queued(*groups: str, worst: bool = False) -> tuple[World, Fifo]:
     world.frozen = True
     for number, group in enumerate(groups):
         body = f"{group}{groups[:number].count(group)}"
-        fifo.send_message(QueueUrl=Fifo.URL, MessageBody=body, MessageGroupId=group, MessageDeduplicationId=body)
+        fifo.send_message(
+            QueueUrl=Fifo.URL, MessageBody=body, MessageGroupId=group, MessageDeduplicationId=body
+        )
     return world, fifo
 
 
@@ -53,7 +55,9 @@ def after(world: World, seconds: float, call: Callable[[], Any]) -> Any:
     return got[0]
 
 
-@pytest.mark.parametrize(("worst", "batch"), [(False, "a0 a1 a2 b0"), (True, "a0 b0 c0 a1")], ids=["kind", "worst"])
+@pytest.mark.parametrize(
+    ("worst", "batch"), [(False, "a0 a1 a2 b0"), (True, "a0 b0 c0 a1")], ids=["kind", "worst"]
+)
 def test_a_batch_is_one_groups_first_or_in_the_worst_case_of_each_in_turn(*, worst: bool, batch: str) -> None:
     _, fifo = queued(*"aaabbc", worst=worst)
     assert received(fifo, 4) == batch.split()
@@ -72,7 +76,9 @@ def test_a_group_waits_while_one_of_its_messages_is_in_flight() -> None:
 def test_a_message_whose_visibility_is_changed_comes_again_in_its_place() -> None:
     world, fifo = queued(*"aaa")
     for message, seconds in reversed(list(zip(fifo.receive(2), (30, 0), strict=True))):
-        fifo.change_message_visibility(QueueUrl=Fifo.URL, ReceiptHandle=message.receipt, VisibilityTimeout=seconds)
+        fifo.change_message_visibility(
+            QueueUrl=Fifo.URL, ReceiptHandle=message.receipt, VisibilityTimeout=seconds
+        )
     assert after(world, 29, lambda: received(fifo)) == []
     assert after(world, 2, lambda: received(fifo)) == ["a0", "a1", "a2"]
     assert fifo.receives == 2
@@ -89,13 +95,17 @@ def test_an_expired_receipt_changes_and_deletes_nothing() -> None:
     assert after(world, VISIBILITY + 1, lambda: received(fifo)) == ["a0"]
 
 
-def test_a_message_that_is_received_too_often_and_one_that_is_put_aside_are_in_the_dead_letter_queue() -> None:
+def test_a_message_that_is_received_too_often_and_one_that_is_put_aside_are_in_the_dead_letter_queue() -> (
+    None
+):
     world, fifo = queued(*"ab")
     for _ in range(MOST_RECEIVES):
         assert received(fifo, 1) == ["a0"]
         after(world, VISIBILITY, lambda: None)
     assert received(fifo, 2) == ["b0"]
-    fifo.send_message(QueueUrl="another", MessageBody="stray", MessageGroupId="a", MessageDeduplicationId="stray")
+    fifo.send_message(
+        QueueUrl="another", MessageBody="stray", MessageGroupId="a", MessageDeduplicationId="stray"
+    )
     assert fifo.dead == ["a0", "stray"]
 
 
@@ -131,7 +141,9 @@ def test_a_request_that_lambda_hands_in_again_after_its_hour_gets_the_same_answe
 @both_batches
 @pytest.mark.usefixtures("either_conflict")
 @pytest.mark.parametrize(("keys", "stacks"), [(100, 1), (100, 4)])
-def test_moves_between_plans_that_share_a_stage_take_two_calls_each(keys: int, stacks: int, *, worst: bool) -> None:
+def test_moves_between_plans_that_share_a_stage_take_two_calls_each(
+    keys: int, stacks: int, *, worst: bool
+) -> None:
     result = through_the_queue("Update", keys, stacks, worst=worst)
     assert result.succeeded == keys
     assert result.ratio <= 1.3
@@ -152,7 +164,9 @@ def test_forty_minutes_of_throttling_lose_nobody(stacks: int, retry_after: int |
     assert retry_after is None or result.calls <= 120  # One a turn, and then the twenty.
 
 
-def test_what_is_sent_back_into_the_queue_is_lost_after_sixteen_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_sent_back_into_the_queue_is_lost_after_sixteen_rounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def send_back(queue: Queue, message: Any, deadline: object) -> None:
         cast("Any", queue)._client.send_message(
             QueueUrl=Fifo.URL,
@@ -213,7 +227,9 @@ def test_a_rollback_of_moves_leaves_every_key_where_it_was(seed: int) -> None:
 def test_a_rollback_passes_over_what_was_cancelled() -> None:
     storm = storms.rollback(100, Account(1), before=0.0, late=0.02, twice=0.02, wrong=0)
     assert storm.clean, storm
-    assert storm.calls <= 30  # What was attached before CloudFormation had heard of the failure, and is detached again.
+    assert (
+        storm.calls <= 30
+    )  # What was attached before CloudFormation had heard of the failure, and is detached again.
     assert storm.seconds < 20  # A hundred useless attachments, and to detach them, would take sixty.
 
 
@@ -235,7 +251,9 @@ def test_a_stack_that_kills_the_function_does_not_slow_down_another_one(*, hang:
 
 @both_batches
 @pytest.mark.parametrize("apart", [False, True], ids=["in one stack", "each in a stack of its own"])
-def test_requests_that_kill_the_function_cost_others_two_visibility_time_outs_at_most(*, worst: bool, apart: bool) -> None:
+def test_requests_that_kill_the_function_cost_others_two_visibility_time_outs_at_most(
+    *, worst: bool, apart: bool
+) -> None:
     alone = storms.crashing(200, 20, 0, Account(1, worst=worst))
     beside = storms.crashing(200, 20, 20, Account(1, worst=worst), apart=apart)
     assert beside.good == 200

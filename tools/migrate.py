@@ -8,12 +8,13 @@
     python migrate.py take template.yaml --deployed deployed.json --in-place       # then deploy
 
 The keys stay attached all the time. Without --in-place the new template goes to the standard output; notes go
-to the standard error. The template is JSON or YAML with CloudFormation's tags. The command changes only the lines
-that it has to.
+to the standard error. The template is JSON or YAML with CloudFormation's tags. The command changes only the
+lines that it has to.
 
 retain   gives each native resource DeletionPolicy: Retain, and an entry in Metadata, because CloudFormation may
          see no change in a policy.
-replace  turns each into a Custom::UsagePlanKey with OnExisting: Take, under a new logical id. References follow:
+replace  turns each into a Custom::UsagePlanKey with OnExisting: Take, under a new logical id. References
+follow:
          Ref, Fn::GetAtt, Fn::Sub, DependsOn. The function's ARN: --import, --parameter, --ssm or --arn.
 take     sets VerifyTrigger, so that CloudFormation sends an Update and the resources own their keys. From then on
          Delete detaches them.
@@ -153,7 +154,9 @@ class Template:
         try:
             root = yaml.compose(parsed, Loader=yaml.SafeLoader)
         except yaml.YAMLError as error:
-            raise MigrationError(f"{what} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
+            raise MigrationError(
+                f"{what} is neither YAML nor JSON: {' '.join(str(error).split())}"
+            ) from error
         if root is None or not isinstance(entry(root, "Resources"), MappingNode):
             raise MigrationError(f"{what} is no template: it has no Resources")
         return cls(text, root)
@@ -184,7 +187,9 @@ class Template:
         start, end = node.start_mark.index, node.end_mark.index
         self.edits[start, end] = IN_SUB.sub(renamed, self.text[start:end])
 
-    def put(self, mapping: MappingNode, name: str, value: Any, where: str, *, after: str | None = None) -> None:
+    def put(
+        self, mapping: MappingNode, name: str, value: Any, where: str, *, after: str | None = None
+    ) -> None:
         """Set an entry: change its literal, or add a line, after another entry or as the first."""
         old = entry(mapping, name)
         if old is None:
@@ -192,14 +197,18 @@ class Template:
         elif not isinstance(old, ScalarNode) or text_of(old) is None:
             raise MigrationError(f"{name} of {where} is no literal, so it cannot be set to {value}")
         else:
-            self.edits[old.start_mark.index, old.end_mark.index] = json.dumps(value) if old.style == '"' else str(value)
+            self.edits[old.start_mark.index, old.end_mark.index] = (
+                json.dumps(value) if old.style == '"' else str(value)
+            )
 
     def _insert(self, mapping: MappingNode, name: str, value: Any, after: str | None) -> None:
         first = mapping.value[0][0]
         written = self._written(mapping, name, value)
         if mapping.flow_style:
             between = f",{self._indent(first) or ' '}"
-            place = behind.end_mark.index if (behind := entry(mapping, after or "")) else first.start_mark.index
+            place = (
+                behind.end_mark.index if (behind := entry(mapping, after or "")) else first.start_mark.index
+            )
             self._add(place, f"{between}{written}" if behind else f"{written}{between}")
         elif after and (behind := entry(mapping, after)):
             line = re.compile(r"\r?$", re.MULTILINE).search(self.text, behind.end_mark.index)
@@ -210,19 +219,27 @@ class Template:
     def _above(self, node: Node) -> int:
         """Find the end of the last line above that says something: comments stay with the line below them."""
         place = self.text.rfind("\n", 0, node.start_mark.index)
-        while (line := self.text[self.text.rfind("\n", 0, place) + 1 : place].strip()) == "" or line.startswith("#"):
+        while (
+            line := self.text[self.text.rfind("\n", 0, place) + 1 : place].strip()
+        ) == "" or line.startswith("#"):
             place = self.text.rfind("\n", 0, place)
         return place - (self.text[place - 1] == "\r")
 
     def _add(self, place: int, text: str) -> None:
         before = self.edits.get((place, place), "")
-        self.edits[place, place] = before if text in before else before + text  # an alias comes here a second time
+        self.edits[place, place] = (
+            before if text in before else before + text
+        )  # an alias comes here a second time
 
     def _indent(self, node: Node) -> str:
         """Find the line break and the white space before a node; nothing if it does not begin its line."""
         start = self.text.rfind("\n", 0, node.start_mark.index)
         before = self.text[start : node.start_mark.index]
-        return ("\r" if self.text[start - 1] == "\r" else "") + before if start >= 0 and not before.strip() else ""
+        return (
+            ("\r" if self.text[start - 1] == "\r" else "") + before
+            if start >= 0 and not before.strip()
+            else ""
+        )
 
     def _written(self, mapping: MappingNode, name: str, value: Any) -> str:
         if mapping.flow_style and mapping.value[0][0].style == '"':
@@ -252,7 +269,9 @@ class Template:
                 # The last ones go with the comma that stands before them, so their own edits join this one.
                 start = pairs[kept[-1]][1].end_mark.index
                 for each in range(kept[-1] + 1, position):
-                    self.edits.pop((pairs[each][0].start_mark.index, pairs[each + 1][0].start_mark.index), None)
+                    self.edits.pop(
+                        (pairs[each][0].start_mark.index, pairs[each + 1][0].start_mark.index), None
+                    )
             self.edits[start, end] = ""
 
     def edited(self) -> str:
@@ -289,9 +308,13 @@ def retain(template: Template) -> list[str]:
         elif metadata is None:
             template.put(resource, "Metadata", {MARK: "retain"}, name, after="Type")
         else:
-            raise MigrationError(f"Metadata of {name} is empty or no mapping, so no entry can be added: take it out first")
+            raise MigrationError(
+                f"Metadata of {name} is empty or no mapping, so no entry can be added: take it out first"
+            )
     if not template.edits:
-        return [f"Every {NATIVE} has DeletionPolicy: Retain. If this template is deployed, go on with replace."]
+        return [
+            f"Every {NATIVE} has DeletionPolicy: Retain. If this template is deployed, go on with replace."
+        ]
     return [
         "Deploy this template, and nothing else with it.",
         f"Then run: {GET_TEMPLATE}",
@@ -318,7 +341,9 @@ def replace(template: Template, deployed: Template, token: Any, suffix: str) -> 
         if entry(entry(resource, "Metadata"), MARK) is None
     ]
     if unseen := sorted(deployed.resources(NATIVE).keys() - natives.keys()):
-        notes.append(f"Warning: {', '.join(unseen)} is deployed and not here: a transform makes it, or this deploy deletes it.")
+        notes.append(
+            f"Warning: {', '.join(unseen)} is deployed and not here: a transform makes it, or this deploy deletes it."
+        )
     return [
         *notes,
         f"{len(names)} resources. Deploy this template: each ends with the outcome ADOPTED.",
@@ -332,7 +357,9 @@ def _make_custom(template: Template, name: str, resource: MappingNode, wanted: M
     """Change the type, add the properties, and take out what `retain` has added."""
     type_, properties, metadata = (entry(resource, each) for each in ("Type", "Properties", "Metadata"))
     if not isinstance(properties, MappingNode) or any(entry(properties, id_) is None for id_ in IDS):
-        raise MigrationError(f"{name} has no KeyId or no UsagePlanId that can be seen, so it cannot be replaced")
+        raise MigrationError(
+            f"{name} has no KeyId or no UsagePlanId that can be seen, so it cannot be replaced"
+        )
     if type_ is not None:
         template.replace(type_, NATIVE, CUSTOM)
     for each, value in wanted.items():
@@ -369,14 +396,18 @@ def take(template: Template, deployed: Template) -> list[str]:
             continue
         trigger, before = entry(properties, "VerifyTrigger"), _deployed_trigger(name, properties, known)
         if trigger is not None and text_of(trigger) is None:
-            notes.append(f"Warning: VerifyTrigger of {name} is a function, so it is left alone: change what it refers to.")
+            notes.append(
+                f"Warning: VerifyTrigger of {name} is a function, so it is left alone: change what it refers to."
+            )
             continue
         if plain(trigger) == before:
             new = "taken" if before != "taken" else "taken again"
             template.put(properties, "VerifyTrigger", new, name, after="OnExisting")
         count += 1
     if not count and not notes:
-        raise MigrationError(f"No {CUSTOM} in the template says OnExisting: Take, so there is nothing to take over")
+        raise MigrationError(
+            f"No {CUSTOM} in the template says OnExisting: Take, so there is nothing to take over"
+        )
     if left := sorted(deployed.resources(NATIVE)):
         notes.append(f"Warning: {', '.join(left)} is still deployed as {NATIVE}.")
     return [
@@ -387,7 +418,9 @@ def take(template: Template, deployed: Template) -> list[str]:
     ]
 
 
-def _deployed_trigger(name: str, properties: MappingNode, known: Mapping[str, tuple[Node, MappingNode]]) -> Any:
+def _deployed_trigger(
+    name: str, properties: MappingNode, known: Mapping[str, tuple[Node, MappingNode]]
+) -> Any:
     """Read the VerifyTrigger that is in force; refuse if what `replace` made is not."""
     there = entry(known[name][1], "Properties") if name in known else None
     if text_of(entry(there, "OnExisting")) != "Take" or not _same_ids(properties, there):
@@ -426,7 +459,9 @@ def _same_ids(one: Node | None, other: Node | None) -> bool:
 def _new_names(template: Template, natives: Mapping[str, object], suffix: str) -> dict[str, str]:
     """Make logical ids that nothing in the template has: alphanumeric, and 255 characters at most."""
     if not re.fullmatch("[A-Za-z0-9]{1,100}", suffix):
-        raise MigrationError(f"The suffix {suffix} is no part of a logical id: letters and digits, 100 at most")
+        raise MigrationError(
+            f"The suffix {suffix} is no part of a logical id: letters and digits, 100 at most"
+        )
     sections = ("Resources", "Parameters", "Mappings", "Conditions")
     taken = {name for section in sections for name, _, _ in entries(entry(template.root, section))}
     names: dict[str, str] = {}
@@ -448,10 +483,16 @@ def _check_references(new: Template, names: Mapping[str, str]) -> None:
     for kind, node, local in references(new.root):
         mentioned = {node.value.split(".")[0]}
         if kind == "Fn::Sub":
-            mentioned = {name for _, name, after in IN_SUB.findall(node.value) if not {name, (name + after).strip()} & local}
+            mentioned = {
+                name
+                for _, name, after in IN_SUB.findall(node.value)
+                if not {name, (name + after).strip()} & local
+            }
         if lost := mentioned & names.keys():
             line = node.start_mark.line + 1
-            raise MigrationError(f"The reference to {lost.pop()} in line {line} cannot be followed: write it without escapes")
+            raise MigrationError(
+                f"The reference to {lost.pop()} in line {line} cannot be followed: write it without escapes"
+            )
 
 
 # --- What the user should know ---
@@ -493,7 +534,9 @@ def service_token(arguments: argparse.Namespace, template: Template) -> Any:
         return arguments.arn
     if arguments.parameter:
         if entry(entry(template.root, "Parameters"), arguments.parameter) is None:
-            raise MigrationError(f"The template declares no parameter {arguments.parameter}: declare it first")
+            raise MigrationError(
+                f"The template declares no parameter {arguments.parameter}: declare it first"
+            )
         return {"Ref": arguments.parameter}
     if arguments.ssm:
         count = template.text.count("{{resolve:") + len(template.resources(NATIVE))
@@ -513,7 +556,9 @@ def read_deployed(path: Path | None, step: str) -> Template:
         MigrationError: There is none.
     """
     if path is None:
-        raise MigrationError(f"{step} needs to see that the step before is in force: run {GET_TEMPLATE}, and add --deployed")
+        raise MigrationError(
+            f"{step} needs to see that the step before is in force: run {GET_TEMPLATE}, and add --deployed"
+        )
     text = _read(path)
     try:
         # The CLI puts out JSON, or YAML with --output yaml; only a JSON parser reads JSON's surrogate pairs.
@@ -537,14 +582,22 @@ def _read(path: Path) -> str:
 def _arguments(arguments: list[str] | None) -> argparse.Namespace:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="migrate.py", description=__doc__, formatter_class=form)
-    parser.add_argument("step", choices=["retain", "replace", "take"], help="in this order, with a deploy after each")
+    parser.add_argument(
+        "step", choices=["retain", "replace", "take"], help="in this order, with a deploy after each"
+    )
     parser.add_argument("template", type=Path, help="YAML or JSON")
-    parser.add_argument("--in-place", action="store_true", help="change the file, instead of writing to the standard output")
-    parser.add_argument("--deployed", type=Path, metavar="FILE", help="what aws cloudformation get-template put out")
+    parser.add_argument(
+        "--in-place", action="store_true", help="change the file, instead of writing to the standard output"
+    )
+    parser.add_argument(
+        "--deployed", type=Path, metavar="FILE", help="what aws cloudformation get-template put out"
+    )
     parser.add_argument("--suffix", default="InPlan", help="what the new logical ids end with (InPlan)")
     token = parser.add_argument_group("the function's ARN").add_mutually_exclusive_group()
     export = "usage-plan-key-FunctionArn"
-    token.add_argument("--import", dest="export", metavar="EXPORT", default=export, help=f"an export holds it ({export})")
+    token.add_argument(
+        "--import", dest="export", metavar="EXPORT", default=export, help=f"an export holds it ({export})"
+    )
     token.add_argument("--parameter", metavar="NAME", help="a parameter of the template holds it")
     token.add_argument("--ssm", metavar="NAME", help="an SSM parameter holds it, for 60 keys at most")
     token.add_argument("--arn", metavar="ARN", help="the function's ARN itself")

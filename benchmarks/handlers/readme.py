@@ -5,7 +5,9 @@ from typing import Any
 import boto3
 from crhelper import CfnResource
 
-helper = CfnResource(json_logging=False, log_level="DEBUG", boto_level="CRITICAL", sleep_on_delete=120, ssl_verify=None)
+helper = CfnResource(
+    json_logging=False, log_level="DEBUG", boto_level="CRITICAL", sleep_on_delete=120, ssl_verify=None
+)
 client = boto3.client("apigateway")
 
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from mypy_boto3_apigateway import APIGatewayClient
 
 logger = logging.getLogger(__name__)
-#: Looks at a conflict that nothing explains. One that is passing is over by then: what it was has changed meanwhile.
+#: Looks at a conflict that nothing explains. One that is passing is over by then: what it was has changed
+#: meanwhile.
 MOST_UNEXPLAINED: Final = 3
 #: Seconds for which a plan's stages are remembered. A move that is known to be one takes two calls, not six.
 STAGES_KNOWN_FOR: Final = 60
@@ -47,7 +48,8 @@ class InPlan(NamedTuple):
 
     Attributes:
         key: The key.
-        by_us: It was put there by this attempt, or by an earlier one of ours whose reply was lost; else it was found there.
+        by_us: It was put there by this attempt, or by an earlier one of ours whose reply was lost; else it
+            was found there.
     """
 
     key: Key
@@ -68,7 +70,8 @@ class Rival(NamedTuple):
 class ApiGateway:
     """API Gateway's usage plan keys, each call retried until its deadline.
 
-    Every method raises OutOfTimeError when no time is left, and FailedError with the reason when it is refused for good.
+    Every method raises OutOfTimeError when no time is left, and FailedError with the reason when it is
+    refused for good.
     """
 
     def __init__(self, client: APIGatewayClient) -> None:
@@ -89,11 +92,14 @@ class ApiGateway:
         try:
             return self._attach(what, association, deadline, attempts)
         except FailedError as failed:
-            # An attempt that may have been served stays one, whatever was refused or could not be looked at afterwards.
+            # An attempt that may have been served stays one, whatever was refused or could not be looked at
+            # afterwards.
             failed.nothing_changed = not attempts.unclear
             raise
 
-    def _attach(self, what: str, association: Association, deadline: Deadline, attempts: Attempts) -> InPlan | list[Rival]:
+    def _attach(
+        self, what: str, association: Association, deadline: Deadline, attempts: Attempts
+    ) -> InPlan | list[Rival]:
         arguments = {"usagePlanId": association.plan_id, "keyId": association.key_id, "keyType": "API_KEY"}
         call = partial(self._client.create_usage_plan_key, **arguments)
         unexplained = 0
@@ -140,13 +146,17 @@ class ApiGateway:
     def look(self, association: Association, deadline: Deadline) -> Key | None:
         """Look whether the key is in the plan (GetUsagePlanKey); None when it is not, or when there is no such plan."""
         what = f"Could not look for API key {association.key_id} in usage plan {association.plan_id} in {self._region}"
-        call = partial(self._client.get_usage_plan_key, usagePlanId=association.plan_id, keyId=association.key_id)
+        call = partial(
+            self._client.get_usage_plan_key, usagePlanId=association.plan_id, keyId=association.key_id
+        )
         try:
             return _key(self._ask(call, what, deadline, association.key_id))
         except (ClientError, BotoCoreError) as error:
             if code(error) == "NotFoundException":
                 return None
-            raise self._refused(what, association, error, "GET", f"keys/{association.key_id}", deadline) from error
+            raise self._refused(
+                what, association, error, "GET", f"keys/{association.key_id}", deadline
+            ) from error
 
     def keys_in(self, plan_id: str, deadline: Deadline, pace: Callable[[], None]) -> set[str]:
         """Name the keys in a plan by their ids (GetUsagePlanKeys); their values are dropped at once.
@@ -186,7 +196,9 @@ class ApiGateway:
 
     def _detach(self, association: Association, deadline: Deadline, attempts: Attempts) -> None:
         what = f"Could not detach API key {association.key_id} from usage plan {association.plan_id} in {self._region}"
-        call = partial(self._client.delete_usage_plan_key, usagePlanId=association.plan_id, keyId=association.key_id)
+        call = partial(
+            self._client.delete_usage_plan_key, usagePlanId=association.plan_id, keyId=association.key_id
+        )
         unexplained = 0
         while True:
             try:
@@ -198,7 +210,9 @@ class ApiGateway:
                 if code(error) == "ConflictException" and unexplained < MOST_UNEXPLAINED:
                     deadline.pause(unexplained, what, error)
                     continue
-                raise self._refused(what, association, error, "DELETE", f"keys/{association.key_id}", deadline) from error
+                raise self._refused(
+                    what, association, error, "DELETE", f"keys/{association.key_id}", deadline
+                ) from error
             return
 
     def _rivals(self, association: Association, deadline: Deadline) -> list[Rival]:
@@ -230,13 +244,21 @@ class ApiGateway:
             plan = self._ask(call, what, deadline, association.plan_id)
         except (ClientError, BotoCoreError) as error:
             if code(error) == "NotFoundException":
-                raise MissingError(self._missing(what, f"usage plan {association.plan_id}", association)) from error
+                raise MissingError(
+                    self._missing(what, f"usage plan {association.plan_id}", association)
+                ) from error
             raise self._refused(what, association, error, "GET", "", deadline) from error
         self._plans[association.plan_id] = deadline.clock.time(), plan
         return plan
 
     def _refused(
-        self, what: str, association: Association, error: Exception, verb: str, path: str | None, deadline: Deadline
+        self,
+        what: str,
+        association: Association,
+        error: Exception,
+        verb: str,
+        path: str | None,
+        deadline: Deadline,
     ) -> FailedError:
         """Say why a call was refused for good. `path` is below the plan; None means all plans."""
         resource = "/usageplans" + ("" if path is None else f"/{association.plan_id}/{path}".rstrip("/"))
@@ -244,11 +266,14 @@ class ApiGateway:
             case "NotFoundException":
                 return MissingError(self._which_is_missing(what, association, deadline))
             case "BadRequestException":
-                return FailedError(f"{what}: API Gateway calls it a bad request: {message(error)}. Check KeyId and UsagePlanId")
+                return FailedError(
+                    f"{what}: API Gateway calls it a bad request: {message(error)}. Check KeyId and UsagePlanId"
+                )
             case "UnauthorizedException" | "AccessDeniedException" | "AccessDenied":
                 return FailedError(
                     f"{what}: permission is missing. Allow the function's role apigateway:{verb} on "
-                    # Of a service control policy, a boundary or an endpoint's policy, AWS's own text alone says so.
+                    # Of a service control policy, a boundary or an endpoint's policy, AWS's own text alone
+                    # says so.
                     f"arn:PARTITION:apigateway:{self._region}::{resource}, then deploy again. AWS says: {message(error)}"
                 )
         return FailedError(f"{what}: {code(error)}: {message(error)}")
@@ -265,7 +290,8 @@ class ApiGateway:
         return self._missing(what, f"API key {association.key_id}", association)
 
     def _missing(self, what: str, thing: str, association: Association) -> str:
-        # No document says how long ids are, so this is a hint where one is wrong, and never a reason to refuse it.
+        # No document says how long ids are, so this is a hint where one is wrong, and never a reason to
+        # refuse it.
         lengths = len(association.key_id), len(association.plan_id)
         swapped = ". KeyId and UsagePlanId may be swapped" if lengths == (6, 10) else ""
         return f"{what}: there is no {thing} in {self._region}. Check the id (a name or a value is none) and the region{swapped}"
@@ -306,7 +332,9 @@ def _logged(again: Callable[[Exception], Again | None], what: str) -> Callable[[
     return logged
 
 
-def _page_of_keys(client: APIGatewayClient, pace: Callable[[], None], plan_id: str, position: dict[str, str]) -> dict[str, Any]:
+def _page_of_keys(
+    client: APIGatewayClient, pace: Callable[[], None], plan_id: str, position: dict[str, str]
+) -> dict[str, Any]:
     """Call, with a frame that no reply is in when something is raised: a reply has the keys' values."""
     pace()
     if (page := _ids_of_keys(client, plan_id, position)) is None:

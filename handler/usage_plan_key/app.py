@@ -30,13 +30,15 @@ def _tell_what_it_is_about(record: logging.LogRecord) -> bool:
     return True
 
 
-# The modules' loggers are its children, so their lines carry the same keys. It never logs events: they hold secrets.
+# The modules' loggers are its children, so their lines carry the same keys. It never logs events: they hold
+# secrets.
 logger = Logger(
     service="usage_plan_key",
     level=os.environ.get("POWERTOOLS_LOG_LEVEL", "INFO"),
     json_serializer=json.JSONEncoder(separators=(",", ":"), default=str).encode,  # made once
 )
-# Powertools names the logger after its service, and here it needs the package's name. The lines have the metrics' service.
+# Powertools names the logger after its service, and here it needs the package's name. The lines have the
+# metrics' service.
 logger.append_keys(service=os.environ.get("POWERTOOLS_SERVICE_NAME"))
 logger.registered_handler.addFilter(_tell_what_it_is_about)
 # At DEBUG, these write replies, with the keys' values, and URLs.
@@ -70,7 +72,9 @@ _check_host = partial(
 _invocation = Provider(
     api=ApiGateway(_apigateway),
     table=Table(_client("dynamodb", SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT), _table) if _table else None,
-    queue=Queue(_client("sqs", SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT), _queue, os.environ.get("UNDELIVERED_URL"))
+    queue=Queue(
+        _client("sqs", SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT), _queue, os.environ.get("UNDELIVERED_URL")
+    )
     if _queue
     else None,
     sender=Sender(_check_host),

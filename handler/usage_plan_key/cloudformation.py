@@ -22,22 +22,28 @@ def is_of(stack_id: str, function_arn: str) -> bool:
 def stack_is_gone(client: Any, stack_id: str, function_arn: str, deadline: Deadline) -> bool:
     """Ask whether a stack is deleted or does not exist.
 
-    By its id, a deleted stack is described for 90 days as DELETE_COMPLETE; later a ValidationError says that it does not exist.
+    By its id, a deleted stack is described for 90 days as DELETE_COMPLETE; later a ValidationError says that
+    it does not exist.
     https://docs.aws.amazon.com/AWSCloudFormation/latest/APIReference/API_DescribeStacks.html
 
     Raises:
-        FailedError: CloudFormation does not say, or the stack is not one of this function's region and account: about another
-            account's stack, this one's CloudFormation would say that it does not exist.
+        FailedError: CloudFormation does not say, or the stack is not one of this function's region and
+            account: about another account's stack, this one's CloudFormation would say that it does not
+            exist.
     """
     if not is_of(stack_id, function_arn):
-        raise FailedError(f"{stack_id} is no id of a stack in this function's region and account, so nothing was let go of")
+        raise FailedError(
+            f"{stack_id} is no id of a stack in this function's region and account, so nothing was let go of"
+        )
     what = f"Could not ask CloudFormation about {stack_id}"
     try:
         reply = retry(partial(client.describe_stacks, StackName=stack_id), what, deadline, transient)
     except ClientError as error:
         if error.response["Error"]["Code"] == "ValidationError":
             return True
-        raise FailedError(f"{what}: {error}. The function's role needs cloudformation:DescribeStacks") from error
+        raise FailedError(
+            f"{what}: {error}. The function's role needs cloudformation:DescribeStacks"
+        ) from error
     except BotoCoreError as error:
         raise FailedError(f"{what}: {error}") from error
     return [stack["StackStatus"] for stack in reply["Stacks"]] == ["DELETE_COMPLETE"]

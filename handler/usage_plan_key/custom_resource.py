@@ -19,11 +19,15 @@ from .request import Request
 from .response import body
 
 logger = logging.getLogger(__name__)
-# Defect: crhelper logs the event, the pre-signed URL and the answer at DEBUG, and errors with all that they carry.
-# And urllib3 each URL that it asks.
-_HUSHED: Final = ((logging.getLogger("crhelper"), logging.CRITICAL + 1), (logging.getLogger("urllib3"), logging.ERROR))
-#: Seconds before the function's end at which the guard answers for a request that hangs. Enough to write the answer down and to
-#: deliver it, and less than what is left after the last call that is begun and takes all its time.
+# Defect: crhelper logs the event, the pre-signed URL and the answer at DEBUG, and errors with all that they
+# carry. And urllib3 each URL that it asks.
+_HUSHED: Final = (
+    (logging.getLogger("crhelper"), logging.CRITICAL + 1),
+    (logging.getLogger("urllib3"), logging.ERROR),
+)
+#: Seconds before the function's end at which the guard answers for a request that hangs. Enough to write the
+#: answer down and to deliver it, and less than what is left after the last call that is begun and takes all
+#: its time.
 GUARD_TIME: Final = 10.0
 
 
@@ -78,7 +82,8 @@ class CustomResource(CfnResource):
 
         Args:
             request: The request that is answered.
-            give_up: Called in another thread when the function's time is nearly up and the call under way hangs.
+            give_up: Called in another thread when the function's time is nearly up and the call under way
+                hangs.
             deliver: Delivers the answer's body; called once.
             where: Where the log is, from `where`; every FAILED Reason ends with it.
         """
@@ -147,14 +152,17 @@ class CustomResource(CfnResource):
 
     def _internal_error(self, reason: str) -> bytes:
         reason = f"An internal error, please report it: {reason}"
-        return body(self._request, Response(success=False, id=self._request.answer_id, reason=reason), self._where)
+        return body(
+            self._request, Response(success=False, id=self._request.answer_id, reason=reason), self._where
+        )
 
     def _send(self, status: str | None = None, reason: str = "", send_response: object = None) -> None:
         """Defects: see below.
 
-        Any status of the PUT is success; network errors are retried for ever, without a time-out on the socket; the answer may
-        exceed 4,096 bytes; Reason keeps its last 240 characters; a TLS context is made for every answer.
-        So what crhelper would send is not sent: `_put_together` has made the answer, unless crhelper failed before it served.
+        Any status of the PUT is success; network errors are retried for ever, without a time-out on the
+        socket; the answer may exceed 4,096 bytes; Reason keeps its last 240 characters; a TLS context is made
+        for every answer. So what crhelper would send is not sent: `_put_together` has made the answer, unless
+        crhelper failed before it served.
         """
         with self._lock:
             if not self._body and not self._postponed:
@@ -181,7 +189,8 @@ class CustomResource(CfnResource):
     def _timeout(self) -> None:
         """Defect: the guard answers with an empty id, and the call under way then answers a second time.
 
-        Here its answer is written down like any other, and the first that was stands, in the ledger and in `_body`.
+        Here its answer is written down like any other, and the first that was stands, in the ledger and in
+        `_body`.
         """
         try:
             logger.error("The function's time is nearly up, and a call hangs")

@@ -9,7 +9,8 @@ class FailedError(Exception):
     """Raised when a request is to be answered FAILED; its text is the Reason.
 
     Attributes:
-        nothing_changed: Nothing can have been attached by this attempt, so what it wrote down can be taken back.
+        nothing_changed: Nothing can have been attached by this attempt, so what it wrote down can be taken
+            back.
     """
 
     def __init__(self, reason: str, *, nothing_changed: bool = True) -> None:

@@ -1,7 +1,8 @@
 """Who holds what, in one DynamoDB table; nothing else talks to it.
 
-Every change is one transaction over the pages that it rests on, on condition that none of them has changed since it was read.
-So the rules stay pure functions from pages to pages, and two requests at the same time come out as one after the other.
+Every change is one transaction over the pages that it rests on, on condition that none of them has changed
+since it was read. So the rules stay pure functions from pages to pages, and two requests at the same time
+come out as one after the other.
 """
 
 from __future__ import annotations
@@ -15,7 +16,18 @@ from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from botocore.exceptions import BotoCoreError, ClientError
 
 from .errors import FailedError
-from .model import NOBODY, REMEMBERED, Association, AssociationRecord, Hold, Holder, ResourceRecord, Response, Snapshot, digest
+from .model import (
+    NOBODY,
+    REMEMBERED,
+    Association,
+    AssociationRecord,
+    Hold,
+    Holder,
+    ResourceRecord,
+    Response,
+    Snapshot,
+    digest,
+)
 from .request import Request
 from .retry import Again, Deadline, retry, transient
 
@@ -24,7 +36,8 @@ if TYPE_CHECKING:
 
 Rule = Callable[[Snapshot], Snapshot]
 
-#: The shape of a page, written in each; a page without one is of shape 1. A newer shape is refused, an older one is read.
+#: The shape of a page, written in each; a page without one is of shape 1. A newer shape is refused, an older
+#: one is read.
 SHAPE: Final = 2
 #: Seconds for which a mark `detaching` without `until` is trusted: no function runs longer.
 TRUSTED: Final = 15 * 60
@@ -34,19 +47,26 @@ class Ledger(Protocol):
     """Where the pages are."""
 
     def change(
-        self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline, seen: Snapshot | None = None
+        self,
+        holder: Holder,
+        associations: Iterable[Association],
+        rule: Rule,
+        deadline: Deadline,
+        seen: Snapshot | None = None,
     ) -> Snapshot:
         """Read the pages of a holder and of associations, apply a rule to them, and write what it changed.
 
-        The rule may run more than once, on what stands there by then. What it raises goes through, and nothing is written.
+        The rule may run more than once, on what stands there by then. What it raises goes through, and
+        nothing is written.
 
         Args:
             holder: Whose page.
             associations: Which others.
             rule: What to change.
             deadline: Until when.
-            seen: What an earlier change of the same holder gave back. It spares the reading where the rule then writes, for the
-                write's conditions tell whether it still stands; where the rule writes nothing, or raises, all is read anew.
+            seen: What an earlier change of the same holder gave back. It spares the reading where the rule
+                then writes, for the write's conditions tell whether it still stands; where the rule writes
+                nothing, or raises, all is read anew.
 
         Raises:
             FailedError: The pages cannot be read or written.
@@ -67,14 +87,27 @@ class StatelessLedger:
     def __init__(self, request: Request) -> None:
         self._state = Snapshot(ResourceRecord(), {})
         if (named := request.identified) is not None:
-            self._state = Snapshot(ResourceRecord(), {named: AssociationRecord()}).held(request.holder, named, Hold(request.id))
+            self._state = Snapshot(ResourceRecord(), {named: AssociationRecord()}).held(
+                request.holder, named, Hold(request.id)
+            )
 
     def change(
-        self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline, seen: Snapshot | None = None
+        self,
+        holder: Holder,
+        associations: Iterable[Association],
+        rule: Rule,
+        deadline: Deadline,
+        seen: Snapshot | None = None,
     ) -> Snapshot:
         """See `Ledger`."""
-        unheard_of = {association: AssociationRecord() for association in associations if association not in self._state.entries}
-        state = self._state._replace(entries={**self._state.entries, **unheard_of}) if unheard_of else self._state
+        unheard_of = {
+            association: AssociationRecord()
+            for association in associations
+            if association not in self._state.entries
+        }
+        state = (
+            self._state._replace(entries={**self._state.entries, **unheard_of}) if unheard_of else self._state
+        )
         self._state = rule(state)
         return self._state
 
@@ -91,7 +124,12 @@ class Table:
         self._name = name
 
     def change(
-        self, holder: Holder, associations: Iterable[Association], rule: Rule, deadline: Deadline, seen: Snapshot | None = None
+        self,
+        holder: Holder,
+        associations: Iterable[Association],
+        rule: Rule,
+        deadline: Deadline,
+        seen: Snapshot | None = None,
     ) -> Snapshot:
         """See `Ledger`."""
         wanted = list(dict.fromkeys(associations))
@@ -115,7 +153,9 @@ class Table:
             if (versions := self._write(pages, state.versions, deadline)) is not None:
                 return after._replace(versions=versions)
             attempt += 1
-            deadline.pause(attempt, f"Could not write to the ledger {self._name}", "others keep changing the same pages")
+            deadline.pause(
+                attempt, f"Could not write to the ledger {self._name}", "others keep changing the same pages"
+            )
 
     def associations(self, deadline: Deadline) -> set[Association]:
         """Name all associations that are held, for the watch.
@@ -168,7 +208,10 @@ class Table:
         call = partial(self._client.transact_get_items, TransactItems=gets)  # type: ignore[arg-type]  # a plain dict
         reply = self._persist(call, "read", deadline)
         read = TypeDeserializer().deserialize
-        pages = [{name: read(value) for name, value in found.get("Item", {}).items()} for found in reply["Responses"]]
+        pages = [
+            {name: read(value) for name, value in found.get("Item", {}).items()}
+            for found in reply["Responses"]
+        ]
         versions = {pk: page.get("version") for pk, page in zip(pks, pages, strict=True)}
         record, *entries = (
             self._understood(pk, page, _entry if number else _record)
@@ -180,7 +223,8 @@ class Table:
         """Read a page.
 
         Raises:
-            FailedError: A newer version of the function has written it, or it is damaged. Guessing could detach a live customer.
+            FailedError: A newer version of the function has written it, or it is damaged. Guessing could
+                detach a live customer.
         """
         where = f"Could not read page {pk} of the ledger {self._name} in {self._client.meta.region_name}"
         try:
@@ -190,7 +234,9 @@ class Table:
             raise FailedError(
                 f"{where}: it is damaged ({type(error).__name__}). Mend it by hand, or restore the table to an earlier time"
             ) from error
-        raise FailedError(f"{where}: a newer version of the function has written it. Deploy that version again")
+        raise FailedError(
+            f"{where}: a newer version of the function has written it. Deploy that version again"
+        )
 
     def _write(
         self, pages: list[dict[str, Any]], versions: Mapping[str, str | None], deadline: Deadline
@@ -215,7 +261,11 @@ class Table:
         if version is None:
             return {"TableName": self._name, "ConditionExpression": "attribute_not_exists(pk)"}
         values = {":version": {"S": version}}
-        return {"TableName": self._name, "ConditionExpression": "version = :version", "ExpressionAttributeValues": values}
+        return {
+            "TableName": self._name,
+            "ConditionExpression": "version = :version",
+            "ExpressionAttributeValues": values,
+        }
 
     def _check(self, pk: str, version: str | None) -> dict[str, Any]:
         return {"ConditionCheck": {**self._condition(version), "Key": {"pk": {"S": pk}}}}
@@ -225,14 +275,21 @@ class Table:
         if written is None:
             return {"Delete": {**condition, "Key": {"pk": {"S": page["pk"]}}}}
         write = TypeSerializer().serialize
-        return {"Put": {**condition, "Item": {name: write(value) for name, value in {**page, "version": written}.items()}}}
+        return {
+            "Put": {
+                **condition,
+                "Item": {name: write(value) for name, value in {**page, "version": written}.items()},
+            }
+        }
 
     def _persist(self, call: Callable[[], Any], verb: str, deadline: Deadline) -> Any:
         what = f"Could not {verb} the ledger {self._name} in {self._client.meta.region_name}"
         try:
             return retry(call, what, deadline, partial(_transient, reading=verb == "read"))
         except (ClientError, BotoCoreError) as error:
-            raise FailedError(f"{what}: {error}. Check that the table is there and that the role may use it") from error
+            raise FailedError(
+                f"{what}: {error}. Check that the table is there and that the role may use it"
+            ) from error
 
 
 class _ChangedError(Exception):
@@ -260,7 +317,9 @@ def _transient(error: Exception, *, reading: bool) -> Again | None:
 
 
 def _pk(key: Holder | Association) -> str:
-    return f"association#{key.id}" if isinstance(key, Association) else f"holder#{key.stack_id}#{key.logical_id}"
+    return (
+        f"association#{key.id}" if isinstance(key, Association) else f"holder#{key.stack_id}#{key.logical_id}"
+    )
 
 
 def _some(page: dict[str, Any]) -> dict[str, Any]:
@@ -271,14 +330,18 @@ def _some(page: dict[str, Any]) -> dict[str, Any]:
 def _record_page(holder: Holder, record: ResourceRecord, now: int) -> dict[str, Any]:
     return {"pk": _pk(holder), "shape": SHAPE} | _some(
         {
-            "holds": {a.id: {"request": hold.request} | _some(hold._asdict()) for a, hold in record.holds.items()},
+            "holds": {
+                a.id: {"request": hold.request} | _some(hold._asdict()) for a, hold in record.holds.items()
+            },
             "issued": record.issued,
             "arrived": [*record.arrived],
             "closed": record.closed,
             "wants": record.wants and record.wants.id,
             "foreign": sorted(record.foreign),
             "spared": record.retained and record.retained.id,
-            "answers": {id_: _some(answer._replace(value=None)._asdict()) for id_, answer in record.answers.items()},
+            "answers": {
+                id_: _some(answer._replace(value=None)._asdict()) for id_, answer in record.answers.items()
+            },
             "digest": record.digest,
             "begun": record.begun,
             "died": record.died,
@@ -303,7 +366,10 @@ def _list(value: object) -> list[str]:
 
 
 def _record(page: Mapping[str, Any]) -> ResourceRecord:
-    holds = {_association(id_): Hold(**{**hold, "left": int(hold.get("left", 0))}) for id_, hold in page.get("holds", {}).items()}
+    holds = {
+        _association(id_): Hold(**{**hold, "left": int(hold.get("left", 0))})
+        for id_, hold in page.get("holds", {}).items()
+    }
     answers = {id_: {"success": False, "id": "", **answer} for id_, answer in page.get("answers", {}).items()}
     return ResourceRecord(
         holds=holds,
@@ -314,7 +380,9 @@ def _record(page: Mapping[str, Any]) -> ResourceRecord:
         wants=Association.parse(page.get("wants", "")),
         foreign=frozenset(id_ if "shape" in page else digest(id_) for id_ in _list(page.get("foreign", []))),
         retained=Association.parse(page.get("spared", "")),
-        answers={id_: Response(**{**answer, "at": int(answer.get("at", 0))}) for id_, answer in answers.items()},
+        answers={
+            id_: Response(**{**answer, "at": int(answer.get("at", 0))}) for id_, answer in answers.items()
+        },
         digest=page.get("digest", ""),
         begun=page.get("begun", ""),
         died=page.get("died", ""),
@@ -328,7 +396,9 @@ def _entry_page(association: Association, entry: AssociationRecord) -> dict[str,
     state = "wanted" if entry.begun_by == NOBODY else "attaching" if entry.begun_by else "attached"
     return {"pk": _pk(association), "shape": SHAPE, "state": state} | _some(
         {
-            "holders": [{"stack": holder.stack_id, "resource": holder.logical_id} for holder in sorted(entry.holders)],
+            "holders": [
+                {"stack": holder.stack_id, "resource": holder.logical_id} for holder in sorted(entry.holders)
+            ],
             "before": entry.preexisting,
             "taken": entry.taken_over,
             # For a version before `until`, which trusts a mark for so long.

@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 # API Gateway's own ids are 10 and 6 letters and digits. A key's *value* has at least 20 characters
-# (https://docs.aws.amazon.com/apigateway/latest/developerguide/api-gateway-setup-api-keys.html), so a secret that was
-# pasted where an id belongs is never taken for one, and never becomes a physical id.
+# (https://docs.aws.amazon.com/apigateway/latest/developerguide/api-gateway-setup-api-keys.html), so a secret
+# that was pasted where an id belongs is never taken for one, and never becomes a physical id.
 LONGEST_ID: Final = 19
 _ID = re.compile(rf"[A-Za-z0-9_-]{{1,{LONGEST_ID}}}")
 
@@ -114,9 +114,10 @@ class Hold(NamedTuple):
         request: The RequestId that took hold of it.
         named: An event's id has named it since, or an earlier life of the resource left it: then it is
             CloudFormation's to delete or to retain, and nobody else's.
-        left: When an Update that has gone on to another one was answered SUCCESS, in epoch seconds; 0 for none, and when a Delete
-            for this one has come.
-        failed: The request that took hold of it was answered FAILED, so CloudFormation has never believed that it is attached.
+        left: When an Update that has gone on to another one was answered SUCCESS, in epoch seconds; 0 for
+            none, and when a Delete for this one has come.
+        failed: The request that took hold of it was answered FAILED, so CloudFormation has never believed
+            that it is attached.
         key_name: As it was last answered.
     """
 
@@ -136,11 +137,13 @@ class ResourceRecord(NamedTuple):
         arrived: The RequestIds of that second, as they arrived.
         closed: The newest one is a Delete with an id that CloudFormation has invented.
         wants: The association that it wants.
-        foreign: Digests of the foreign ids that Updates have brought, a former provider's: one may hold a key's value.
+        foreign: Digests of the foreign ids that Updates have brought, a former provider's: one may hold a
+            key's value.
         retained: What a Create wanted that was refused, while an earlier life of the resource held it.
         answers: The answers given, by RequestId.
         digest: Of the properties that were last answered SUCCESS.
-        begun: The RequestId that is being served after it was received before; one that is found standing is a death.
+        begun: The RequestId that is being served after it was received before; one that is found standing is
+            a death.
         died: The RequestId whose deaths are counted.
         deaths: How many functions have died at it.
     """
@@ -171,10 +174,11 @@ class AssociationRecord(NamedTuple):
         holders: The resources that hold it.
         preexisting: It was attached before any of them.
         taken_over: An Update with `Take` has made it theirs all the same.
-        detaching: Its last holder has set about detaching it. Until when the function that does so can run, in epoch seconds:
-            a mark that outlives it was left by a death.
+        detaching: Its last holder has set about detaching it. Until when the function that does so can run,
+            in epoch seconds: a mark that outlives it was left by a death.
         moved_by: The RequestId that detached it for a move; it stays held.
-        begun_by: The request that has last set about attaching it; NOBODY; None where it is attached, and nobody asks since when.
+        begun_by: The request that has last set about attaching it; NOBODY; None where it is attached, and
+            nobody asks since when.
     """
 
     holders: frozenset[Holder] = frozenset()
@@ -212,12 +216,16 @@ class Snapshot(NamedTuple):
         """With the association held: both pages always change together."""
         entry = self.entry(association)
         record = self.record._replace(holds={**self.record.holds, association: hold})
-        return self._replace(record=record).with_entry(association, entry._replace(holders=entry.holders | {holder}))
+        return self._replace(record=record).with_entry(
+            association, entry._replace(holders=entry.holders | {holder})
+        )
 
     def let_go(self, holder: Holder, association: Association) -> Snapshot:
         """With the association let go. With its last holder all that is known of it goes."""
         left = self.entry(association).holders - {holder}
-        entry = self.entry(association)._replace(holders=left, detaching=None) if left else AssociationRecord()
+        entry = (
+            self.entry(association)._replace(holders=left, detaching=None) if left else AssociationRecord()
+        )
         holds = {held: hold for held, hold in self.record.holds.items() if held != association}
         return self._replace(record=self.record._replace(holds=holds)).with_entry(association, entry)
 

@@ -1,7 +1,7 @@
 """What one invocation of the function does.
 
-Invoked by CloudFormation, it fences the request and puts it into the queue; without a queue it serves the request itself. Invoked
-by the queue, it serves the batch, by the same code.
+Invoked by CloudFormation, it fences the request and puts it into the queue; without a queue it serves the
+request itself. Invoked by the queue, it serves the batch, by the same code.
 """
 
 from __future__ import annotations
@@ -37,17 +37,21 @@ logger = logging.getLogger(__name__)
 #: The request that is served, for the log.
 about: ContextVar[Mapping[str, str | None]] = ContextVar("about")
 
-#: Under sam local somebody waits at a terminal, and an endpoint that cannot be reached is tried for seconds alone.
+#: Under sam local somebody waits at a terminal, and an endpoint that cannot be reached is tried for seconds
+#: alone.
 LOCAL_TIME: Final = 35.0
-#: Seconds at the end of a batch's invocation for what the background has yet to deliver, and for what goes back into the queue.
+#: Seconds at the end of a batch's invocation for what the background has yet to deliver, and for what goes
+#: back into the queue.
 CLOSING_TIME: Final = 10.0
-#: Seconds at the end of the function's time in which it does nothing any more: Lambda is to have the batch's result.
+#: Seconds at the end of the function's time in which it does nothing any more: Lambda is to have the batch's
+#: result.
 LAST_SECONDS: Final = 2.0
-#: Seconds for which a batch's request waits for API Gateway before all other stacks' have had their turn, longer than the other
-#: batch takes; and for which all of them wait so.
+#: Seconds for which a batch's request waits for API Gateway before all other stacks' have had their turn,
+#: longer than the other batch takes; and for which all of them wait so.
 PATIENCE: Final = 12.0
 FIRST_ROUND: Final = 40.0
-#: Seconds for what costs the others of its batch their time: to give back what is served apart, to put aside what is no request.
+#: Seconds for what costs the others of its batch their time: to give back what is served apart, to put aside
+#: what is no request.
 GIVING_TIME: Final = 5.0
 #: Seconds for which a batch's answer is tried to be delivered; what was not comes again.
 DELIVERY_TIME: Final = 20.0
@@ -112,7 +116,8 @@ class Provider:
             UnclearError: Nobody knows whether the queue has taken it; Lambda invokes again.
             TurnOverError: The request's time is over, and the function's too short; Lambda invokes again.
             NotBegunError: The function's time was too short to queue it; Lambda invokes again.
-            UndeliveredError: The answer could not be delivered; Lambda invokes again, and the same answer goes out.
+            UndeliveredError: The answer could not be delivered; Lambda invokes again, and the same answer
+                goes out.
         """
         if not self.queue and not self.local:
             self.sender.prepare()
@@ -149,7 +154,8 @@ class Provider:
         there = min(LOCAL_TIME, request.service_timeout) if self.local else request.ends(now) - now
         if there > BEFORE_LOOK:
             return Deadline(min(left, there), self.clock, dies=left)
-        # Nobody waits for one that is over: where the function's own time is too short to look it up, the next invocation does.
+        # Nobody waits for one that is over: where the function's own time is too short to look it up, the
+        # next invocation does.
         return Deadline(math.inf, self.clock, turn=left, dies=left, is_over=True)
 
     def _is_queued(self, request: Request, event: Mapping[str, Any], service: Service) -> bool:
@@ -157,7 +163,8 @@ class Provider:
         deadline, now = service.deadline, self.clock.time()
         if self.queue:
             logger.info("Asked: %s", _described(request))
-        # A Create is fenced also when its time is over: it marks what is retained, and its Delete may arrive next.
+        # A Create is fenced also when its time is over: it marks what is retained, and its Delete may arrive
+        # next.
         if not deadline.is_over or request.physical_id is None:
             service.fence()
         self._check(request)
@@ -169,7 +176,8 @@ class Provider:
     def on_batch(self, records: Sequence[Mapping[str, Any]], context: Context) -> dict[str, Any]:
         """Serve a batch, each stack's requests in order; gives back what is to come again, as Lambda wants it.
 
-        Not Powertools' batch processor: it knows neither deadlines nor a background, and imports all its event classes.
+        Not Powertools' batch processor: it knows neither deadlines nor a background, and imports all its
+        event classes.
         """
         self.sender.prepare()
         about.set({})
@@ -241,19 +249,25 @@ class Provider:
         about.set({})
         named = asked if isinstance(asked, Mapping) else {}
         stack_id, logical_id = named.get("StackId"), named.get("LogicalResourceId")
-        if not (isinstance(stack_id, str) and isinstance(logical_id, str) and self.table and self.cloudformation):
+        if not (
+            isinstance(stack_id, str) and isinstance(logical_id, str) and self.table and self.cloudformation
+        ):
             raise EventError('LetGo takes {"StackId": "...", "LogicalResourceId": "..."}, and needs a ledger')
         holder = Holder(stack_id, logical_id)
         deadline = Deadline(context.get_remaining_time_in_millis() / 1000, self.clock).short()
         if not stack_is_gone(self.cloudformation(), stack_id, context.invoked_function_arn, deadline):
-            raise FailedError(f"Stack {stack_id} is still there, so nothing was let go of. Delete the resource from its template")
+            raise FailedError(
+                f"Stack {stack_id} is still there, so nothing was let go of. Delete the resource from its template"
+            )
         held = [*self.table.change(holder, [], lambda state: state, deadline).record.holds]
         self.table.change(holder, held, partial(abandon, holder=holder), deadline)
         ids = [association.id for association in held]
         logger.warning("%s is gone: let go of %s, and detached nothing", holder, ", ".join(ids) or "nothing")
         return {"LetGo": ids}
 
-    def _read(self, event: object, arrived: float, *, queued: bool = False) -> tuple[Request, Mapping[str, Any]]:
+    def _read(
+        self, event: object, arrived: float, *, queued: bool = False
+    ) -> tuple[Request, Mapping[str, Any]]:
         # The watch's repairs come by the queue alone; without a ledger there is nothing to hold them against.
         if queued and self.table and (repair := parse_repair(event)):
             return repair, cast("Mapping[str, Any]", event)
@@ -288,9 +302,10 @@ class Provider:
     def _apart(self, turns: list[_Turn], ends: float) -> list[_Turn]:
         """Choose what is served now: all, unless a function has died.
 
-        A request that a function died at is served alone, for the next one may die at it too. What comes again after its
-        visibility time-out, and was not begun since, may have been in a batch that died, at nobody knows which: it is served
-        apart from other stacks' requests. Only the first of each stack, for those behind it have their turn after it.
+        A request that a function died at is served alone, for the next one may die at it too. What comes
+        again after its visibility time-out, and was not begun since, may have been in a batch that died, at
+        nobody knows which: it is served apart from other stacks' requests. Only the first of each stack, for
+        those behind it have their turn after it.
         """
         now = self.clock.time()
         suspects: list[str] = []
@@ -307,12 +322,18 @@ class Provider:
 
     def _has_died(self, turn: _Turn, ends: float) -> bool | None:
         try:
-            return self._service(turn.request, Deadline(ends - CLOSING_TIME - self.clock.time(), self.clock)).died()
+            return self._service(
+                turn.request, Deadline(ends - CLOSING_TIME - self.clock.time(), self.clock)
+            ).died()
         except Exception as error:  # noqa: BLE001  # where the ledger cannot be read, it is served and says so
-            logger.warning("Could not see whether a function has died at %s: %s", _described(turn.request), error)
+            logger.warning(
+                "Could not see whether a function has died at %s: %s", _described(turn.request), error
+            )
             return False
 
-    def _handle(self, turn: _Turn, ends: float, patience: float, opens: float, context: Context, background: Executor) -> None:
+    def _handle(
+        self, turn: _Turn, ends: float, patience: float, opens: float, context: Context, background: Executor
+    ) -> None:
         """Serve a request.
 
         Raises:
@@ -334,7 +355,9 @@ class Provider:
                 print(redacted(body))  # noqa: T201  # for the person at the terminal
                 return
             deadline = Deadline(min(DELIVERY_TIME, ends - self.clock.time()), self.clock)
-            turn.sent.append(background.submit(copy_context().run, self.sender.deliver, request, deadline, body))
+            turn.sent.append(
+                background.submit(copy_context().run, self.sender.deliver, request, deadline, body)
+            )
 
         refusal = ""
         try:
@@ -367,9 +390,13 @@ class Provider:
                 if self.queue:
                     self.queue.give_back(message, Deadline(ends - self.clock.time(), self.clock).last())
             except Exception as error:  # noqa: BLE001  # it comes again all the same, later
-                logger.warning("Message %s comes again when its visibility time-out is over: %s", message.id, error)
+                logger.warning(
+                    "Message %s comes again when its visibility time-out is over: %s", message.id, error
+                )
 
-    def _service(self, request: Request, deadline: Deadline, *, fenced: bool = True, again: bool = False) -> Service:
+    def _service(
+        self, request: Request, deadline: Deadline, *, fenced: bool = True, again: bool = False
+    ) -> Service:
         ledger = self.table or StatelessLedger(request)
         return Service(request, ledger, self.api, deadline, fenced=fenced, again=again)
 
@@ -400,7 +427,9 @@ class Provider:
             resource.answer(event, context)
 
     @contextmanager
-    def _counted(self, deliver: Callable[[bytes], None], waited: float | None) -> Iterator[Callable[[bytes], None]]:
+    def _counted(
+        self, deliver: Callable[[bytes], None], waited: float | None
+    ) -> Iterator[Callable[[bytes], None]]:
         """Count the response where it leaves, once, even if the guard made it; under sam local count nothing."""
         before = self.api.calls
 

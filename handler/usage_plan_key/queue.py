@@ -38,8 +38,8 @@ class Message(NamedTuple):
         receipt: What changes its visibility.
         body: As it was sent; a request's ResponseURL is a secret.
         event: The request in it; None where there is none.
-        arrived: When the request arrived, in epoch seconds. In Lambda's record it is when Lambda gave up; else, if `put` has not
-            queued it, when this message was sent.
+        arrived: When the request arrived, in epoch seconds. In Lambda's record it is when Lambda gave up;
+            else, if `put` has not queued it, when this message was sent.
         fenced: The request was fenced when it arrived.
         receives: How often it was received.
         first: When it was received for the first time, in epoch seconds.
@@ -63,8 +63,9 @@ class Message(NamedTuple):
 def messages(records: Iterable[Mapping[str, Any]]) -> list[Message]:
     """Read the records of an invocation by the queue.
 
-    A message is what `put` has sent; or Lambda's own record of an invocation that failed, which an operator has put here
-    (https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.html); or a request as it is.
+    A message is what `put` has sent; or Lambda's own record of an invocation that failed, which an operator
+    has put here (https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.html); or a
+    request as it is.
     """
     return [_message(record) for record in records]
 
@@ -86,7 +87,9 @@ def _message(record: Mapping[str, Any]) -> Message:
         receipt=record["receiptHandle"],
         body=record["body"],
         event=next((found[name] for name in ("event", "requestPayload") if name in found), body),
-        arrived=min(arrived, sent or arrived),  # It has arrived before it was sent here, whatever a message says.
+        arrived=min(
+            arrived, sent or arrived
+        ),  # It has arrived before it was sent here, whatever a message says.
         fenced="arrived" in found,
         receives=int(attributes.get("ApproximateReceiveCount", 1)),
         first=int(attributes.get("ApproximateFirstReceiveTimestamp", 0)) / 1000 or math.inf,
@@ -119,21 +122,34 @@ class Queue:
         body = json.dumps({"event": event, "arrived": arrived}, separators=(",", ":"))
         what = "Could not queue the request"
         if len(body) > LONGEST_MESSAGE:
-            raise FailedError(f"{what}: it has {len(body)} bytes, and a message takes {LONGEST_MESSAGE}. Shorten its properties")
+            raise FailedError(
+                f"{what}: it has {len(body)} bytes, and a message takes {LONGEST_MESSAGE}. Shorten its properties"
+            )
         try:
-            self._send(self._url, body, _hashed(event["StackId"]), _hashed(event["RequestId"]), deadline, what)
+            self._send(
+                self._url, body, _hashed(event["StackId"]), _hashed(event["RequestId"]), deadline, what
+            )
         except OutOfTimeError as error:
             if not error.nothing_changed:
                 raise UnclearError(str(error)) from error
             raise
         except (ClientError, BotoCoreError) as error:
-            raise FailedError(f"{what}: {error}. Check that the queue is there and that the role may use it") from error
+            raise FailedError(
+                f"{what}: {error}. Check that the queue is there and that the role may use it"
+            ) from error
 
     def put_aside(self, message: Message, deadline: Deadline) -> bool:
         """Send a message that is no request to the dead-letter queue; False where it stays, and comes again until SQS does so."""
         if self._undelivered is None:
             return False
-        self._send(self._undelivered, message.body, message.group, _hashed(message.id), deadline, "Could not put a message aside")
+        self._send(
+            self._undelivered,
+            message.body,
+            message.group,
+            _hashed(message.id),
+            deadline,
+            "Could not put a message aside",
+        )
         return True
 
     def give_back(self, message: Message, deadline: Deadline) -> None:
@@ -143,11 +159,16 @@ class Queue:
             Exception: It could not be done. The message comes again when its visibility time-out is over.
         """
         call = partial(
-            self._client.change_message_visibility, QueueUrl=self._url, ReceiptHandle=message.receipt, VisibilityTimeout=0
+            self._client.change_message_visibility,
+            QueueUrl=self._url,
+            ReceiptHandle=message.receipt,
+            VisibilityTimeout=0,
         )
         retry(call, "Could not give a message back", deadline, transient)
 
-    def _send(self, url: str, body: str, group: str, deduplication: str, deadline: Deadline, what: str) -> None:
+    def _send(
+        self, url: str, body: str, group: str, deduplication: str, deadline: Deadline, what: str
+    ) -> None:
         def call() -> None:
             reply: Any = self._client.send_message(
                 QueueUrl=url, MessageBody=body, MessageGroupId=group, MessageDeduplicationId=deduplication

@@ -23,7 +23,8 @@ _LET_THROUGH: Final = ("ServiceToken", "ServiceTimeout")
 LONGEST_SERVICE_TIMEOUT: Final = 3600
 #: Seconds by which a clock of AWS's may differ from this machine's.
 MOST_SKEW: Final = 60
-#: Seconds for which CloudFormation signs a ResponseURL: captured events say `X-Amz-Expires=7200`. AWS documents no number.
+#: Seconds for which CloudFormation signs a ResponseURL: captured events say `X-Amz-Expires=7200`. AWS
+#: documents no number.
 SIGNED_FOR: Final = 7200
 #: Seconds for which a repair may wait for its turn: the next watch sees again what is still missing then.
 REPAIR_TIME: Final = 600
@@ -50,14 +51,15 @@ _CHOICES: Final = {
 class _Request:
     """What every request carries.
 
-    A dataclass makes its methods anew in every init, a millisecond for each class, so these have no more than is used. Without
-    a repr, nothing that prints a request prints its URL.
+    A dataclass makes its methods anew in every init, a millisecond for each class, so these have no more than
+    is used. Without a repr, nothing that prints a request prints its URL.
 
     Attributes:
         id: CloudFormation's RequestId; the same when a request is delivered again.
         holder: The resource that it is about.
         physical_id: The event's id; None on a Create alone.
-        issued: When CloudFormation issued the request, in epoch seconds; None when its ResponseURL does not tell.
+        issued: When CloudFormation issued the request, in epoch seconds; None when its ResponseURL does not
+            tell.
         response_url: Where the answer goes. It is pre-signed, hence a secret.
         service_timeout: How long CloudFormation waits for the answer, in seconds.
     """
@@ -78,15 +80,18 @@ class _Request:
     def shown_id(self) -> str | None:
         """The physical id for logs and Reasons. A former provider's is not shown: it may hold a key's value."""
         id_ = self.physical_id
-        if id_ is None or self.identified or self.holder.logical_id in id_:  # CloudFormation's own has the logical id in it.
+        if (
+            id_ is None or self.identified or self.holder.logical_id in id_
+        ):  # CloudFormation's own has the logical id in it.
             return id_
         return f"a foreign id of {len(id_)} characters"
 
     def ends(self, arrived: float) -> float:
         """Tell until when CloudFormation waits for the answer to a request that arrived then; both in epoch seconds.
 
-        Its time counts from when it issued the request. The first minute of a request's age does not count, because the two
-        clocks may differ by so much: an answer can come a minute late, but none is given up a minute early.
+        Its time counts from when it issued the request. The first minute of a request's age does not count,
+        because the two clocks may differ by so much: an answer can come a minute late, but none is given up a
+        minute early.
         """
         age = arrived - self.issued if self.issued is not None else 0.0
         return arrived + self.service_timeout - max(0.0, age - MOST_SKEW)
@@ -141,7 +146,8 @@ class Update(CreateOrUpdate):
 class Repair(Update):
     """What a resource holds and the watch found missing is to be attached again, as by an Update in place.
 
-    No stack has sent it: it fences nothing, and nobody is answered. A dataclass would cost init a millisecond.
+    No stack has sent it: it fences nothing, and nobody is answered. A dataclass would cost init a
+    millisecond.
     """
 
 
@@ -205,7 +211,9 @@ def parse(event: object) -> Request:
     return _create_or_update(event.get("OldResourceProperties"), properties, common)
 
 
-def _create_or_update(old: object, properties: Mapping[str, Any], common: dict[str, Any]) -> Create | Update | Invalid:
+def _create_or_update(
+    old: object, properties: Mapping[str, Any], common: dict[str, Any]
+) -> Create | Update | Invalid:
     key_id, plan_id = properties.get("KeyId"), properties.get("UsagePlanId")
     wanted = Association(str(key_id), str(plan_id)) if well_formed(key_id) and well_formed(plan_id) else None
     faults = tuple(_faults(properties))
@@ -309,7 +317,11 @@ def _issued(response_url: str) -> int | None:
 def _service_timeout(value: object) -> int:
     """Read ServiceTimeout, 1 to 3,600 seconds; CloudFormation has checked it, so what is odd counts as absent."""
     try:
-        return min(max(int(str(value)), 1), LONGEST_SERVICE_TIMEOUT) if isinstance(value, str | int) else LONGEST_SERVICE_TIMEOUT
+        return (
+            min(max(int(str(value)), 1), LONGEST_SERVICE_TIMEOUT)
+            if isinstance(value, str | int)
+            else LONGEST_SERVICE_TIMEOUT
+        )
     except ValueError:
         return LONGEST_SERVICE_TIMEOUT
 
@@ -327,7 +339,8 @@ def _faults(properties: Mapping[Any, Any]) -> list[str]:
         nearest = _nearest(name)
         hint = f"did you mean {nearest}?" if nearest else f"known are {', '.join(PROPERTIES)}"
         faults.append(f"unknown property {_shown_name(name)} ({hint})")
-    # Equal ids are no fault: API Gateway nowhere says that a key's and a plan's id differ. Where one is wrong, it answers 404.
+    # Equal ids are no fault: API Gateway nowhere says that a key's and a plan's id differ. Where one is
+    # wrong, it answers 404.
     for name in ("UsagePlanId", "KeyId"):
         value = properties.get(name)
         if value is None:
@@ -357,9 +370,15 @@ def _wrong(name: str, value: str) -> list[str]:
     elif id_.startswith("arn:"):
         wrong.append("it is an ARN (the id is the ARN's last part)")
     elif Association.parse(id_):
-        wrong.append(f"it is a pair of a key's and a plan's id (as Ref and Id give it; take the attribute {name})")
+        wrong.append(
+            f"it is a pair of a key's and a plan's id (as Ref and Id give it; take the attribute {name})"
+        )
     elif len(id_) > LONGEST_ID:
-        refused = "; a key made with GenerateDistinctId: false has its value as its id, and is refused" if name == "KeyId" else ""
+        refused = (
+            "; a key made with GenerateDistinctId: false has its value as its id, and is refused"
+            if name == "KeyId"
+            else ""
+        )
         wrong.append(f"it has {len(id_)} characters, like a key's value (an id has 6 to 10{refused})")
     elif any(map(str.isspace, id_)):
         wrong.append("it has white space in it (an id has 6 to 10 letters and digits, unlike a name)")

@@ -53,7 +53,9 @@ def body(request: Request, answer: Response, where: str) -> bytes:
     if answer.success and isinstance(request, Create | Update):
         # Defect: NoEcho survives from one invocation into the next. Here it is part of each answer.
         fields |= {"NoEcho": request.include_value, "Data": _data(request, answer)}
-        fields["Data"]["KeyName"] = _cut(answer.key_name, LONGEST_RESPONSE - len(_json(fields)) - len(',"KeyName":""'))
+        fields["Data"]["KeyName"] = _cut(
+            answer.key_name, LONGEST_RESPONSE - len(_json(fields)) - len(',"KeyName":""')
+        )
     if not answer.success:
         room = LONGEST_RESPONSE - len(_json({**fields, "Reason": ""}))
         # Where ids are so long that the room is short, what matters keeps half of it.
@@ -61,7 +63,9 @@ def body(request: Request, answer: Response, where: str) -> bytes:
         fields["Reason"] = _cut(answer.reason, room - _size(end)) + end
     made = _json(fields)
     if len(made) > LONGEST_RESPONSE:
-        logger.error("The answer has %d bytes for its ids, and CloudFormation takes %d", len(made), LONGEST_RESPONSE)
+        logger.error(
+            "The answer has %d bytes for its ids, and CloudFormation takes %d", len(made), LONGEST_RESPONSE
+        )
     return made
 
 
@@ -95,7 +99,8 @@ def destination(url: str, *, local: bool = False, base: str = "") -> Url:
         base: What redirects there.
 
     Raises:
-        EventError: It is not https, or not every parser reads the same host and port there. Says nothing of what it holds.
+        EventError: It is not https, or not every parser reads the same host and port there. Says nothing of
+            what it holds.
     """
     if local:
         return Url()
@@ -134,7 +139,8 @@ def check_value_host(url: Url, *, region: str, suffix: str | None, emulator: str
     if not suffix or (emulator and url.netloc == emulator.lower()):
         return
     bucket = f"cloudformation-custom-resource-response-{region.replace('-', '')}"
-    # Anybody can register a bucket whose name begins alike. A name is unique in its partition, so all three lead to one bucket.
+    # Anybody can register a bucket whose name begins alike. A name is unique in its partition, so all three
+    # lead to one bucket.
     # https://docs.aws.amazon.com/AmazonS3/latest/userguide/VirtualHosting.html
     hosts = [f"{bucket}.{s3}.{suffix}".lower() for s3 in (f"s3.{region}", f"s3-{region}", "s3")]
     if url.host not in hosts or url.port not in (None, 443):
@@ -175,8 +181,8 @@ class Sender:
     def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:
         """PUT an answer to its ResponseURL.
 
-        5xx, network errors and what S3 asks to send again are tried again. Any other refusal is final: the URL has expired, or
-        somebody has answered, so nobody listens any more.
+        5xx, network errors and what S3 asks to send again are tried again. Any other refusal is final: the
+        URL has expired, or somebody has answered, so nobody listens any more.
 
         Raises:
             UndeliveredError: It could not be delivered in time.
@@ -184,22 +190,34 @@ class Sender:
         tls, last = self.prepare().result(), deadline.last()
         what = "Could not deliver the answer"
         try:
-            status = retry(lambda: self._put(request.response_url, body, tls, last), what, last, _is_transient)
+            status = retry(
+                lambda: self._put(request.response_url, body, tls, last), what, last, _is_transient
+            )
         except OutOfTimeError:
             metrics.answer_undelivered()
             # No cause: urllib3's errors name the URL, which is pre-signed.
-            raise UndeliveredError(f"{what} to {urlsplit(request.response_url).hostname}: no time is left") from None
+            raise UndeliveredError(
+                f"{what} to {urlsplit(request.response_url).hostname}: no time is left"
+            ) from None
         except (EventError, FailedError) as refused:
             logger.error("The answer was not sent: %s", refused)  # noqa: TRY400  # the sentence says it all
         else:
             if 200 <= status < 300:
                 logger.debug("CloudFormation has the answer: status %d", status)
                 return
-            logger.error("CloudFormation refused the answer with status %d: it waits for it no longer", status)
+            logger.error(
+                "CloudFormation refused the answer with status %d: it waits for it no longer", status
+            )
         metrics.answer_refused()
 
     def _put(
-        self, url: str, body: bytes, tls: ssl.SSLContext, deadline: Deadline, base: str = "", follow: int = MOST_REDIRECTS
+        self,
+        url: str,
+        body: bytes,
+        tls: ssl.SSLContext,
+        deadline: Deadline,
+        base: str = "",
+        follow: int = MOST_REDIRECTS,
     ) -> int:
         """PUT once, follow at most so many redirects, and give back the status.
 
@@ -222,11 +240,14 @@ class Sender:
             preload_content=False,  # A reply that breaks off after its status has that status all the same.
         )
         # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
-        again = reply.status == 400 and re.search(rb"<Code>(RequestTimeout|IncompleteBody)</Code>", reply.data)
+        again = reply.status == 400 and re.search(
+            rb"<Code>(RequestTimeout|IncompleteBody)</Code>", reply.data
+        )
         reply.drain_conn()
         if again or reply.status in (408, 409, 429) or reply.status >= 500:
             raise _BusyError(f"status {reply.status}")
-        # S3 sends on so what has come to the wrong one of its endpoints. https://docs.aws.amazon.com/AmazonS3/latest/API/UsingRouting.html
+        # S3 sends on so what has come to the wrong one of its endpoints.
+        # https://docs.aws.amazon.com/AmazonS3/latest/API/UsingRouting.html
         if reply.status in (307, 308) and follow and (location := reply.headers.get("location")):
             return self._put(location, body, tls, deadline, target.url, follow - 1)
         return reply.status
@@ -238,7 +259,9 @@ class Sender:
         if proxy not in self._managers:
             kept: dict[str, Any] = {"maxsize": 10, "ssl_context": tls, "retries": False}
             self._managers[proxy] = (
-                urllib3.ProxyManager(proxy, proxy_headers=proxies.proxy_headers_for(proxy), proxy_ssl_context=tls, **kept)
+                urllib3.ProxyManager(
+                    proxy, proxy_headers=proxies.proxy_headers_for(proxy), proxy_ssl_context=tls, **kept
+                )
                 if proxy
                 else urllib3.PoolManager(**kept)
             )
@@ -247,7 +270,9 @@ class Sender:
 
 def _tls() -> ssl.SSLContext:
     """Trust whom boto3 is told to trust (see botocore.endpoint.EndpointCreator), else whom the system trusts."""
-    return ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE") or None)
+    return ssl.create_default_context(
+        cafile=os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE") or None
+    )
 
 
 class _BusyError(Exception):

@@ -25,25 +25,30 @@ from .errors import FailedError, NotBegunError, OutOfTimeError, TurnOverError, U
 #: Seconds that one call to AWS may take: to connect, and then to be answered.
 CONNECT_TIMEOUT: Final = 2.0
 READ_TIMEOUT: Final = 5.0
-#: Seconds that one attempt to write to the ledger or to deliver the answer may take: both answer in milliseconds.
+#: Seconds that one attempt to write to the ledger or to deliver the answer may take: both answer in
+#: milliseconds.
 SHORT_CONNECT_TIMEOUT: Final = 1.0
 SHORT_READ_TIMEOUT: Final = 2.0
-#: Seconds that have to be left when a call to API Gateway begins: its own time-outs', and then to write down and deliver.
+#: Seconds that have to be left when a call to API Gateway begins: its own time-outs', and then to write down
+#: and deliver.
 BEFORE_CALL: Final = CONNECT_TIMEOUT + READ_TIMEOUT + 12.0
 #: Seconds that have to be left when an attempt to deliver begins: its own time-outs'.
 BEFORE_DELIVERY: Final = SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT
-#: Seconds that have to be left when the last look into API Gateway begins: its own time-outs', and to deliver. With less left
-#: nothing is begun at all.
+#: Seconds that have to be left when the last look into API Gateway begins: its own time-outs', and to
+#: deliver. With less left nothing is begun at all.
 BEFORE_LOOK: Final = CONNECT_TIMEOUT + READ_TIMEOUT + BEFORE_DELIVERY
-#: Seconds that have to be left when an attempt to write to the ledger begins: its own time-outs', and to deliver.
+#: Seconds that have to be left when an attempt to write to the ledger begins: its own time-outs', and to
+#: deliver.
 BEFORE_SHORT_CALL: Final = SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT + BEFORE_DELIVERY
 #: The back-off: full jitter below a cap that doubles from the first to the second figure, in seconds.
 #: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 CAPS: Final = (0.5, 20.0)
-#: The pause where API Gateway is busy, in seconds. The queue's other worker keeps it busy for one batch at most.
+#: The pause where API Gateway is busy, in seconds. The queue's other worker keeps it busy for one batch at
+#: most.
 BUSY_PAUSE: Final = (1.0, 2.0)
 
-#: Seconds that are slept at a time: a request that CloudFormation gives up meanwhile makes way for the one that it sent instead.
+#: Seconds that are slept at a time: a request that CloudFormation gives up meanwhile makes way for the one
+#: that it sent instead.
 SLICE: Final = 20.0
 
 T = TypeVar("T")
@@ -114,7 +119,8 @@ class Deadline:
             clock: What tells the time and sleeps.
             dice: What rolls the jitter.
             turn: In how many seconds the request goes back into the queue, where it is not answered by then.
-            patience: For how many seconds others are waited for, before the request makes way for other stacks'.
+            patience: For how many seconds others are waited for, before the request makes way for other
+                stacks'.
             opens: Before when API Gateway is not called, in epoch seconds.
             dies: In how many seconds Lambda ends the function; no function runs longer than 15 minutes.
             is_over: CloudFormation has given the request up; `seconds` are then what is left to look it up.
@@ -170,11 +176,13 @@ class Deadline:
         watched.given_up = given_up
         return watched
 
-    def pause(self, attempt: int, what: str, last: object, again: Again = ONCE_MORE, until: float = math.inf) -> None:
+    def pause(
+        self, attempt: int, what: str, last: object, again: Again = ONCE_MORE, until: float = math.inf
+    ) -> None:
         """Sleep before another attempt (they count from 1), and look every so often whether the request was given up.
 
-        A server's `Retry-After` is waited for in full. Jitter ends at the last moment at which an attempt can still be made, and
-        before `until`.
+        A server's `Retry-After` is waited for in full. Jitter ends at the last moment at which an attempt can
+        still be made, and before `until`.
 
         Raises:
             OutOfTimeError: Another call would not be over in time.
@@ -207,7 +215,9 @@ class Deadline:
             TurnOverError: Not within the function's time.
         """
         if self.clock.time() + ahead + self.reserve > self._end:
-            raise NotBegunError(f"{what}: no time was left to begin. Raise ServiceTimeout, or the function's Timeout")
+            raise NotBegunError(
+                f"{what}: no time was left to begin. Raise ServiceTimeout, or the function's Timeout"
+            )
         self.allow_turn(what, ahead)
 
     def allow_turn(self, what: str, ahead: float = 0.0) -> None:
@@ -261,7 +271,9 @@ def retry(
                 verdict = again(error)
                 now = deadline.clock.time()
                 # What is tried for a while alone is so from its first error on.
-                ends = min(ends, now + verdict.patience) if verdict and verdict.patience < math.inf else math.inf
+                ends = (
+                    min(ends, now + verdict.patience) if verdict and verdict.patience < math.inf else math.inf
+                )
                 if verdict is None or now >= ends:
                     raise
                 attempts.unclear |= verdict.unclear
@@ -296,14 +308,17 @@ TIMED_OUT: Final = frozenset({"RequestTimeout", "RequestTimeoutException"})
 def transient(error: Exception) -> Again | None:
     """Tell whether AWS may be asked again.
 
-    429 carries `Retry-After`. "try again later" is the one text that is matched: API Gateway serves one CreateUsagePlanKey
-    at a time in a region and answers the others 409 with it, 400 in old reports
-    (https://github.com/serverless/serverless/issues/12065). LimitExceededException without `Retry-After` is how API Gateway
-    reports a quota (https://github.com/hashicorp/terraform-provider-aws/issues/37605), and has been seen for a rate.
+    429 carries `Retry-After`. "try again later" is the one text that is matched: API Gateway serves one
+    CreateUsagePlanKey at a time in a region and answers the others 409 with it, 400 in old reports
+    (https://github.com/serverless/serverless/issues/12065). LimitExceededException without `Retry-After` is
+    how API Gateway reports a quota (https://github.com/hashicorp/terraform-provider-aws/issues/37605), and
+    has been seen for a rate.
     """
     if isinstance(error, EndpointConnectionError | ConnectTimeoutError | ProxyConnectionError):
         return Again()  # It never got there.
-    if isinstance(error, HTTPClientError | NoConnectionError | UnreadableError | ChecksumError | ResponseParserError):
+    if isinstance(
+        error, HTTPClientError | NoConnectionError | UnreadableError | ChecksumError | ResponseParserError
+    ):
         return Again(unclear=True)
     if not isinstance(error, ClientError):
         return None
@@ -319,19 +334,29 @@ def transient(error: Exception) -> Again | None:
 
 def code(error: BaseException) -> str:
     """Name an error: AWS's code, else its class."""
-    return error.response.get("Error", {}).get("Code", "") if isinstance(error, ClientError) else type(error).__name__
+    return (
+        error.response.get("Error", {}).get("Code", "")
+        if isinstance(error, ClientError)
+        else type(error).__name__
+    )
 
 
 def message(error: Exception) -> str:
     """Give AWS's text of an error, else its own."""
     # A reply may have null there.
-    return str(error.response.get("Error", {}).get("Message") or "") if isinstance(error, ClientError) else str(error)
+    return (
+        str(error.response.get("Error", {}).get("Message") or "")
+        if isinstance(error, ClientError)
+        else str(error)
+    )
 
 
 def retry_after(error: ClientError) -> float:
     """Read `Retry-After`, in seconds; botocore hands it over as a header and as `retryAfterSeconds`."""
     headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
     try:
-        return max(0.0, float(str(headers.get("retry-after") or error.response.get("retryAfterSeconds") or 0)))
+        return max(
+            0.0, float(str(headers.get("retry-after") or error.response.get("retryAfterSeconds") or 0))
+        )
     except (TypeError, ValueError):
         return 0.0

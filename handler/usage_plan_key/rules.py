@@ -1,6 +1,7 @@
 """Every rule of what is held, attached, detached and answered.
 
-Pure functions, from what was asked and what was observed to what is written down or done next. Nothing here talks to anybody.
+Pure functions, from what was asked and what was observed to what is written down or done next. Nothing here
+talks to anybody.
 
 A resource wants an association (Create, Update):
 
@@ -15,12 +16,13 @@ A resource wants an association (Create, Update):
     other stacks alone     yes           `Fail`: refuse; `Adopt`, `Take`: hold it too: JOINED
     other stacks alone     no            `Fail`: refuse; `Adopt`, `Take`: hold it too, attach: REPAIRED
 
-What is held and in the plan is ours from the moment at which a request that held it set about attaching it, and not before: until
-then, or where attaching was clearly refused, it counts as held by nobody.
+What is held and in the plan is ours from the moment at which a request that held it set about attaching it,
+and not before: until then, or where attaching was clearly refused, it counts as held by nobody.
 
     attaching is refused because …                  what is done
-    ----------------------------------------------  ------------------------------------------------------------------
-    the key is in a plan for the same API stage:
+    ----------------------------------------------
+    ------------------------------------------------------------------ the key is in a plan for the same API
+    stage:
       held by this resource alone, and its own      detach that one, attach the wanted one: MOVED
       otherwise                                     refuse, naming the plan, the stage and who holds it
     there is no such key or plan:
@@ -58,7 +60,8 @@ from .model import (
 )
 from .request import Create, CreateOrUpdate, Delete, OnExisting, Repair, Request, Update
 
-#: Answers remembered at most, and requests of one second, so that a holder's item cannot outgrow DynamoDB's 400 KB.
+#: Answers remembered at most, and requests of one second, so that a holder's item cannot outgrow DynamoDB's
+#: 400 KB.
 MOST_ANSWERS: Final = 50
 #: Deaths of functions at one request, after which it is answered FAILED.
 MOST_DEATHS: Final = 3
@@ -95,7 +98,9 @@ def fence(record: ResourceRecord, request: Request, *, is_over: bool = False) ->
     if request.id in record.answers or request.id in record.arrived:
         return record
     record = _named_by(record, request)
-    if request.issued is not None and (request.issued < record.issued + is_over or _was_cancelled(record, request)):
+    if request.issued is not None and (
+        request.issued < record.issued + is_over or _was_cancelled(record, request)
+    ):
         return record
 
     wants = record.wants
@@ -142,7 +147,8 @@ def _in_a_new_life(record: ResourceRecord, request: Request) -> ResourceRecord:
 def _was_cancelled(record: ResourceRecord, request: Request) -> bool:
     """Tell whether a Create arrives behind its own Delete: within a second they cannot be told by their issue times.
 
-    A Delete has an invented id where its Create was cancelled or never answered. After any other Delete a Create is a new one.
+    A Delete has an invented id where its Create was cancelled or never answered. After any other Delete a
+    Create is a new one.
     """
     return request.physical_id is None and request.issued == record.issued and record.closed
 
@@ -161,7 +167,9 @@ def check_superseded(record: ResourceRecord, request: Request | CreateOrUpdate) 
     if isinstance(request, Repair) and is_pending(record):
         raise SupersededError("Superseded: a request of the resource is pending, and is served instead")
     if request.issued is not None and record.newest != request.id and record.issued >= request.issued:
-        raise SupersededError("Superseded: CloudFormation has sent a newer request for this resource; nothing was touched")
+        raise SupersededError(
+            "Superseded: CloudFormation has sent a newer request for this resource; nothing was touched"
+        )
 
 
 def is_pending(record: ResourceRecord) -> bool:
@@ -192,7 +200,11 @@ def standing(entry: AssociationRecord, holder: Holder) -> Standing:
         return Standing.THIS
     if not entry.holders:
         return Standing.NOBODY
-    return Standing.SIBLING if any(other.stack_id == holder.stack_id for other in entry.holders) else Standing.STRANGERS
+    return (
+        Standing.SIBLING
+        if any(other.stack_id == holder.stack_id for other in entry.holders)
+        else Standing.STRANGERS
+    )
 
 
 def take_hold(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
@@ -247,7 +259,9 @@ def found_attached(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
 
 
 def _preexisting(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
-    return state.with_entry(request.wanted, state.entry(request.wanted)._replace(preexisting=True, begun_by=None))
+    return state.with_entry(
+        request.wanted, state.entry(request.wanted)._replace(preexisting=True, begun_by=None)
+    )
 
 
 def check_existing(request: CreateOrUpdate) -> None:
@@ -268,7 +282,9 @@ def present(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
     if state.entry(request.wanted).begun_by == NOBODY:
         state = _preexisting(state, request)
     entry = state.entry(request.wanted)
-    return state.with_entry(request.wanted, entry._replace(taken_over=True)) if takes(request, entry) else state
+    return (
+        state.with_entry(request.wanted, entry._replace(taken_over=True)) if takes(request, entry) else state
+    )
 
 
 def reattaching(state: Snapshot, request: CreateOrUpdate, association: Association) -> Snapshot:
@@ -286,13 +302,18 @@ def _reattaching_by(request: CreateOrUpdate | Request) -> str:
     return f"{request.id} again"
 
 
-def not_reattached(state: Snapshot, request: CreateOrUpdate, association: Association, earlier: AssociationRecord) -> Snapshot:
+def not_reattached(
+    state: Snapshot, request: CreateOrUpdate, association: Association, earlier: AssociationRecord
+) -> Snapshot:
     """It was not this request that has attached it again: put back the marks, unless another one is at it since."""
     entry = state.entry(association)
     if entry.begun_by != _reattaching_by(request):
         return state
     marks = entry._replace(
-        preexisting=earlier.preexisting, taken_over=earlier.taken_over, moved_by=earlier.moved_by, begun_by=earlier.begun_by
+        preexisting=earlier.preexisting,
+        taken_over=earlier.taken_over,
+        moved_by=earlier.moved_by,
+        begun_by=earlier.begun_by,
     )
     return state.with_entry(association, marks)
 
@@ -347,13 +368,15 @@ def take_back(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
 def may_be_lost(record: ResourceRecord, request: CreateOrUpdate, now: int) -> bool:
     """Tell whether this takes back a change, so that it succeeds though its key or its plan is gone.
 
-    A rollback's Update brings the properties that were last answered SUCCESS; or, after an Update that was answered SUCCESS,
-    wants the association that this one had left, and whose Delete has not come within a day: under UpdateReplacePolicy Retain
-    none ever comes, and a later Update goes back to it of its own will.
+    A rollback's Update brings the properties that were last answered SUCCESS; or, after an Update that was
+    answered SUCCESS, wants the association that this one had left, and whose Delete has not come within a
+    day: under UpdateReplacePolicy Retain none ever comes, and a later Update goes back to it of its own will.
     """
     hold = record.holds.get(request.wanted)
     left = hold is not None and hold.left > now - REMEMBERED
-    return isinstance(request, Update) and (left or (bool(request.digest) and request.digest == record.digest))
+    return isinstance(request, Update) and (
+        left or (bool(request.digest) and request.digest == record.digest)
+    )
 
 
 # --- Moving between plans that share a stage ---
@@ -362,8 +385,8 @@ def may_be_lost(record: ResourceRecord, request: CreateOrUpdate, now: int) -> bo
 def may_move(state: Snapshot, request: CreateOrUpdate, association: Association) -> bool:
     """Tell whether this resource may detach `association` for the sake of what it wants.
 
-    It has to be its own, and of its present life: what its id names, or what a superseded Update of it left. A Create has
-    nothing yet, and what an earlier life retained stays retained.
+    It has to be its own, and of its present life: what its id names, or what a superseded Update of it left.
+    A Create has nothing yet, and what an earlier life retained stays retained.
     """
     hold, entry = state.record.holds.get(association), state.entry(association)
     if hold is None or not isinstance(request, Update):
@@ -381,7 +404,9 @@ def _takes_over(state: Snapshot, request: Update, association: Association) -> b
     wanted = state.record.holds.get(request.wanted)
     goes_on = wanted is None or wanted.request == request.id
     takes_twice = request.took and request.on_existing is OnExisting.TAKE
-    return state.entry(association).preexisting and request.identified == association and takes_twice and goes_on
+    return (
+        state.entry(association).preexisting and request.identified == association and takes_twice and goes_on
+    )
 
 
 def move_away(state: Snapshot, request: CreateOrUpdate, association: Association, until: int) -> Snapshot:
@@ -397,7 +422,11 @@ def left_alone(entry: AssociationRecord, request: CreateOrUpdate) -> str:
     said = f"That association is held by {by}{before}, so it was left alone."
     others = entry.holders - {request.holder}
     if not others and entry.holders:  # Its own, and not to be moved by this request.
-        first = "set OnExisting to Take" if entry.preexisting else "declare this resource with the plan that it has there"
+        first = (
+            "set OnExisting to Take"
+            if entry.preexisting
+            else "declare this resource with the plan that it has there"
+        )
         how = "adopted" if entry.preexisting else "retained"
         return f"{said} It was {how}: to move it, first {first}, deploy, then change the plan"
     if others and all(other.stack_id == request.holder.stack_id for other in others):
@@ -421,7 +450,8 @@ def releases(record: ResourceRecord, request: Delete) -> list[Association]:
     elif digest(request.physical_id) in record.foreign:
         released = []  # A former provider's: it was not attached by us.
     else:
-        # CloudFormation invents an id when a Create was cancelled or never answered: what that Create took goes.
+        # CloudFormation invents an id when a Create was cancelled or never answered: what that Create took
+        # goes.
         released = [held for held, hold in record.holds.items() if not hold.named]
     return [held for held in dict.fromkeys(released + failed) if held != record.wants]
 
@@ -450,7 +480,11 @@ def let_go_of_moved(state: Snapshot, request: Delete) -> Snapshot:
     if request.identified is None or state.entry(request.identified).moved_by:
         return state
     for association in state.record.holds:
-        if association != request.identified and state.entry(association).moved_by and state.record.wants != association:
+        if (
+            association != request.identified
+            and state.entry(association).moved_by
+            and state.record.wants != association
+        ):
             state = state.let_go(request.holder, association)
     return state
 
@@ -458,7 +492,9 @@ def let_go_of_moved(state: Snapshot, request: Delete) -> Snapshot:
 def renewed(state: Snapshot, association: Association, until: int) -> Snapshot:
     """Take up a detaching that a death has left: whoever waits for it waits anew."""
     entry = state.entry(association)
-    return state if entry.detaching is None else state.with_entry(association, entry._replace(detaching=until))
+    return (
+        state if entry.detaching is None else state.with_entry(association, entry._replace(detaching=until))
+    )
 
 
 def detached(state: Snapshot, holder: Holder, association: Association) -> Snapshot:
@@ -491,17 +527,23 @@ def answered(record: ResourceRecord, request: Request, answer: Response) -> Reso
         key=lambda pair: pair[1].at,
     )[1 - MOST_ANSWERS :]
     # A foreign id is not written down: the event brings it, and a former provider's may be a key's value.
-    noted = answer._replace(id="") if request.identified is None and answer.id == request.physical_id else answer
+    noted = (
+        answer._replace(id="") if request.identified is None and answer.id == request.physical_id else answer
+    )
     record = record._replace(answers={**dict(kept), request.id: noted})
     if isinstance(request, Delete):
         return record
     if answer.success and isinstance(request, Create | Update):
         return _succeeded(record, request, answer)
-    holds = {a: hold._replace(failed=True) if hold.request == request.id else hold for a, hold in record.holds.items()}
+    holds = {
+        a: hold._replace(failed=True) if hold.request == request.id else hold
+        for a, hold in record.holds.items()
+    }
     record = record._replace(holds=holds)
     is_newest = record.newest == request.id
     if request.physical_id is None and (is_newest or request.issued is None):
-        # CloudFormation follows a failed Create with a Delete of its id. That must not undo what was retained.
+        # CloudFormation follows a failed Create with a Delete of its id. That must not undo what was
+        # retained.
         hold = record.holds.get(request.wanted) if request.wanted else None
         is_retained = hold is not None and hold.request != request.id and not hold.failed
         record = record._replace(retained=request.wanted if is_retained else None)
@@ -514,7 +556,9 @@ def _succeeded(record: ResourceRecord, request: Create | Update, answer: Respons
         holds[request.identified] = holds[request.identified]._replace(left=answer.at)
     if request.wanted in holds:
         hold = holds[request.wanted]
-        holds[request.wanted] = hold._replace(request=request.id, left=0, failed=False, key_name=answer.key_name)
+        holds[request.wanted] = hold._replace(
+            request=request.id, left=0, failed=False, key_name=answer.key_name
+        )
     return record._replace(holds=holds, digest=request.digest)
 
 

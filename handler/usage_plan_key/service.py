@@ -1,7 +1,7 @@
 """Serves one request, however it came: asks the rules (`rules`), writes them down (`ledger`), does them (`api_gateway`).
 
-The order of the steps is what makes a death between any two of them harmless: hold, then attach; mark, detach, then let go;
-write the answer down, then send it.
+The order of the steps is what makes a death between any two of them harmless: hold, then attach; mark,
+detach, then let go; write the answer down, then send it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ from . import rules
 from .api_gateway import ApiGateway, InPlan, Key, Rival
 from .errors import FailedError, MissingError, TurnOverError
 from .ledger import Ledger, Rule
-from .model import NOBODY, Association, AssociationRecord, Holder, Outcome, ResourceRecord, Response, Snapshot, Standing
+from .model import (
+    NOBODY,
+    Association,
+    AssociationRecord,
+    Holder,
+    Outcome,
+    ResourceRecord,
+    Response,
+    Snapshot,
+    Standing,
+)
 from .request import MOST_SKEW, Create, CreateOrUpdate, Delete, Invalid, Repair, Request, Update
 from .retry import CONNECT_TIMEOUT, READ_TIMEOUT, Again, Deadline
 from .rules import MOST_DEATHS
@@ -55,7 +65,14 @@ class Service:
     """Serves one request."""
 
     def __init__(
-        self, request: Request, ledger: Ledger, api: ApiGateway, deadline: Deadline, *, fenced: bool = True, again: bool = False
+        self,
+        request: Request,
+        ledger: Ledger,
+        api: ApiGateway,
+        deadline: Deadline,
+        *,
+        fenced: bool = True,
+        again: bool = False,
     ) -> None:
         """Prepare.
 
@@ -83,13 +100,16 @@ class Service:
 
     def fence(self) -> None:
         """Fence: write down that the request is here, before it waits for its turn."""
-        rule = partial(_recorded, change=partial(rules.fence, request=self._request, is_over=self.deadline.is_over))
+        rule = partial(
+            _recorded, change=partial(rules.fence, request=self._request, is_over=self.deadline.is_over)
+        )
         self._change([], rule, answered=True)
 
     def died(self) -> bool | None:
         """Tell whether a function has died at this request: its mark is found standing.
 
-        False where one has begun it and has not; None where nobody knows, for none was marked. One that was answered is over.
+        False where one has begun it and has not; None where nobody knows, for none was marked. One that was
+        answered is over.
         """
         record = self._change([], _as_is, answered=True).record
         if self._request.id in record.answers:
@@ -100,7 +120,8 @@ class Service:
         """Serve a Create, unless it was served before: then the same answer is given again.
 
         Raises:
-            TurnOverError: The function had no time left for it, and CloudFormation has: it is to be served again.
+            TurnOverError: The function had no time left for it, and CloudFormation has: it is to be served
+                again.
         """
         return self._handled(self._want)
 
@@ -127,7 +148,8 @@ class Service:
     def _begin(self) -> Snapshot:
         """Fence the request if that is still to be done, mark it as begun, and give back what the ledger says."""
         request = self._request
-        # Nobody waits any more for a request whose time is over. It touches nothing: it may have been told that it failed.
+        # Nobody waits any more for a request whose time is over. It touches nothing: it may have been told
+        # that it failed.
         is_over = self.deadline.is_over
         if not is_over:
             self.deadline.allow_turn(f"Could not serve {type(request).__name__}")
@@ -138,9 +160,13 @@ class Service:
         state = self._change(rules.looked_at(request), begin if begins else _as_is)
         self._has_begun = begins
         if is_over:
-            raise FailedError("CloudFormation's time for this request (ServiceTimeout) was over before its turn came")
+            raise FailedError(
+                "CloudFormation's time for this request (ServiceTimeout) was over before its turn came"
+            )
         if state.record.begun == request.id and state.record.deaths >= MOST_DEATHS:
-            raise FailedError(f"{state.record.deaths} invocations died at this request. Look into the function's log")
+            raise FailedError(
+                f"{state.record.deaths} invocations died at this request. Look into the function's log"
+            )
         if isinstance(request, Invalid):
             raise FailedError(f"The properties are not usable: {'; '.join(request.faults)}")
         return state
@@ -160,11 +186,14 @@ class Service:
         """Write down a FAILED answer; if another has been given meanwhile, that one stands."""
         if isinstance(self._request, Delete) and STAYS not in reason:
             reason = f"{reason}. {STAYS}: {self._request.shown_id}, if it was"
-        answer = Response(success=False, id=self._request.answer_id, reason=reason[:MOST_REASON], at=self._now())
+        answer = Response(
+            success=False, id=self._request.answer_id, reason=reason[:MOST_REASON], at=self._now()
+        )
         try:
             return self._answer(answer)
         except FailedError as failed:
-            # Nobody is left hanging for it: what is held is still held, and what CloudFormation sends next finds it.
+            # Nobody is left hanging for it: what is held is still held, and what CloudFormation sends next
+            # finds it.
             logger.error("The answer could not be written down: %s", failed)  # noqa: TRY400  # the Reason says it all
             return answer
 
@@ -197,7 +226,9 @@ class Service:
         for leftover in rules.leftovers(state.record, request):
             self._release(leftover, take=False)
         key = self._with_value(request, key)
-        answer = Response(success=True, id=request.wanted.id, outcome=result, key_name=key.name, at=self._now())
+        answer = Response(
+            success=True, id=request.wanted.id, outcome=result, key_name=key.name, at=self._now()
+        )
         given = self._answer(answer, held=None if result is Outcome.LOST else request.wanted)
         return given._replace(value=key.value) if given.success and request.include_value else given
 
@@ -208,7 +239,10 @@ class Service:
         seen = self._api.look(request.wanted, self._watched)
         if seen is None or seen.value is None:
             # No reason to take back what is attached: where Fn::GetAtt asks for Value, CloudFormation does.
-            logger.error("API Gateway does not return the value of API key %s, so the answer has none", request.wanted.key_id)
+            logger.error(
+                "API Gateway does not return the value of API key %s, so the answer has none",
+                request.wanted.key_id,
+            )
             return key
         return seen
 
@@ -235,7 +269,10 @@ class Service:
         record = self._look_up([]).record
         if not rules.may_be_lost(record, request, self._now()):
             return None
-        logger.error("LOST: %s. CloudFormation goes on as if the key were attached. The resource's next Update fails", missing)
+        logger.error(
+            "LOST: %s. CloudFormation goes on as if the key were attached. The resource's next Update fails",
+            missing,
+        )
         hold = record.holds.get(request.wanted)
         return Key(hold.key_name if hold else "", "")
 
@@ -272,7 +309,9 @@ class Service:
         with contextlib.suppress(FailedError):
             self._ledger.change(self._holder, [request.wanted], rule, self._at_last())
 
-    def _attach(self, request: CreateOrUpdate, stands: Standing, earlier: AssociationRecord) -> tuple[Key, Outcome, bool]:
+    def _attach(
+        self, request: CreateOrUpdate, stands: Standing, earlier: AssociationRecord
+    ) -> tuple[Key, Outcome, bool]:
         """Attach what is held and not in the plan, moving the key away from its plans for the same stage if it may.
 
         Gives back the key, the outcome, and whether it was this request that has attached it.
@@ -319,10 +358,14 @@ class Service:
         self._change([association], rule)
         return cleared
 
-    def _not_reattached(self, request: CreateOrUpdate, association: Association, cleared: AssociationRecord) -> None:
+    def _not_reattached(
+        self, request: CreateOrUpdate, association: Association, cleared: AssociationRecord
+    ) -> None:
         self._change([association], lambda state: rules.not_reattached(state, request, association, cleared))
 
-    def _outcome_where_present(self, request: CreateOrUpdate, stands: Standing, earlier: AssociationRecord) -> Outcome:
+    def _outcome_where_present(
+        self, request: CreateOrUpdate, stands: Standing, earlier: AssociationRecord
+    ) -> Outcome:
         """It was seen in the plan, and others or this resource held it before."""
         seen = AssociationRecord()
 
@@ -349,7 +392,9 @@ class Service:
         """Move away at once from what the id names, where it was lately seen to keep the key from what is wanted."""
         held = request.identified
         rival = self._api.known_rival(held, request.wanted, self.deadline) if held else None
-        if rival is None or not rules.may_move(self._look_up([rival.association]), request, rival.association):
+        if rival is None or not rules.may_move(
+            self._look_up([rival.association]), request, rival.association
+        ):
             return False
         return self._move_away(request, [rival])
 
@@ -397,7 +442,9 @@ class Service:
                 logger.error("Not attached again: %s", association.id)  # noqa: TRY400  # no traceback: the Reason says it all
                 if isinstance(failed, TurnOverError):
                     continue
-                raise FailedError(f"{failed}. And what was detached for it could not be attached again: {again}") from again
+                raise FailedError(
+                    f"{failed}. And what was detached for it could not be attached again: {again}"
+                ) from again
 
     # --- The watch ---
 
@@ -462,7 +509,8 @@ class Service:
                 raise
             except FailedError as failed:
                 left = ", ".join(
-                    f"API key {rest.key_id} in usage plan {rest.plan_id}" for rest in released[released.index(association) :]
+                    f"API key {rest.key_id} in usage plan {rest.plan_id}"
+                    for rest in released[released.index(association) :]
                 )
                 reason = f"{failed}. {STAYS}: {left}"
                 logger.error(reason)  # noqa: TRY400  # CloudFormation skips a failing clean-up in silence; this does not
@@ -497,7 +545,8 @@ class Service:
         """Detach what `marker` has marked, then let go of it for it."""
 
         def check() -> None:
-            # While this one paused, somebody else may have finished it, and another one may have attached the key since.
+            # While this one paused, somebody else may have finished it, and another one may have attached the
+            # key since.
             entry = self._ledger.change(marker, [association], _as_is, self._ledgers).entry(association)
             if entry.detaching is None or marker not in entry.holders:
                 raise _UnmarkedError
@@ -527,7 +576,9 @@ class Service:
 
         def rule(state: Snapshot) -> Snapshot:
             nonlocal taken_up
-            taken_up = state.entry(association).detaching == until and marker in state.entry(association).holders
+            taken_up = (
+                state.entry(association).detaching == until and marker in state.entry(association).holders
+            )
             return rules.renewed(state, association, self._until) if taken_up else state
 
         self._change([association], rule, marker)
@@ -586,7 +637,12 @@ class Service:
         self._change([], rule)
 
     def _change(
-        self, associations: Iterable[Association], rule: Rule, holder: Holder | None = None, *, answered: bool = False
+        self,
+        associations: Iterable[Association],
+        rule: Rule,
+        holder: Holder | None = None,
+        *,
+        answered: bool = False,
     ) -> Snapshot:
         """Change the ledger. Once the request is `answered`, by another delivery, nothing else is changed for it."""
         if holder not in (None, self._holder):

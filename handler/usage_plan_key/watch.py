@@ -8,7 +8,8 @@ function's name:
         --payload '{"Repair": true, "UsagePlanId": "a1b2c3"}' /dev/stdout
 
 `Repair` says whether the watch has what is missing attached again; without it, the parameter WatchRepairs
-does. `true` needs WatchRepairs=true, which brings the permission. `UsagePlanId` narrows the watch to one plan.
+does. `true` needs WatchRepairs=true, which brings the permission. `UsagePlanId` narrows the watch to one
+plan.
 """
 
 from __future__ import annotations
@@ -164,7 +165,8 @@ class Watch:
             "seconds": round(self.clock.time() - began),
         }
         logger.info("Watched: %s", json.dumps(summary), extra=summary)
-        # The alarm stays as the last run left it: one that has not seen everything never says that all is well.
+        # The alarm stays as the last run left it: one that has not seen everything never says that all is
+        # well.
         if only is None and (seen.missing or not unseen):
             metrics.drift(len(seen.missing))
         if unseen:
@@ -179,8 +181,12 @@ class Watch:
         # Read after the plans: what no request has touched for an hour stood so when its plan was listed.
         pages = self.table.pages(self._until(ends))
         looked_at = {held: entry for held, entry in pages.entries.items() if held.plan_id in inside}
-        found = [one for held, entry in looked_at.items() if (one := self._missing(held, entry, pages, inside))]
-        holders = {one for one, record in pages.records.items() if any(held in looked_at for held in record.holds)}
+        found = [
+            one for held, entry in looked_at.items() if (one := self._missing(held, entry, pages, inside))
+        ]
+        holders = {
+            one for one, record in pages.records.items() if any(held in looked_at for held in record.holds)
+        }
         first = {holder.stack_id for one in found for holder in one.holders}
         gone, stacks_not_asked, refused = self._gone(holders, first, ends - CLOSING_TIME, function_arn)
         listed = {Association(key, plan) for plan, keys in inside.items() for key in keys or ()}
@@ -236,28 +242,40 @@ class Watch:
         return inside
 
     def _missing(
-        self, association: Association, entry: AssociationRecord, pages: Pages, inside: Mapping[str, set[str] | None]
+        self,
+        association: Association,
+        entry: AssociationRecord,
+        pages: Pages,
+        inside: Mapping[str, set[str] | None],
     ) -> Missing | None:
         """Tell what is missing of an association; None where it is there, or where something is under way."""
         keys = inside[association.plan_id]
         records = {holder: pages.records.get(holder, ResourceRecord()) for holder in sorted(entry.holders)}
         since = self.clock.time() - RECENT
         # What was moved away from is believed where moving it back failed, or where that was LOST.
-        is_under_way = entry.detaching is not None or any(_touched(record) > since for record in records.values())
+        is_under_way = entry.detaching is not None or any(
+            _touched(record) > since for record in records.values()
+        )
         holders = [holder for holder, record in records.items() if is_believed(record, entry, association)]
         if not holders or is_under_way or (keys is not None and association.key_id in keys):
             return None
         barred = "it was moved away from" if entry.moved_by else ""
         if entry.preexisting and not entry.taken_over:
             barred = "it was there before the stack"
-        askers = [] if keys is None or barred else [holder for holder in holders if not is_pending(records[holder])]
+        askers = (
+            []
+            if keys is None or barred
+            else [holder for holder in holders if not is_pending(records[holder])]
+        )
         return Missing(association, holders, keys is None, barred, askers)
 
-    def _gone(self, holders: Iterable[Holder], first: set[str], ends: float, function_arn: str) -> tuple[set[Holder], int, int]:
+    def _gone(
+        self, holders: Iterable[Holder], first: set[str], ends: float, function_arn: str
+    ) -> tuple[set[Holder], int, int]:
         """Ask CloudFormation about each stack.
 
-        Gives back whose stack is gone, how many stacks were not asked about (another account's, and where there was
-        no time), and whether CloudFormation has refused.
+        Gives back whose stack is gone, how many stacks were not asked about (another account's, and where
+        there was no time), and whether CloudFormation has refused.
         """
         stacks = self._shuffled(first) + self._shuffled({holder.stack_id for holder in holders} - first)
         client = self.cloudformation()
@@ -273,15 +291,23 @@ class Watch:
             except FailedError as error:
                 logger.error("Not asked about any more stacks: %s", error)  # noqa: TRY400  # the sentence says it all
                 failed = 1
-        return {holder for holder in holders if is_gone.get(holder.stack_id)}, len(stacks) - len(is_gone), failed
+        return (
+            {holder for holder in holders if is_gone.get(holder.stack_id)},
+            len(stacks) - len(is_gone),
+            failed,
+        )
 
     def _ask_for(self, missing: list[Missing], queue: Queue, ends: float, context: Context) -> int | None:
         """Queue repairs, in order with their stacks' requests; gives back how many, None where that fails."""
         for one in missing[MOST_REPAIRS:]:
-            logger.warning("A later run has %s repaired: this one asks for %d", one.association.id, MOST_REPAIRS)
+            logger.warning(
+                "A later run has %s repaired: this one asks for %d", one.association.id, MOST_REPAIRS
+            )
         for one in missing[:MOST_REPAIRS]:
             # Another run's is another repair, and finds the key there.
-            event = repair_event(f"{context.aws_request_id}/{one.association.id}", one.askers[0], one.association)
+            event = repair_event(
+                f"{context.aws_request_id}/{one.association.id}", one.askers[0], one.association
+            )
             try:
                 queue.put(event, self.clock.time(), self._until(ends))
             except (FailedError, UnclearError) as error:
@@ -322,12 +348,19 @@ def _tell_gone(holder: Holder, record: ResourceRecord, function: str) -> None:
 def _tell_missing(missing: Missing, *, repairs: bool) -> None:
     key, plan = missing.association
     if missing.plan_is_gone:
-        why, todo = f"there is no usage plan {plan}", "give the resource another UsagePlanId, or remove it, and deploy"
+        why, todo = (
+            f"there is no usage plan {plan}",
+            "give the resource another UsagePlanId, or remove it, and deploy",
+        )
     else:
         why = f"API key {key} is not in usage plan {plan}: somebody has removed it, or the key is deleted"
         todo = "deploy the stack with another VerifyTrigger"
     if missing.askers:
-        todo = "wait for its repair, which is queued" if repairs else f"{todo}, or have it repaired (WatchRepairs)"
+        todo = (
+            "wait for its repair, which is queued"
+            if repairs
+            else f"{todo}, or have it repaired (WatchRepairs)"
+        )
     elif not missing.plan_is_gone:
         why += f". No repair touches it: {missing.barred or 'the last request of its resource was never answered'}"
     logger.warning(
@@ -336,7 +369,10 @@ def _tell_missing(missing: Missing, *, repairs: bool) -> None:
         ", ".join(map(str, missing.holders)),
         why,
         todo,
-        extra={"association": missing.association.id, "holders": [holder._asdict() for holder in missing.holders]},
+        extra={
+            "association": missing.association.id,
+            "holders": [holder._asdict() for holder in missing.holders],
+        },
     )
 
 

@@ -90,7 +90,9 @@ class ApiGateway:
         _raise(rules.get(self, usagePlanId, keyId), operation)
         return self._usage_plan_key(keyId, 200)
 
-    def get_usage_plan_keys(self, *, usagePlanId: str, position: str | None = None, limit: int = 25) -> dict[str, Any]:
+    def get_usage_plan_keys(
+        self, *, usagePlanId: str, position: str | None = None, limit: int = 25
+    ) -> dict[str, Any]:
         """GetUsagePlanKeys, page by page, in no order that means anything."""
         operation = self._call("GetUsagePlanKeys")
         if usagePlanId not in self.plans:
@@ -100,7 +102,8 @@ class ApiGateway:
         start = int(position or 0)
         end = start + limit
         items = [
-            {"id": key, "type": "API_KEY", "name": self.keys[key].name, "value": self.keys[key].value} for key in keys[start:end]
+            {"id": key, "type": "API_KEY", "name": self.keys[key].name, "value": self.keys[key].value}
+            for key in keys[start:end]
         ]
         return _answer(200, items=items, **({"position": str(end)} if end < len(keys) else {}))
 
@@ -157,7 +160,11 @@ class ApiGateway:
 
     def _usage_plan(self, plan: str) -> dict[str, Any]:
         name, stages = self.plans[plan]
-        return {"id": plan, "name": name, "apiStages": [{"apiId": api, "stage": stage} for api, stage in stages]}
+        return {
+            "id": plan,
+            "name": name,
+            "apiStages": [{"apiId": api, "stage": stage} for api, stage in stages],
+        }
 
 
 def _answer(status: int, **fields: Any) -> dict[str, Any]:

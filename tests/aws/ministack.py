@@ -5,12 +5,12 @@
         template = packaged(Path("template.yaml"), code)
         aws.deploy("usage-plan-key", template, **aws.emulated)
 
-MiniStack runs functions as subprocesses of its own Python, which finds their dependencies where this process does: a
-function's zip is its source alone. Its API Gateway accepts everything; the strict one is the proxy before it, proxy.py.
-It does hold a function to the policy of its role, for API Gateway and DynamoDB.
+MiniStack runs functions as subprocesses of its own Python, which finds their dependencies where this process
+does: a function's zip is its source alone. Its API Gateway accepts everything; the strict one is the proxy
+before it, proxy.py. It does hold a function to the policy of its role, for API Gateway and DynamoDB.
 
-Nothing outside matters: MiniStack gets an environment made here, and this process lets go of every AWS, proxy and
-certificate setting for as long as MiniStack runs.
+Nothing outside matters: MiniStack gets an environment made here, and this process lets go of every AWS, proxy
+and certificate setting for as long as MiniStack runs.
 """
 
 import hashlib
@@ -76,13 +76,17 @@ class Deployment:
     def reason(self, logical_id: str) -> str:
         """Why this resource failed; empty when it did not."""
         failed = [event for event in self.events if event["ResourceStatus"].endswith("_FAILED")]
-        return next((e.get("ResourceStatusReason", "") for e in failed if e["LogicalResourceId"] == logical_id), "")
+        return next(
+            (e.get("ResourceStatusReason", "") for e in failed if e["LogicalResourceId"] == logical_id), ""
+        )
 
     @property
     def failures(self) -> str:
         """Everything that failed, and why."""
         failed = [event for event in self.events if event["ResourceStatus"].endswith("_FAILED")]
-        return "; ".join(f"{event['LogicalResourceId']}: {event.get('ResourceStatusReason')}" for event in failed)
+        return "; ".join(
+            f"{event['LogicalResourceId']}: {event.get('ResourceStatusReason')}" for event in failed
+        )
 
 
 @dataclass(frozen=True)
@@ -149,21 +153,29 @@ class Aws:
     def ask(self, function: str, event: dict[str, Any], *, by_queue: bool = False) -> dict[str, Any]:
         """Send a request to a function as CloudFormation does, or as its queue does, and wait for its answer.
 
-        Asynchronously, with a pre-signed URL of S3's as its ResponseURL: that carries the time of issue, unlike
-        MiniStack's.
+        Asynchronously, with a pre-signed URL of S3's as its ResponseURL: that carries the time of issue,
+        unlike MiniStack's.
         """
         s3, place = self._bucket(ANSWER_BUCKET), {"Bucket": ANSWER_BUCKET, "Key": str(uuid4())}
         url = s3.generate_presigned_url("put_object", Params=place)
-        event = {"ResponseURL": url, "RequestId": str(uuid4()), "ResourceType": "Custom::UsagePlanKey"} | event
+        event = {
+            "ResponseURL": url,
+            "RequestId": str(uuid4()),
+            "ResourceType": "Custom::UsagePlanKey",
+        } | event
         payload = _batch(event) if by_queue else event
-        self.client("lambda").invoke(FunctionName=function, InvocationType="Event", Payload=json.dumps(payload))
+        self.client("lambda").invoke(
+            FunctionName=function, InvocationType="Event", Payload=json.dumps(payload)
+        )
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             with suppress(s3.exceptions.NoSuchKey):
                 answer: dict[str, Any] = json.load(s3.get_object(**place)["Body"])
                 return answer
             time.sleep(0.05)
-        raise TimeoutError(f"{function} has not answered {event['RequestType']} of {event['LogicalResourceId']}")
+        raise TimeoutError(
+            f"{function} has not answered {event['RequestType']} of {event['LogicalResourceId']}"
+        )
 
     def invoke(self, function: str, event: dict[str, Any]) -> Any:
         """Invoke a function as an operator does, and wait; what it returned."""
@@ -181,7 +193,9 @@ class Aws:
         operation(
             StackName=stack,
             TemplateBody=json.dumps(template, default=str),
-            Parameters=[{"ParameterKey": name, "ParameterValue": value} for name, value in parameters.items()],
+            Parameters=[
+                {"ParameterKey": name, "ParameterValue": value} for name, value in parameters.items()
+            ],
             Capabilities=["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"],
         )
         return self._finished(stack, before)
@@ -239,7 +253,9 @@ class Aws:
         """Wait for a status that is final: all but `..._IN_PROGRESS`."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            status = self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]["StackStatus"]
+            status = self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0][
+                "StackStatus"
+            ]
             if not status.endswith("_IN_PROGRESS"):
                 return Deployment(status, self._events(stack)[len(before) :])
             time.sleep(0.1)
@@ -268,7 +284,9 @@ def running() -> Iterator[Aws]:
     """MiniStack with the strict proxy before it, on free ports of the loopback interface."""
     with ExitStack() as stack:
         stack.enter_context(_unconfigured())
-        directory = Path(stack.enter_context(TemporaryDirectory(prefix="ministack-", ignore_cleanup_errors=True)))
+        directory = Path(
+            stack.enter_context(TemporaryDirectory(prefix="ministack-", ignore_cleanup_errors=True))
+        )
         certificate, key = _certificate(directory)
         port = free_port()
         stack.enter_context(_process(directory, port, certificate, key))
@@ -295,7 +313,11 @@ def _unconfigured() -> Iterator[None]:
     """No AWS, proxy or certificate setting in this process's environment or in a home directory, for a while."""
     with patch.dict(os.environ):
         for name in list(os.environ):
-            if name.startswith("AWS_") or name.lower().endswith("_proxy") or name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+            if (
+                name.startswith("AWS_")
+                or name.lower().endswith("_proxy")
+                or name in ("SSL_CERT_FILE", "SSL_CERT_DIR")
+            ):
                 del os.environ[name]
         os.environ |= dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
         yield
@@ -331,7 +353,13 @@ def _process(directory: Path, port: int, certificate: Path, key: Path) -> Iterat
         # Not `-m ministack`: that takes port 443 besides, where it may.
         server = ["-m", "hypercorn", "--workers", "0", "--bind", f"127.0.0.1:{port}"]
         process = subprocess.Popen(
-            [sys.executable, *server, "--config", "python:ministack.core.hypercorn_conf", "ministack.app:app"],
+            [
+                sys.executable,
+                *server,
+                "--config",
+                "python:ministack.core.hypercorn_conf",
+                "ministack.app:app",
+            ],
             cwd=directory,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -346,7 +374,9 @@ def _process(directory: Path, port: int, certificate: Path, key: Path) -> Iterat
         _stop(process)
 
 
-def _wait_until_healthy(process: "subprocess.Popen[bytes]", port: int, certificate: Path, output: Path) -> None:
+def _wait_until_healthy(
+    process: "subprocess.Popen[bytes]", port: int, certificate: Path, output: Path
+) -> None:
     tls = ssl.create_default_context(cafile=certificate)
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
@@ -390,7 +420,9 @@ def _certificate(directory: Path) -> tuple[Path, Path]:
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(identifier, critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False
+        )
         .sign(key, hashes.SHA256())
     )
     paths = directory / "certificate.pem", directory / "key.pem"

@@ -1,8 +1,8 @@
 """A strict API Gateway in front of an emulator that accepts everything.
 
-Calls about usage plan keys are held against rules.py and the emulator's present state, which is asked for over its own
-API; what passes, and every other call, is handed on as it came, with the caller's signature. GetUsagePlans alone is
-mended on its way back, because MiniStack does not look at `keyId`.
+Calls about usage plan keys are held against rules.py and the emulator's present state, which is asked for
+over its own API; what passes, and every other call, is handed on as it came, with the caller's signature.
+GetUsagePlans alone is mended on its way back, because MiniStack does not look at `keyId`.
 """
 
 import json
@@ -110,7 +110,9 @@ class Present:
     def plans_of(self, key: str) -> Collection[str]:
         """See `rules.World`."""
         plans = [plan["id"] for plan in self._api.get_usage_plans(limit=500)["items"]]
-        return [plan for plan in plans if self._exists(self._api.get_usage_plan_key, usagePlanId=plan, keyId=key)]
+        return [
+            plan for plan in plans if self._exists(self._api.get_usage_plan_key, usagePlanId=plan, keyId=key)
+        ]
 
     def _exists(self, get: Callable[..., object], **what: str) -> bool:
         try:
@@ -165,7 +167,9 @@ class Handler(BaseHTTPRequestHandler):
         """The emulator's answer to this request."""
         server = self.server
         headers = {name: value for name, value in self.headers.items() if name.lower() not in FRAMING}
-        with closing(HTTPSConnection("localhost", server.emulator, timeout=30, context=server.tls)) as connection:
+        with closing(
+            HTTPSConnection("localhost", server.emulator, timeout=30, context=server.tls)
+        ) as connection:
             connection.request(self.command, self.path, body or None, headers)
             response = connection.getresponse()
             content = response.read()
@@ -201,7 +205,9 @@ class Server(ThreadingHTTPServer):
     stopping = False
     request_queue_size = 128
 
-    def __init__(self, api: Any, emulator: int, certificate: Path, one_at_a_time: OneAtATime, bucket: Bucket) -> None:
+    def __init__(
+        self, api: Any, emulator: int, certificate: Path, one_at_a_time: OneAtATime, bucket: Bucket
+    ) -> None:
         """Listens on a free port of the loopback interface."""
         super().__init__(("127.0.0.1", 0), Handler)
         self.present, self.emulator, self.bucket = Present(api), emulator, bucket

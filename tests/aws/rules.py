@@ -9,10 +9,10 @@
 | create of what is there already | 409 ConflictException |
 | create while another plan of the key covers the same API stage | 409 ConflictException, or 400 BadRequestException |
 
-The codes are the API reference's. No document says which code refuses a second plan for a stage, so the tests play both. Only
-the text of concurrent modification is known (serverless/serverless #12065); those of the two other conflicts are made up and do
-not say "try again later", and a 404 has one text for the plan and for the key, as AWS has been seen to mix them up: nothing can
-be told from a text.
+The codes are the API reference's. No document says which code refuses a second plan for a stage, so the tests
+play both. Only the text of concurrent modification is known (serverless/serverless #12065); those of the two
+other conflicts are made up and do not say "try again later", and a 404 has one text for the plan and for the
+key, as AWS has been seen to mix them up: nothing can be told from a text.
 
 Everything here is pure, but for `OneAtATime` and `Bucket`: these remember; their clock is handed in.
 """

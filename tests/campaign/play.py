@@ -16,7 +16,18 @@ from .faults import FINAL, RESTORED, UNCLEAR
 from .framework import Framework
 from .readme import Readme
 from .stories import STORIES, Story
-from .world import GRACE, SERVICE_TIMEOUT, URL_MARK, VALUE_MARK, CloudFormation, Fault, Request, World, pair, watched
+from .world import (
+    GRACE,
+    SERVICE_TIMEOUT,
+    URL_MARK,
+    VALUE_MARK,
+    CloudFormation,
+    Fault,
+    Request,
+    World,
+    pair,
+    watched,
+)
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """cfn-lint finds in a template what the function would refuse when CloudFormation deploys it.
 
-Copy this folder, and usage-plan-key.schema.json into it or beside it, into your repository. Nothing else is needed.
+Copy this folder, and usage-plan-key.schema.json into it or beside it, into your repository. Nothing else is
+needed.
 
     cfn-lint --append-rules cfn_lint -- template.yaml
 
@@ -8,8 +9,8 @@ or in .cfnlintrc:
 
     append_rules: [cfn_lint]
 
-E9301: the function refuses a property. W9302: two resource types declare one association. W9303: a key's value is
-not masked. No message shows the value of a property: somebody may have pasted a key's value.
+E9301: the function refuses a property. W9302: two resource types declare one association. W9303: a key's
+    value is not masked. No message shows the value of a property: somebody may have pasted a key's value.
 """
 
 from __future__ import annotations
@@ -95,7 +96,9 @@ def fault(name: str, value: Any, schema: dict[str, Any]) -> str | None:
     if not isinstance(value, str):
         return f"{name} is {'a list' if isinstance(value, list) else 'an object'}"
     if "enum" in schema:
-        choices = dict.fromkeys(each if isinstance(each, str) else json.dumps(each) for each in schema["enum"])
+        choices = dict.fromkeys(
+            each if isinstance(each, str) else json.dumps(each) for each in schema["enum"]
+        )
         return None if value in choices else f"{name} is not {' or '.join(choices)}"
     return None if re.search(schema["pattern"], value) else f"{name} is {_wrong(name, value, schema)}"
 
@@ -110,7 +113,10 @@ def _wrong(name: str, value: str, schema: dict[str, Any]) -> str:
         (id_.startswith("arn:"), "an ARN (the id is the ARN's last part)"),
         (":" in id_, f"a pair of a key's and a plan's id (as Ref and Id give it; take the attribute {name})"),
         (len(id_) > 19, f"{len(id_)} characters long, like a key's value (an id has 6 to 10)"),
-        (id_ != value or re.search(r"\s", id_), "an id with white space (an id has 6 to 10 letters and digits, unlike a name)"),
+        (
+            id_ != value or re.search(r"\s", id_),
+            "an id with white space (an id has 6 to 10 letters and digits, unlike a name)",
+        ),
         (True, "an id with characters that no id has (an id has 6 to 10 letters and digits)"),
     )
     return next(cause for applies, cause in causes if applies)
@@ -138,7 +144,11 @@ class UsagePlanKeyTwice(CloudFormationLintRule):  # type: ignore[misc]  # cfn-li
         for (name, native), (other, custom) in product(natives.items(), customs.items()):
             same = _association(native) is not None and _association(native) == _association(custom)
             if same and _together(cfn, native, custom):
-                matches.append(RuleMatch(["Resources", name], f"{other} declares this association too: remove one of the two"))
+                matches.append(
+                    RuleMatch(
+                        ["Resources", name], f"{other} declares this association too: remove one of the two"
+                    )
+                )
         return matches
 
 
@@ -160,9 +170,7 @@ class UsagePlanKeyValueShown(CloudFormationLintRule):  # type: ignore[misc]  # c
     id = "W9303"
     shortdesc = "Check that a key's value stays masked"
     description = f"CloudFormation shows an output and metadata to everybody who may read the stack, also the Value of {CUSTOM}"
-    source_url = (
-        "https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-cloudformation-customresource.html"
-    )
+    source_url = "https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-cloudformation-customresource.html"
     tags = ["outputs", "metadata", "apigateway"]  # noqa: RUF012
 
     def match(self, cfn: Template) -> list[RuleMatch]:
@@ -177,7 +185,11 @@ class UsagePlanKeyValueShown(CloudFormationLintRule):  # type: ignore[misc]  # c
                 first = value[0] if function == "Fn::Sub" and isinstance(value, list) else value
                 text = ".".join(map(str, first)) if isinstance(first, list) else str(first)
                 if _shown(path) and re.fullmatch(wanted, text, re.DOTALL):
-                    matches.append(RuleMatch(path, "NoEcho does not mask a key's value here; keep it in a secret instead"))
+                    matches.append(
+                        RuleMatch(
+                            path, "NoEcho does not mask a key's value here; keep it in a secret instead"
+                        )
+                    )
         return matches
 
 
