@@ -26,8 +26,7 @@ from moto import mock_aws
 
 from tests.aws.fake import Key, Plan
 from tests.aws.rules import Bucket
-from tests.memory import Inline, MemoryLedger
-from tests.test_service import (
+from tests.cloudformation import (
     ADOPT,
     BROKEN,
     BUSY,
@@ -49,6 +48,7 @@ from tests.test_service import (
     served,
     served_then,
 )
+from tests.memory import Inline, MemoryLedger
 from usage_plan_key.api_gateway import ApiGateway
 from usage_plan_key.errors import EventError, FailedError, IncompleteError, TurnOverError
 from usage_plan_key.ledger import Pages, Rule, Table
@@ -77,7 +77,7 @@ SCHEDULED = {"detail-type": "Scheduled Event", "source": "aws.events", "resource
 
 
 class World(CloudFormation):
-    """What the watch talks to: test_service.py's driver with a queue, stacks, and Lambda's context."""
+    """What the watch talks to: the driver of cloudformation.py with a queue, stacks, and Lambda's context."""
 
     aws_request_id = "8c5a3a0e"
     function_name = "usage-plan-key-watch"
