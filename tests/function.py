@@ -23,10 +23,10 @@ STACK = "arn:aws:cloudformation:eu-west-1:1:stack/{}/0"
 
 
 BUSY = ClientError(
-    {
+    {  # type: ignore[typeddict-item]
         "Error": {"Code": "ConflictException", "Message": "Please try again later."},
         "ResponseMetadata": {"HTTPStatusCode": 409},
-    },  # type: ignore[typeddict-item]
+    },
     "CreateUsagePlanKey",
 )
 
