@@ -9,7 +9,7 @@ READY := .venv/ready
 export PIP_USER := 0
 unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH
 
-.PHONY: help demo test coverage mutants campaign benchmark honest cold sam-local lint build audit clean
+.PHONY: help demo test cdk coverage mutants campaign benchmark honest cold sam-local lint build audit clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -19,6 +19,10 @@ demo: $(READY) ## a whole stack on an embedded AWS, step by step
 
 test: $(READY) ## the tests. ARGS="-k name" hands arguments to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+CDK := .venv/cdk
+cdk: $(CDK)/ready ## the constructs in examples/cdk-*, by the CDK itself; needs node
+	$(BIN)/python -m pytest tests/test_cdk.py $(ARGS)
 
 lint: $(READY) ## ruff, mypy --strict and cfn-lint
 	$(BIN)/python -m ruff check
@@ -83,3 +87,13 @@ $(READY): tests/requirements.txt tests/runtime.txt handler/requirements.txt
 	@"$$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || { \
 	    echo "$$PYTHON lacks venv or ensurepip; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
 	@"$$PYTHON" -I tests/environment.py
+
+$(CDK)/ready: $(READY) examples/cdk-python/requirements.txt examples/cdk-typescript/package.json
+	@command -v npm >/dev/null || { echo "make cdk needs node and npm; neither is installed here" >&2; exit 1; }
+	@echo "Fetching the CDK into $(CDK) (once, 670 MB, two minutes)"
+	@$(BIN)/python -m venv --clear $(CDK)
+	@$(CDK)/bin/python -m pip install --quiet --disable-pip-version-check \
+	    --requirement examples/cdk-python/requirements.txt
+	@cp examples/cdk-typescript/package.json $(CDK)
+	@cd $(CDK) && npm install --silent --no-audit --no-fund --no-package-lock
+	@touch $@
