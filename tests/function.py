@@ -22,13 +22,11 @@ from usage_plan_key.retry import Deadline
 STACK = "arn:aws:cloudformation:eu-west-1:1:stack/{}/0"
 
 
-BUSY = ClientError(
-    {  # type: ignore[typeddict-item]
-        "Error": {"Code": "ConflictException", "Message": "Please try again later."},
-        "ResponseMetadata": {"HTTPStatusCode": 409},
-    },
-    "CreateUsagePlanKey",
-)
+BUSY_REPLY: Any = {
+    "Error": {"Code": "ConflictException", "Message": "Please try again later."},
+    "ResponseMetadata": {"HTTPStatusCode": 409},
+}
+BUSY = ClientError(BUSY_REPLY, "CreateUsagePlanKey")
 
 
 def throttled(seconds: int) -> ClientError:
