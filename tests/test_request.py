@@ -305,7 +305,7 @@ class TestFaults:
         request = parse(event(properties={**GOOD, name: VALUE}))
         assert isinstance(request, Invalid)
         refused = (
-            "; a key made with GenerateDistinctId: false has its value as its id, and is refused"
+            "; a key made with GenerateDistinctId: false has its value as its id, and the function refuses it"
             if name == "KeyId"
             else ""
         )

@@ -1,4 +1,4 @@
-"""What can go wrong, and when it is raised."""
+"""Every error, and when the function raises it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import math
 
 
 class FailedError(Exception):
-    """Raised when a request is to be answered FAILED; its text is the Reason.
+    """Raised to answer a request FAILED; its text is the Reason.
 
     Attributes:
-        nothing_changed: Nothing can have been attached by this attempt, so what it wrote down can be taken
-            back.
+        nothing_changed: This attempt cannot have attached anything, so the ledger can take its marks back.
     """
 
     def __init__(self, reason: str, *, nothing_changed: bool = True) -> None:
@@ -23,22 +22,22 @@ class MissingError(FailedError):
 
 
 class SupersededError(FailedError):
-    """Raised when CloudFormation has sent a newer request for the same resource: it has given this one up."""
+    """Raised when CloudFormation has given a request up and sent a newer one for the same resource."""
 
 
 class OutOfTimeError(FailedError):
-    """Raised when there is no time left for another attempt: CloudFormation's is nearly up."""
+    """Raised when CloudFormation's time leaves none for another attempt."""
 
 
 class NotBegunError(OutOfTimeError):
-    """Raised when there was no time left for even one attempt."""
+    """Raised when no time was left for even one attempt."""
 
 
 class TurnOverError(OutOfTimeError):
-    """Raised when the function's time is nearly up and CloudFormation's is not: the next invocation serves the request again.
+    """Raised when the function's time is nearly up and CloudFormation's is not. The next invocation goes on.
 
     Attributes:
-        opens: Until when API Gateway has asked not to be called, in epoch seconds.
+        opens: API Gateway has asked for no call before this time, in epoch seconds.
     """
 
     def __init__(self, text: str, opens: float = -math.inf) -> None:
@@ -47,20 +46,20 @@ class TurnOverError(OutOfTimeError):
 
 
 class EventError(ValueError):
-    """Raised when an event lacks what an answer needs: there is nobody to answer, or nothing to answer with."""
+    """Raised when an event lacks a field that an answer needs."""
 
 
 class UnclearError(Exception):
-    """Raised when nobody knows whether the queue has taken a request. Tried again, it is recognised."""
+    """Raised when nobody knows whether the queue has taken a request. The queue recognises a repeated one."""
 
 
 class UnreadableError(Exception):
-    """Raised when a reply says that a call was served and cannot be read: a proxy's page, say, or one that was cut short."""
+    """Raised when a reply reports success and cannot be read: a proxy's page, or half a reply."""
 
 
 class UndeliveredError(Exception):
-    """Raised when an answer could not be delivered: the invocation fails, so that the request is served again."""
+    """Raised when an answer does not arrive: the invocation fails, so that the request comes again."""
 
 
 class IncompleteError(Exception):
-    """Raised at the end of a watch that has not seen everything; what it has seen is reported."""
+    """Raised at the end of a watch that has not seen everything, after it has reported the rest."""

@@ -9,9 +9,9 @@ from enum import Enum, StrEnum
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-# API Gateway's own ids are 10 and 6 letters and digits. A key's *value* has at least 20 characters
-# (https://docs.aws.amazon.com/apigateway/latest/developerguide/api-gateway-setup-api-keys.html), so a secret
-# that was pasted where an id belongs is never taken for one, and never becomes a physical id.
+# API Gateway's own ids have 10 (keys) and 6 (plans) letters and digits. A key's *value* has at least 20
+# characters (https://docs.aws.amazon.com/apigateway/latest/developerguide/api-gateway-setup-api-keys.html).
+# So a value in an id's place never passes for an id, and never becomes a physical id.
 LONGEST_ID: Final = 19
 _ID = re.compile(rf"[A-Za-z0-9_-]{{1,{LONGEST_ID}}}")
 
@@ -22,32 +22,32 @@ def well_formed(value: object) -> bool:
 
 
 class Association(NamedTuple):
-    """One API key in one usage plan. API Gateway knows at most one such pair, so the two ids are its identity."""
+    """One API key in one usage plan. API Gateway has a pair at most once, so the ids identify it."""
 
     key_id: str
     plan_id: str
 
     @property
     def id(self) -> str:
-        """The physical id, `<KeyId>:<UsagePlanId>`, as `Ref` gives it and as AWS::ApiGateway::UsagePlanKey has it."""
+        """The physical id, `<KeyId>:<UsagePlanId>`: the `Ref`, as with AWS::ApiGateway::UsagePlanKey."""
         return f"{self.key_id}:{self.plan_id}"
 
     @classmethod
     def parse(cls, physical_id: str) -> Association | None:
-        """Read a physical id; None for a foreign one: CloudFormation's invention, or a former provider's."""
+        """Read a physical id; None for a foreign one, CloudFormation's invention or a former provider's."""
         key_id, colon, plan_id = physical_id.partition(":")
         return cls(key_id, plan_id) if colon and well_formed(key_id) and well_formed(plan_id) else None
 
 
 class Holder(NamedTuple):
-    """A resource of a stack, which can hold associations. A stack's ARN ends in a UUID: a namesake is another stack."""
+    """A resource of a stack; it can hold associations. The UUID in a stack's ARN tells namesakes apart."""
 
     stack_id: str
     logical_id: str
 
     @property
     def stack_name(self) -> str:
-        """The name inside `arn:PARTITION:cloudformation:REGION:ACCOUNT:stack/NAME/UUID`; the ARN itself if it has none."""
+        """NAME in `arn:PARTITION:cloudformation:REGION:ACCOUNT:stack/NAME/UUID`, else the whole ARN."""
         parts = self.stack_id.split("/")
         return parts[1] if len(parts) > 1 else self.stack_id
 
@@ -55,16 +55,16 @@ class Holder(NamedTuple):
         return f"{self.logical_id} of stack {self.stack_name}"
 
 
-#: Seconds for which given answers, and a holder that holds nothing, are remembered.
+#: Seconds for which the ledger remembers an answer, and a holder that holds nothing.
 REMEMBERED: Final = 24 * 60 * 60
-#: `AssociationRecord.begun_by` where no request has set about attaching.
+#: `AssociationRecord.begun_by` before any request has begun to attach it.
 NOBODY: Final = ""
-#: What nothing stands in yet; it cannot be changed.
+#: An empty default that nobody can change.
 _NONE: Final[Mapping[Any, Any]] = MappingProxyType({})
 
 
 class Outcome(StrEnum):
-    """What a Create or an Update came to."""
+    """The result of a Create or an Update."""
 
     ATTACHED = "ATTACHED"
     VERIFIED = "VERIFIED"
@@ -77,20 +77,20 @@ class Outcome(StrEnum):
 
 
 class Standing(Enum):
-    """Who holds an association, seen from one resource."""
+    """The holders of an association, seen from one resource."""
 
     NOBODY = "nobody"
     THIS = "this resource"
     SIBLING = "another resource of this stack"
-    STRANGERS = "other stacks alone"
+    STRANGERS = "other stacks only"
 
 
 class Response(NamedTuple):
-    """What CloudFormation is told.
+    """An answer to CloudFormation.
 
     Attributes:
-        at: When it was given, in epoch seconds.
-        value: The key's value, where it was asked for. It is secret, and written down nowhere.
+        at: When the function gave it, in epoch seconds.
+        value: The key's value, if IncludeValue asks for it. It is secret, so the function stores it nowhere.
     """
 
     success: bool
@@ -102,23 +102,23 @@ class Response(NamedTuple):
     value: str | None = None
 
     def __repr__(self) -> str:
-        """Show no value."""
+        """Hide the value."""
         shown = (f"{name}={field!r}" for name, field in self._asdict().items() if name != "value")
         return f"Response({', '.join(shown)})"
 
 
 class Hold(NamedTuple):
-    """That a resource holds an association.
+    """A resource's hold on an association.
 
     Attributes:
         request: The RequestId that took hold of it.
-        named: An event's id has named it since, or an earlier life of the resource left it: then it is
-            CloudFormation's to delete or to retain, and nobody else's.
-        left: When an Update that has gone on to another one was answered SUCCESS, in epoch seconds; 0 for
-            none, and when a Delete for this one has come.
-        failed: The request that took hold of it was answered FAILED, so CloudFormation has never believed
-            that it is attached.
-        key_name: As it was last answered.
+        named: An event's id has named it since, or an earlier life of the resource left it. Only
+            CloudFormation may delete or retain it then.
+        left: When an Update to another association succeeded, in epoch seconds; 0 if none did, and once a
+            Delete for this one has come.
+        failed: The request that took hold of it failed, so CloudFormation has never believed that it is
+            attached.
+        key_name: The KeyName of the last answer.
     """
 
     request: str
@@ -133,19 +133,19 @@ class ResourceRecord(NamedTuple):
 
     Attributes:
         holds: The associations that it holds.
-        issued: When the newest request that has arrived was issued, in epoch seconds (0: none that says).
-        arrived: The RequestIds of that second, as they arrived.
-        closed: The newest one is a Delete with an id that CloudFormation has invented.
+        issued: When CloudFormation issued the newest request that has arrived, in epoch seconds; 0 if none
+            says.
+        arrived: The RequestIds of that second, in the order of arrival.
+        closed: The newest request is a Delete with an id that CloudFormation has invented.
         wants: The association that it wants.
-        foreign: Digests of the foreign ids that Updates have brought, a former provider's: one may hold a
-            key's value.
-        retained: What a Create wanted that was refused, while an earlier life of the resource held it.
+        foreign: Digests of the foreign ids in Updates. A former provider's id may hold a key's value.
+        retained: The association of a failed Create, if an earlier life of the resource held it.
         answers: The answers given, by RequestId.
-        digest: Of the properties that were last answered SUCCESS.
-        begun: The RequestId that is being served after it was received before; one that is found standing is
-            a death.
-        died: The RequestId whose deaths are counted.
-        deaths: How many functions have died at it.
+        digest: The digest of the properties that last succeeded.
+        begun: The RequestId of a redelivered request, while a function serves it. A delivery that finds its
+            own mark shows a death.
+        died: The RequestId that `deaths` counts for.
+        deaths: The number of functions that have died at it.
     """
 
     holds: Mapping[Association, Hold] = _NONE
@@ -163,7 +163,7 @@ class ResourceRecord(NamedTuple):
 
     @property
     def newest(self) -> str:
-        """The RequestId of the newest request that has arrived; empty for none."""
+        """The RequestId of the newest request that has arrived; empty if none has."""
         return self.arrived[-1] if self.arrived else ""
 
 
@@ -172,13 +172,13 @@ class AssociationRecord(NamedTuple):
 
     Attributes:
         holders: The resources that hold it.
-        preexisting: It was attached before any of them.
+        preexisting: Somebody else attached it before any of them.
         taken_over: An Update with `Take` has made it theirs all the same.
-        detaching: Its last holder has set about detaching it. Until when the function that does so can run,
-            in epoch seconds: a mark that outlives it was left by a death.
-        moved_by: The RequestId that detached it for a move; it stays held.
-        begun_by: The request that has last set about attaching it; NOBODY; None where it is attached, and
-            nobody asks since when.
+        detaching: Its last holder has begun to detach it. The function can run until this time, in epoch
+            seconds. An older mark comes from a death.
+        moved_by: The RequestId that detached it for a move; its holder still holds it.
+        begun_by: The request that last began to attach it; NOBODY if none has; None if it is attached and
+            its beginning matters no more.
     """
 
     holders: frozenset[Holder] = frozenset()
@@ -193,27 +193,27 @@ class AssociationRecord(NamedTuple):
         return sorted(self.holders - {holder})
 
     def owned(self, *, take: bool) -> bool:
-        """Whether its last holder may detach it: it was attached by us, or it was taken and that still stands."""
+        """Whether its last holder may detach it: we attached it, or `Take` took it over and still stands."""
         return (self.taken_over and take) if self.preexisting else self.begun_by != NOBODY
 
 
 class Snapshot(NamedTuple):
-    """What the ledger says of one resource and of the associations that are looked at. `versions` is for the ledger."""
+    """The ledger's pages of one resource and of some associations. `versions` belongs to the ledger."""
 
     record: ResourceRecord
     entries: Mapping[Association, AssociationRecord]
     versions: Mapping[str, str | None] = _NONE
 
     def entry(self, association: Association) -> AssociationRecord:
-        """The page of an association; a KeyError where it was not read, for then nothing is known of its holders."""
+        """The page of an association; KeyError if nobody has read it, because its holders are unknown."""
         return self.entries[association]
 
     def with_entry(self, association: Association, entry: AssociationRecord) -> Snapshot:
-        """With another page for an association."""
+        """A snapshot with another page for an association."""
         return self._replace(entries={**self.entries, association: entry})
 
     def held(self, holder: Holder, association: Association, hold: Hold) -> Snapshot:
-        """With the association held: both pages always change together."""
+        """A snapshot in which the holder holds it: both pages always change together."""
         entry = self.entry(association)
         record = self.record._replace(holds={**self.record.holds, association: hold})
         return self._replace(record=record).with_entry(
@@ -221,7 +221,7 @@ class Snapshot(NamedTuple):
         )
 
     def let_go(self, holder: Holder, association: Association) -> Snapshot:
-        """With the association let go. With its last holder all that is known of it goes."""
+        """A snapshot in which the holder has let go. The association's page goes with its last holder."""
         left = self.entry(association).holders - {holder}
         entry = (
             self.entry(association)._replace(holders=left, detaching=None) if left else AssociationRecord()
@@ -231,5 +231,5 @@ class Snapshot(NamedTuple):
 
 
 def digest(physical_id: str) -> str:
-    """Shorten a foreign id to what tells it from others, and nothing else."""
+    """Shorten a foreign id to a digest that tells it from others and reveals nothing."""
     return hashlib.sha256(physical_id.encode(errors="backslashreplace")).hexdigest()[:32]

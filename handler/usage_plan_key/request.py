@@ -17,23 +17,23 @@ from .errors import EventError
 from .model import LONGEST_ID, Association, Holder, well_formed
 
 PROPERTIES: Final = ("UsagePlanId", "KeyId", "KeyType", "OnExisting", "IncludeValue", "VerifyTrigger")
-# CloudFormation hands these two over among the properties, though they are its own.
+# CloudFormation passes these two of its own among the properties.
 _LET_THROUGH: Final = ("ServiceToken", "ServiceTimeout")
 # https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-cloudformation-customresource.html
 LONGEST_SERVICE_TIMEOUT: Final = 3600
-#: Seconds by which a clock of AWS's may differ from this machine's.
+#: Seconds by which AWS's clock may differ from this machine's.
 MOST_SKEW: Final = 60
-#: Seconds for which CloudFormation signs a ResponseURL: captured events say `X-Amz-Expires=7200`. AWS
+#: Seconds for which CloudFormation signs a ResponseURL. Captured events say `X-Amz-Expires=7200`; AWS
 #: documents no number.
 SIGNED_FOR: Final = 7200
-#: Seconds for which a repair may wait for its turn: the next watch sees again what is still missing then.
+#: Seconds for which a repair may wait for its turn. The next watch finds a key that is still missing.
 REPAIR_TIME: Final = 600
-#: Epoch seconds that no request is issued at any more: what is later is no time.
+#: CloudFormation issues no request after this epoch second, so a later one is no time.
 LAST_SECOND: Final = 2**33
 
 
 class OnExisting(StrEnum):
-    """What to do when the key is in the plan already and not through this stack."""
+    """The policy for a key that is in the plan already and not through this stack."""
 
     FAIL = "Fail"
     ADOPT = "Adopt"
@@ -49,19 +49,19 @@ _CHOICES: Final = {
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class _Request:
-    """What every request carries.
+    """The fields of every request.
 
-    A dataclass makes its methods anew in every init, a millisecond for each class, so these have no more than
-    is used. Without a repr, nothing that prints a request prints its URL.
+    A dataclass builds its methods in every init, a millisecond for each class, so these build only the used
+    ones. Without a repr, nobody prints a request's URL.
 
     Attributes:
         id: CloudFormation's RequestId; the same when a request is delivered again.
-        holder: The resource that it is about.
-        physical_id: The event's id; None on a Create alone.
-        issued: When CloudFormation issued the request, in epoch seconds; None when its ResponseURL does not
+        holder: The resource.
+        physical_id: The event's id; None on a Create only.
+        issued: When CloudFormation issued the request, in epoch seconds; None if its ResponseURL does not
             tell.
-        response_url: Where the answer goes. It is pre-signed, hence a secret.
-        service_timeout: How long CloudFormation waits for the answer, in seconds.
+        response_url: The answer's destination. It is pre-signed, so it is a secret.
+        service_timeout: Seconds for which CloudFormation waits for the answer.
     """
 
     id: str
@@ -73,25 +73,24 @@ class _Request:
 
     @cached_property
     def identified(self) -> Association | None:
-        """What the physical id names; None on a Create, and where the id is a foreign one."""
+        """The association that the physical id names; None on a Create and for a foreign id."""
         return Association.parse(self.physical_id) if self.physical_id else None
 
     @property
     def shown_id(self) -> str | None:
-        """The physical id for logs and Reasons. A former provider's is not shown: it may hold a key's value."""
+        """The physical id for logs and Reasons. It hides a former provider's: that may hold a key's value."""
         id_ = self.physical_id
-        if (
-            id_ is None or self.identified or self.holder.logical_id in id_
-        ):  # CloudFormation's own has the logical id in it.
+        # An id that CloudFormation invents contains the logical id.
+        if id_ is None or self.identified or self.holder.logical_id in id_:
             return id_
         return f"a foreign id of {len(id_)} characters"
 
     def ends(self, arrived: float) -> float:
-        """Tell until when CloudFormation waits for the answer to a request that arrived then; both in epoch seconds.
+        """Tell when CloudFormation stops waiting for a request that arrived then; both in epoch seconds.
 
-        Its time counts from when it issued the request. The first minute of a request's age does not count,
-        because the two clocks may differ by so much: an answer can come a minute late, but none is given up a
-        minute early.
+        CloudFormation counts from the issue time. The first minute of a request's age does not count, because
+        the two clocks may differ by that much. So an answer can come a minute late, but the function gives up
+        none a minute early.
         """
         age = arrived - self.issued if self.issued is not None else 0.0
         return arrived + self.service_timeout - max(0.0, age - MOST_SKEW)
@@ -99,13 +98,13 @@ class _Request:
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class CreateOrUpdate(_Request):
-    """What a Create and an Update have in common: a resource wants an association.
+    """A resource wants an association.
 
     Attributes:
         wanted: The association.
-        on_existing: What to do when it is there already.
+        on_existing: The policy if it is there already.
         include_value: Whether the answer carries the key's value.
-        digest: Of all properties that were received: the same for the same ones.
+        digest: The digest of all received properties.
     """
 
     wanted: Association
@@ -117,7 +116,7 @@ class CreateOrUpdate(_Request):
     def answer_id(self) -> str:
         """The physical id of a FAILED answer: CloudFormation treats any id but the event's as a replacement.
 
-        A Create's event has none, so its answer has the id that the Create would have had.
+        A Create's event has none, so its answer has the id of a successful one.
         """
         return self.physical_id or self.wanted.id
 
@@ -131,7 +130,7 @@ class Create(CreateOrUpdate):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Update(CreateOrUpdate):
-    """A resource wants an association, the one that it has or another; a rollback comes as an Update too."""
+    """A resource wants an association, its present one or another. A rollback comes as an Update too."""
 
     physical_id: str
     took: bool = False
@@ -139,21 +138,21 @@ class Update(CreateOrUpdate):
 
     @property
     def in_place(self) -> bool:
-        """Whether the id names what is wanted. If not, the answer's new id makes this a replacement."""
+        """Whether the id names the wanted association. If not, the answer has a new id, a replacement."""
         return self.identified == self.wanted
 
 
 class Repair(Update):
-    """What a resource holds and the watch found missing is to be attached again, as by an Update in place.
+    """The watch found a held association missing and asks to attach it again, as an Update in place would.
 
-    No stack has sent it: it fences nothing, and nobody is answered. A dataclass would cost init a
+    No stack has sent it, so it fences nothing, and nobody gets an answer. A dataclass would cost init a
     millisecond.
     """
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Delete(_Request):
-    """A resource, or its old association after a replacement, goes. Its properties are never refused."""
+    """A resource goes, or its old association after a replacement. The function refuses no property of it."""
 
     physical_id: str
     take: bool = False
@@ -166,14 +165,14 @@ class Delete(_Request):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Invalid(_Request):
-    """A Create (no `physical_id`) or an Update that is refused for what its properties say."""
+    """A Create (no `physical_id`) or an Update with unusable properties."""
 
     wanted: Association | None
     faults: tuple[str, ...]
 
     @property
     def answer_id(self) -> str:
-        """The event's id; a failed Create's is the one that it would have had, else the logical id."""
+        """The event's id; for a Create the id of a successful one, else the logical id."""
         return self.physical_id or (self.wanted.id if self.wanted else self.holder.logical_id)
 
 
@@ -181,12 +180,12 @@ Request = Create | Update | Delete | Invalid
 
 
 def parse(event: object) -> Request:
-    """Read a custom resource event: any that can be answered, whatever its other fields hold.
+    """Read a custom resource event, whatever it holds beside the fields that an answer needs.
 
-    Where ResponseURL leads is not looked at here; `response.destination` has the one parser for that.
+    `response.destination` has the only parser for ResponseURL's host.
 
     Raises:
-        EventError: It lacks what an answer needs.
+        EventError: The event lacks a field that an answer needs.
     """
     if not isinstance(event, Mapping) or event.get("RequestType") not in ("Create", "Update", "Delete"):
         raise EventError(_foreign(event))
@@ -232,7 +231,7 @@ def _create_or_update(
 
 
 def repair_event(id_: str, holder: Holder, association: Association) -> dict[str, str]:
-    """Make what stands in the queue for a repair; `parse_repair` reads it."""
+    """Make the queue's event for a repair; `parse_repair` reads it."""
     return {
         "RequestType": "Repair",
         "RequestId": id_,
@@ -243,7 +242,7 @@ def repair_event(id_: str, holder: Holder, association: Association) -> dict[str
 
 
 def parse_repair(event: object) -> Repair | None:
-    """Read a repair; None where the event is none."""
+    """Read a repair; None for any other event."""
     match event:
         case {
             "RequestType": "Repair",
@@ -266,14 +265,17 @@ def parse_repair(event: object) -> Repair | None:
 
 
 def _foreign(event: object) -> str:
-    """Say that an event is none of CloudFormation's, and what it is. None of its values is shown: they may be secrets."""
+    """Say that an event is none of CloudFormation's, without its values: they may be secrets."""
     if not isinstance(event, Mapping):
         why = f"this is {_kind(event)}"
     elif event.get("RequestType"):
         why = "RequestType is none of Create, Update and Delete"
     else:
         why = f"RequestType is missing; this is {_sender(event)}"
-    return f"not a CloudFormation custom resource event: {why}, and the function takes CloudFormation's Create, Update and Delete"
+    return (
+        f"not a CloudFormation custom resource event: {why}, and the function takes CloudFormation's Create, "
+        "Update and Delete"
+    )
 
 
 def _sender(event: Mapping[str, Any]) -> str:
@@ -296,16 +298,17 @@ def _sender(event: Mapping[str, Any]) -> str:
 
 
 def _issued(response_url: str) -> int | None:
-    """Read when a request was issued: ResponseURL was signed then.
+    """Read when CloudFormation issued a request: it signed ResponseURL then.
 
-    Captured events carry `X-Amz-Date` (`20261123T101112Z`), AWS's older sample `Expires` (epoch seconds).
+    Captured events carry `X-Amz-Date` (`20261123T101112Z`). AWS's older sample carries `Expires` (epoch
+    seconds).
     """
     try:
         query = parse_qs(response_url.partition("?")[2])
         if "X-Amz-Date" in query:
             signed = datetime.fromisoformat(query["X-Amz-Date"][0])
             if signed.tzinfo is None:
-                return None  # Without a zone it could be a time of anywhere.
+                return None  # Without a zone, it could be the time of any place.
             seconds = int(signed.timestamp())
         else:
             seconds = int(query["Expires"][0]) - SIGNED_FOR
@@ -315,7 +318,7 @@ def _issued(response_url: str) -> int | None:
 
 
 def _service_timeout(value: object) -> int:
-    """Read ServiceTimeout, 1 to 3,600 seconds; CloudFormation has checked it, so what is odd counts as absent."""
+    """Read ServiceTimeout, 1 to 3,600 seconds. CloudFormation checks it, so an odd value counts as absent."""
     try:
         return (
             min(max(int(str(value)), 1), LONGEST_SERVICE_TIMEOUT)
@@ -330,7 +333,8 @@ def _digest(properties: Mapping[str, Any]) -> str:
     try:
         return hashlib.sha256(json.dumps(properties, sort_keys=True).encode()).hexdigest()[:32]
     except (TypeError, ValueError, RecursionError):
-        return ""  # Only a direct invocation can bring what JSON cannot hold. Without a digest nothing equals it.
+        # Only a direct invocation can bring a value that JSON cannot hold. An empty digest equals no other.
+        return ""
 
 
 def _faults(properties: Mapping[Any, Any]) -> list[str]:
@@ -339,8 +343,8 @@ def _faults(properties: Mapping[Any, Any]) -> list[str]:
         nearest = _nearest(name)
         hint = f"did you mean {nearest}?" if nearest else f"known are {', '.join(PROPERTIES)}"
         faults.append(f"unknown property {_shown_name(name)} ({hint})")
-    # Equal ids are no fault: API Gateway nowhere says that a key's and a plan's id differ. Where one is
-    # wrong, it answers 404.
+    # Equal ids are no fault: AWS documents nowhere that a key's and a plan's id differ. If one is wrong, API
+    # Gateway answers 404.
     for name in ("UsagePlanId", "KeyId"):
         value = properties.get(name)
         if value is None:
@@ -353,14 +357,14 @@ def _faults(properties: Mapping[Any, Any]) -> list[str]:
             faults.append(f"{name} is malformed: {' and '.join(_wrong(name, value))}")
     for name, allowed in _CHOICES.items():
         value = properties.get(name, allowed[0])
-        # A direct invocation may hand in real booleans, CloudFormation turns them into these strings.
+        # A direct invocation may bring real booleans; CloudFormation turns them into these strings.
         if (str(value).lower() if isinstance(value, bool) else value) not in allowed:
             faults.append(f"{name} is {_shown(value)}, not {' or '.join(allowed)}")
     return faults
 
 
 def _wrong(name: str, value: str) -> list[str]:
-    """Say what is wrong with an id, without showing any of it: it may be a key's value."""
+    """Name an id's faults and show none of it: it may be a key's value."""
     id_ = value.strip()
     wrong = ["it has white space around it"] if id_ != value else []
     if re.search(r"\{\{resolve:|\$\{", id_):
@@ -375,7 +379,7 @@ def _wrong(name: str, value: str) -> list[str]:
         )
     elif len(id_) > LONGEST_ID:
         refused = (
-            "; a key made with GenerateDistinctId: false has its value as its id, and is refused"
+            "; a key made with GenerateDistinctId: false has its value as its id, and the function refuses it"
             if name == "KeyId"
             else ""
         )
@@ -390,7 +394,7 @@ def _wrong(name: str, value: str) -> list[str]:
 def _nearest(name: object) -> str | None:
     if not isinstance(name, str):
         return None
-    import difflib  # noqa: PLC0415  # where nothing is wrong it is not needed
+    import difflib  # noqa: PLC0415  # only a misspelt name needs it
 
     known = {each.lower(): each for each in PROPERTIES}
     close = difflib.get_close_matches(name.lower(), known, n=1)
@@ -409,19 +413,19 @@ _KINDS: Final = {
 
 
 def _kind(value: object) -> str:
-    """Name the kind of a value that is not shown."""
+    """Name the kind of a value, not the value."""
     return _KINDS.get(type(value), type(value).__name__)
 
 
 def _shown(value: object) -> str:
-    """Show a refused value if it is too short to be a key's: somebody may have pasted one into the wrong property."""
+    """Show a refused value only if it is too short for a key's: somebody may have pasted one here."""
     if not isinstance(value, str):
         return _kind(value)
     return ascii(value) if len(value) <= LONGEST_ID else f"a string of {len(value)} characters"
 
 
 def _shown_name(name: object) -> str:
-    """Show a property's name, an odd or long one quoted and shortened."""
+    """Show a property's name; quote and shorten an odd or long one."""
     if not isinstance(name, str):
         return _kind(name)
     if re.fullmatch(r"[!-~]{1,40}", name):
