@@ -256,7 +256,7 @@ class TestBlocked:
         cfn.create("B", FREE, stack=stack)
         cfn.create("A", FREE, ADOPT)
         answer = cfn.update("A", FREE, PRO)
-        assert failed(answer, f"held by A of stack one, B of stack {stack}, so it was left alone")
+        assert failed(answer, f"held by A of stack one, B of stack {stack}, so the function left it alone")
         assert cfn.attached == {FREE}
         assert cfn.entry(FREE).detaching is None
 
@@ -338,7 +338,8 @@ class TestTakenThenMoved:
         self, cfn: CloudFormation, on_existing: OnExisting, took: bool
     ) -> None:
         assert failed(
-            cfn.update("A", FREE, PRO, on_existing, took=took), "was there before it, so it was left alone"
+            cfn.update("A", FREE, PRO, on_existing, took=took),
+            "was there before it, so the function left it alone",
         )
         assert cfn.attached == {FREE}
 

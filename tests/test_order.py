@@ -47,7 +47,7 @@ class TestSuperseded:
         late = cfn.a_create("A", FREE) if kind is Create else cfn.an_update("A", GOLD, FREE)
         cfn.arrives(cfn.a_delete("A", "invented"))
         answer = cfn.send(late)
-        assert failed(answer, "Superseded", "nothing was touched")
+        assert failed(answer, "Superseded", "this one touched nothing")
         assert answer.id == late.answer_id
         assert not cfn.calls()
         assert not cfn.entries

@@ -692,10 +692,10 @@ def test_a_page_that_was_not_read_is_an_error() -> None:
 class TestLeftAlone:
     """The Reason says who holds what blocks the key, and what to do."""
 
-    SAID = "That association is held by {}, so it was left alone. {}"
+    SAID = "That association is held by {}, so the function left it alone. {}"
     TWICE = (
         "To rename a resource and move its key, deploy twice: first give it the new logical id with the plan that it has, then "
-        "change the plan. If it was retained, declare it again first. Else remove it there first"
+        "change the plan. If CloudFormation retained it, declare it again first. Else remove it there first"
     )
 
     @pytest.mark.parametrize(
@@ -704,14 +704,14 @@ class TestLeftAlone:
             pytest.param(
                 by(THIS, preexisting=True),
                 "A of stack one, and was there before it",
-                "It was adopted: to move it, first set OnExisting to Take, deploy, then change the plan",
+                "This resource adopted it: to move it, first set OnExisting to Take, deploy, then change the plan",
                 id="adopted",
             ),
             pytest.param(
                 by(THIS),
                 "A of stack one",
-                "It was retained: to move it, first declare this resource with the plan that it has there, deploy, then change "
-                "the plan",
+                "CloudFormation retained it: to move it, first declare this resource with the plan that it has there, deploy, "
+                "then change the plan",
                 id="retained",
             ),
             pytest.param(by(SIBLING), "B of stack one", TWICE, id="another of this stack"),
@@ -752,7 +752,7 @@ class TestLeftAlone:
             rules.check_existing(create())
 
     def test_a_superseded_request_is_told_that_nothing_was_touched(self) -> None:
-        with pytest.raises(SupersededError, match=r"^Superseded: .*; nothing was touched$"):
+        with pytest.raises(SupersededError, match=r"^Superseded: .*; this one touched nothing$"):
             rules.check_superseded(arrived(create(at=1), delete(at=2)), create(at=1))
 
 

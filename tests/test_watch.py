@@ -1041,14 +1041,14 @@ class TestServingARepair:
         "not held": (lambda world: None, "does not hold it"),
         "let go of": (lambda world: (world.create("A", FREE), world.delete("A", FREE)), "does not hold it"),
         "held by another resource alone": (lambda world: world.create("B", FREE), "does not hold it"),
-        "never attached": (failed_unclear, "was never told"),
+        "never attached": (failed_unclear, "no answer has said"),
         "left by an update": (
             lambda world: (world.create("A", FREE), world.update("A", FREE, GOLD)),
             "does not hold it",
         ),
         "moved away from": (moved_and_lost, "moved away"),
         "there before us": (adopted, "was there before"),
-        "being detached": (marked, "being detached"),
+        "being detached": (marked, "detaching it"),
         "an Update pending": (
             lambda world: pending(world, lambda: world.an_update("A", FREE, GOLD)),
             "pending",

@@ -138,7 +138,7 @@ class Update(CreateOrUpdate):
 
     @property
     def in_place(self) -> bool:
-        """Whether the id names the wanted association. If not, the answer has a new id, a replacement."""
+        """Whether the id names the wanted association. If not, the answer's new id starts a replacement."""
         return self.identified == self.wanted
 
 

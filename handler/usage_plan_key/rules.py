@@ -1,40 +1,38 @@
-"""Every rule of what is held, attached, detached and answered.
+"""Every rule: which associations a resource holds, what the function does next, and what it answers.
 
-Pure functions, from what was asked and what was observed to what is written down or done next. Nothing here
-talks to anybody.
+Pure functions, from the request and the observations to the next pages or the next step. They call nobody.
 
 A resource wants an association (Create, Update):
 
-    who holds it           in the plan   what is done, and the outcome
-    ---------------------  ------------  ---------------------------------------------------------------
+    holders                in the plan   step and outcome
+    ---------------------  ------------  ---------------------------------------------------------------------
     nobody                 no            attach: ATTACHED
-    nobody                 yes           `Fail`: refuse; `Adopt`, `Take`: hold it, marked `before`: ADOPTED
-    this resource          yes           VERIFIED; Update with `Take` on what is `before`: TAKEN; Create: ATTACHED
+    nobody                 yes           `Fail`: refuse; `Adopt`, `Take`: hold it, as `preexisting`: ADOPTED
+    this resource          yes           VERIFIED; Create: ATTACHED; Update, `Take`, `preexisting`: TAKEN
     this resource          no            attach: REPAIRED; Create: ATTACHED
     another of this stack  yes           hold it too: JOINED
     another of this stack  no            hold it too, attach: REPAIRED
-    other stacks alone     yes           `Fail`: refuse; `Adopt`, `Take`: hold it too: JOINED
-    other stacks alone     no            `Fail`: refuse; `Adopt`, `Take`: hold it too, attach: REPAIRED
+    other stacks only      yes           `Fail`: refuse; `Adopt`, `Take`: hold it too: JOINED
+    other stacks only      no            `Fail`: refuse; `Adopt`, `Take`: hold it too, attach: REPAIRED
 
-What is held and in the plan is ours from the moment at which a request that held it set about attaching it,
-and not before: until then, or where attaching was clearly refused, it counts as held by nobody.
+A key in the plan is ours once a request of a holder has begun to attach it. Before that, and after a clear
+refusal, it counts as held by nobody.
 
-    attaching is refused because …                  what is done
-    ----------------------------------------------
-    ------------------------------------------------------------------ the key is in a plan for the same API
-    stage:
-      held by this resource alone, and its own      detach that one, attach the wanted one: MOVED
-      otherwise                                     refuse, naming the plan, the stage and who holds it
+    API Gateway refuses to attach, because …      step and outcome
+    --------------------------------------------  ------------------------------------------------------------
+    the key is in a plan for the same API stage:
+      only this resource holds and owns that      detach that one, attach the wanted one: MOVED
+      otherwise                                   refuse, naming the plan, the stage and the holders
     there is no such key or plan:
-      an Update that takes back the last change     LOST: a rollback over one deleted key must not wedge the stack
-      otherwise                                     refuse, naming which it is
+      an Update takes back the last change        LOST: one deleted key must not block a whole rollback
+      otherwise                                   refuse, naming the missing one
 
-A resource lets go of an association (Delete, or an Update that finds what a superseded one left):
+A resource lets go of an association (Delete, or an Update after a superseded one):
 
-    others hold it too                         take this resource out of the holders
-    it was there before us, and is not taken   the same: it stays attached
-    it was moved away from                     the same: it is detached already
-    otherwise                                  mark it `detaching`, detach it, take the resource out
+    others hold it too                            take this resource out of the holders
+    it is `preexisting`, and nobody has taken it  the same: it stays attached
+    a move has detached it                        the same
+    otherwise                                     mark it `detaching`, detach it, take the resource out
 """
 
 from __future__ import annotations
@@ -60,21 +58,20 @@ from .model import (
 )
 from .request import Create, CreateOrUpdate, Delete, OnExisting, Repair, Request, Update
 
-#: Answers remembered at most, and requests of one second, so that a holder's item cannot outgrow DynamoDB's
-#: 400 KB.
+#: Answers on a holder's page at most, and requests of one second: DynamoDB takes 400 KB an item.
 MOST_ANSWERS: Final = 50
-#: Deaths of functions at one request, after which it is answered FAILED.
+#: After this many deaths at a request, the function answers it FAILED.
 MOST_DEATHS: Final = 3
 
 
 class Row(NamedTuple):
-    """What a Create or an Update comes to, and whether `OnExisting: Fail` refuses it."""
+    """The outcome of a Create or an Update, and whether `OnExisting: Fail` refuses it."""
 
     outcome: Outcome
     refused: bool = False
 
 
-#: The table above: who holds the association, and whether the key is in the plan.
+#: The first table above, by the holders and by whether the key is in the plan.
 OUTCOMES: Final = {
     (Standing.NOBODY, False): Row(Outcome.ATTACHED),
     (Standing.NOBODY, True): Row(Outcome.ADOPTED, refused=True),
@@ -91,9 +88,9 @@ OUTCOMES: Final = {
 
 
 def fence(record: ResourceRecord, request: Request, *, is_over: bool = False) -> ResourceRecord:
-    """Write down that a request has arrived, before it waits for its turn.
+    """Note that a request has arrived, before it waits for its turn.
 
-    One that arrives when its time is over has come late: it is not newer than another one of the same second.
+    A request that arrives after its time is late: it is not newer than another one of the same second.
     """
     if request.id in record.answers or request.id in record.arrived:
         return record
@@ -122,7 +119,7 @@ def fence(record: ResourceRecord, request: Request, *, is_over: bool = False) ->
 
 
 def _named_by(record: ResourceRecord, request: Request) -> ResourceRecord:
-    """Note what a request's id names: a hold, or a former provider's resource."""
+    """Note the hold, or the former provider's resource, that a request's id names."""
     hold = record.holds.get(request.identified) if request.identified else None
     if request.identified and hold:
         hold = hold._replace(named=True, left=0 if isinstance(request, Delete) else hold.left)
@@ -133,9 +130,9 @@ def _named_by(record: ResourceRecord, request: Request) -> ResourceRecord:
 
 
 def _in_a_new_life(record: ResourceRecord, request: Request) -> ResourceRecord:
-    """A Create begins a new life. What is held from an earlier one was retained: no Delete came for it.
+    """Begin a new life with a Create. CloudFormation retained the earlier holds: it sent no Delete for them.
 
-    What a failed request may have attached was not.
+    It did not retain the holds of a failed request, because it never believed in them.
     """
     holds = {
         association: hold if hold.failed or hold.request == request.id else hold._replace(named=True, left=0)
@@ -145,16 +142,16 @@ def _in_a_new_life(record: ResourceRecord, request: Request) -> ResourceRecord:
 
 
 def _was_cancelled(record: ResourceRecord, request: Request) -> bool:
-    """Tell whether a Create arrives behind its own Delete: within a second they cannot be told by their issue times.
+    """Tell whether a Create arrives behind its own Delete of the same second.
 
-    A Delete has an invented id where its Create was cancelled or never answered. After any other Delete a
-    Create is a new one.
+    CloudFormation invents a Delete's id if it cancelled the Create or got no answer. After any other Delete,
+    a Create is a new one.
     """
     return request.physical_id is None and request.issued == record.issued and record.closed
 
 
 def looked_at(request: Request) -> list[Association]:
-    """Name the associations that serving a request begins with."""
+    """Name the associations that the function reads first for a request."""
     return [found for found in (getattr(request, "wanted", None), request.identified) if found is not None]
 
 
@@ -165,15 +162,17 @@ def check_superseded(record: ResourceRecord, request: Request | CreateOrUpdate) 
         SupersededError: A newer request for the same resource has arrived.
     """
     if isinstance(request, Repair) and is_pending(record):
-        raise SupersededError("Superseded: a request of the resource is pending, and is served instead")
+        raise SupersededError(
+            "Superseded: a request of the resource is pending, and the function serves that one"
+        )
     if request.issued is not None and record.newest != request.id and record.issued >= request.issued:
         raise SupersededError(
-            "Superseded: CloudFormation has sent a newer request for this resource; nothing was touched"
+            "Superseded: CloudFormation has sent a newer request for this resource; this one touched nothing"
         )
 
 
 def is_pending(record: ResourceRecord) -> bool:
-    """Tell whether the newest request that has arrived is not answered yet."""
+    """Tell whether the newest request that has arrived still waits for its answer."""
     return bool(record.newest) and record.newest not in record.answers
 
 
@@ -181,13 +180,13 @@ def is_pending(record: ResourceRecord) -> bool:
 
 
 def begin(record: ResourceRecord, request: Request) -> ResourceRecord:
-    """Mark a request that was received before as begun. Where the mark stands already, a function has died at it."""
+    """Mark a redelivered request as begun. If the mark stands already, a function has died at it."""
     deaths = record.deaths if record.died == request.id else 0
     return record._replace(begun=request.id, died=request.id, deaths=deaths + (record.begun == request.id))
 
 
 def rest(record: ResourceRecord, request: Request) -> ResourceRecord:
-    """Take off the mark: the request goes back into the queue, and no function has died at it this time."""
+    """Take off the mark when the request goes back into the queue: no function has died this time."""
     return record._replace(begun="") if record.begun == request.id else record
 
 
@@ -208,31 +207,32 @@ def standing(entry: AssociationRecord, holder: Holder) -> Standing:
 
 
 def take_hold(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
-    """Hold what is wanted, before anything is attached.
+    """Hold the wanted association, before the function attaches it.
 
     Raises:
-        SupersededError: A newer request has arrived: this one touches nothing.
-        FailedError: Other stacks alone hold it, and `OnExisting` is `Fail`.
+        SupersededError: A newer request has arrived.
+        FailedError: Only other stacks hold it, and `OnExisting` is `Fail`.
     """
     check_superseded(state.record, request)
     entry = state.entry(request.wanted)
     stands = standing(entry, request.holder)
     if stands is Standing.THIS:
         return state
-    # Whether or not the key is in the plan.
+    # `Fail` refuses the same holders' associations in the plan and outside it.
     if request.on_existing is OnExisting.FAIL and OUTCOMES[stands, False].refused:
         raise FailedError(
-            f"{attaching(request.wanted)}: it is held by {listed(entry.holders, request.holder)}, and OnExisting is Fail. "
-            f"Adopt or Take would hold it too; it is detached when its last holder goes. {way_out(entry.holders)}"
+            f"{attaching(request.wanted)}: it is held by {listed(entry.holders, request.holder)}, and "
+            "OnExisting is Fail. Adopt or Take would hold it too; the function detaches it when its last "
+            f"holder goes. {way_out(entry.holders)}"
         )
     if stands is Standing.NOBODY:
-        # It is attached next, with nothing in between.
+        # The function attaches it next, so this write can carry the mark.
         state = state.with_entry(request.wanted, entry._replace(begun_by=request.id))
     return state.held(request.holder, request.wanted, Hold(request.id))
 
 
 def outcome(request: CreateOrUpdate, stands: Standing, entry: AssociationRecord, *, present: bool) -> Outcome:
-    """Read the table above, for what is not refused. `stands` and `entry` are what was found, before it was held."""
+    """Read the first table, without refusals. `stands` and `entry` are from before the hold."""
     if stands is Standing.THIS and isinstance(request, Create):
         return Outcome.ATTACHED  # A repeated request: its first delivery took hold.
     if present and takes(request, entry):
@@ -241,18 +241,18 @@ def outcome(request: CreateOrUpdate, stands: Standing, entry: AssociationRecord,
 
 
 def takes(request: CreateOrUpdate, entry: AssociationRecord) -> bool:
-    """Tell whether this makes ours what was there before: an Update with `Take` that had it as its id already.
+    """Tell whether this takes over a preexisting association: an Update with `Take` whose id names it.
 
-    So neither the rollback of what found it nor that of the change to `Take` can detach it.
+    So no rollback can detach it, neither of the request that found it nor of the change to `Take`.
     """
     wishes = isinstance(request, Update) and request.in_place and request.on_existing is OnExisting.TAKE
     return wishes and entry.preexisting and request.holder in entry.holders
 
 
 def found_attached(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
-    """Attaching was refused, for the key is in the plan already, and the first who held it was this resource.
+    """Note that attaching failed because the key is in the plan, and that nobody held it before.
 
-    So it was there before, unless another request has set about attaching it meanwhile.
+    So it was there before, unless another request has begun to attach it meanwhile.
     """
     entry = state.entry(request.wanted)
     return _preexisting(state, request) if entry.begun_by in (request.id, NOBODY) else state
@@ -265,20 +265,21 @@ def _preexisting(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
 
 
 def check_existing(request: CreateOrUpdate) -> None:
-    """Refuse what was there before, unless the resource would have it all the same.
+    """Refuse a preexisting association, unless the resource accepts it.
 
     Raises:
         FailedError: `OnExisting` is `Fail`.
     """
     if request.on_existing is OnExisting.FAIL:
         raise FailedError(
-            f"{attaching(request.wanted)}: it is there already, not through this stack, and OnExisting is Fail. Adopt would use "
-            "it and leave it there on Delete; Take would use it and, from the next Update on, own it"
+            f"{attaching(request.wanted)}: it is there already, not through this stack, and OnExisting is "
+            "Fail. Adopt would use it and leave it there on Delete; Take would use it and, from the next "
+            "Update on, own it"
         )
 
 
 def present(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
-    """What is held was seen in the plan: it was there before if nobody has begun to attach it; `takes` says if it is taken."""
+    """Note that a held key is in the plan. If nobody has begun to attach it, it was there before."""
     if state.entry(request.wanted).begun_by == NOBODY:
         state = _preexisting(state, request)
     entry = state.entry(request.wanted)
@@ -288,7 +289,7 @@ def present(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
 
 
 def reattaching(state: Snapshot, request: CreateOrUpdate, association: Association) -> Snapshot:
-    """Before a held association is attached again: from then on it is ours; one that was moved away is what it was before."""
+    """Note that the function attaches a held key again: it is ours then, or as it was before a move."""
     if isinstance(request, Repair):
         check_repairable(state, request)
     entry = state.entry(association)
@@ -298,14 +299,14 @@ def reattaching(state: Snapshot, request: CreateOrUpdate, association: Associati
 
 
 def _reattaching_by(request: CreateOrUpdate | Request) -> str:
-    """Tell an attaching of what was held from that of another delivery of the same request, which found nobody who held it."""
+    """Tell this from the first attaching by another delivery of the same request, which found no holder."""
     return f"{request.id} again"
 
 
 def not_reattached(
     state: Snapshot, request: CreateOrUpdate, association: Association, earlier: AssociationRecord
 ) -> Snapshot:
-    """It was not this request that has attached it again: put back the marks, unless another one is at it since."""
+    """Put back the marks of a key that this request did not attach, unless another one has begun since."""
     entry = state.entry(association)
     if entry.begun_by != _reattaching_by(request):
         return state
@@ -319,7 +320,7 @@ def not_reattached(
 
 
 def attached(state: Snapshot, request: Request, association: Association) -> Snapshot:
-    """It is known to be attached: nothing of what this request has begun is open any more."""
+    """Note that the association is attached: this request has nothing open any more."""
     entry = state.entry(association)
     if entry.begun_by not in (request.id, _reattaching_by(request)):
         return state
@@ -327,12 +328,12 @@ def attached(state: Snapshot, request: Request, association: Association) -> Sna
 
 
 def is_believed(record: ResourceRecord, entry: AssociationRecord, association: Association) -> bool:
-    """Tell whether a resource counts on an association: told that it is attached, it has not left it."""
+    """Tell whether a resource counts on an association: an answer said so, and it has not left it."""
     hold = record.holds.get(association)
     if hold is None or hold.failed or hold.left:
         return False
     given = record.answers.get(hold.request)
-    # An answer is remembered for a day. Later, an attaching that is still open never came to SUCCESS.
+    # The ledger remembers an answer for a day. An attaching that is open later never came to SUCCESS.
     return given.success if given else entry.begun_by not in (hold.request, NOBODY)
 
 
@@ -345,9 +346,9 @@ def check_repairable(state: Snapshot, request: Repair) -> None:
     entry = state.entry(request.wanted)
     check_superseded(state.record, request)
     if request.holder not in entry.holders or not is_believed(state.record, entry, request.wanted):
-        raise FailedError("the resource does not hold it any more, or was never told that it is attached")
+        raise FailedError("the resource does not hold it any more, or no answer has said that it is attached")
     if entry.detaching is not None:
-        raise FailedError("it is being detached")
+        raise FailedError("a request is detaching it")
     if entry.moved_by:
         raise FailedError("it was moved away from")
     if entry.preexisting and not entry.taken_over:
@@ -355,7 +356,7 @@ def check_repairable(state: Snapshot, request: Repair) -> None:
 
 
 def take_back(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
-    """Let go of what this request holds and has not attached. Who has joined meanwhile finds that nobody began."""
+    """Let go of an association that this request has not attached. Its other holders see nobody's mark."""
     hold = state.record.holds.get(request.wanted)
     if hold is None or hold.request != request.id:
         return state
@@ -366,11 +367,11 @@ def take_back(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
 
 
 def may_be_lost(record: ResourceRecord, request: CreateOrUpdate, now: int) -> bool:
-    """Tell whether this takes back a change, so that it succeeds though its key or its plan is gone.
+    """Tell whether this takes back a change, so that it succeeds although its key or its plan is gone.
 
-    A rollback's Update brings the properties that were last answered SUCCESS; or, after an Update that was
-    answered SUCCESS, wants the association that this one had left, and whose Delete has not come within a
-    day: under UpdateReplacePolicy Retain none ever comes, and a later Update goes back to it of its own will.
+    A rollback's Update brings the properties of the last SUCCESS. Or it wants an association that a
+    successful Update left within the last day, and no Delete has come for it. Under UpdateReplacePolicy
+    Retain no Delete ever comes, so after a day an Update goes back on purpose.
     """
     hold = record.holds.get(request.wanted)
     left = hold is not None and hold.left > now - REMEMBERED
@@ -383,10 +384,10 @@ def may_be_lost(record: ResourceRecord, request: CreateOrUpdate, now: int) -> bo
 
 
 def may_move(state: Snapshot, request: CreateOrUpdate, association: Association) -> bool:
-    """Tell whether this resource may detach `association` for the sake of what it wants.
+    """Tell whether this resource may detach `association` to make room for the wanted one.
 
-    It has to be its own, and of its present life: what its id names, or what a superseded Update of it left.
-    A Create has nothing yet, and what an earlier life retained stays retained.
+    It must own it, in its present life: its id names it, or its superseded Update left it. A Create has
+    nothing yet. CloudFormation retained the associations of an earlier life, so they stay.
     """
     hold, entry = state.record.holds.get(association), state.entry(association)
     if hold is None or not isinstance(request, Update):
@@ -397,9 +398,9 @@ def may_move(state: Snapshot, request: CreateOrUpdate, association: Association)
 
 
 def _takes_over(state: Snapshot, request: Update, association: Association) -> bool:
-    """Tell whether what was there before is taken over by moving away from it: old and new properties both say `Take`.
+    """Tell whether moving away takes over a preexisting one: the old and the new properties say `Take`.
 
-    A rollback wants what this resource has held before: it takes nothing over.
+    A rollback wants an association that this resource has held before, so it takes nothing over.
     """
     wanted = state.record.holds.get(request.wanted)
     goes_on = wanted is None or wanted.request == request.id
@@ -410,29 +411,30 @@ def _takes_over(state: Snapshot, request: Update, association: Association) -> b
 
 
 def move_away(state: Snapshot, request: CreateOrUpdate, association: Association, until: int) -> Snapshot:
-    """Mark an association before it is detached for a move; it stays held until CloudFormation's Delete for it."""
+    """Mark an association before a move detaches it. It stays held until CloudFormation's Delete for it."""
     entry = state.entry(association)._replace(detaching=until, moved_by=request.id)
     return state.with_entry(association, entry) if may_move(state, request, association) else state
 
 
 def left_alone(entry: AssociationRecord, request: CreateOrUpdate) -> str:
-    """Say why this resource may not detach what is in its way, and what to do."""
+    """Say why this resource may not detach a blocking association, and what to do."""
     by = listed(entry.holders, request.holder) if entry.holders else "no stack"
     before = ", and was there before it" if entry.preexisting else ""
-    said = f"That association is held by {by}{before}, so it was left alone."
+    said = f"That association is held by {by}{before}, so the function left it alone."
     others = entry.holders - {request.holder}
-    if not others and entry.holders:  # Its own, and not to be moved by this request.
+    if not others and entry.holders:  # This resource holds it, but this request may not move it.
         first = (
             "set OnExisting to Take"
             if entry.preexisting
             else "declare this resource with the plan that it has there"
         )
-        how = "adopted" if entry.preexisting else "retained"
-        return f"{said} It was {how}: to move it, first {first}, deploy, then change the plan"
+        how = "This resource adopted it" if entry.preexisting else "CloudFormation retained it"
+        return f"{said} {how}: to move it, first {first}, deploy, then change the plan"
     if others and all(other.stack_id == request.holder.stack_id for other in others):
         return (
-            f"{said} To rename a resource and move its key, deploy twice: first give it the new logical id with the plan that it "
-            "has, then change the plan. If it was retained, declare it again first. Else remove it there first"
+            f"{said} To rename a resource and move its key, deploy twice: first give it the new logical id "
+            "with the plan that it has, then change the plan. If CloudFormation retained it, declare it "
+            "again first. Else remove it there first"
         )
     return f"{said} Remove it there first{f'. {way_out(others)}' if others else ''}"
 
@@ -441,30 +443,29 @@ def left_alone(entry: AssociationRecord, request: CreateOrUpdate) -> str:
 
 
 def releases(record: ResourceRecord, request: Delete) -> list[Association]:
-    """Name what a Delete releases."""
+    """Name the associations that a Delete releases."""
     named = request.identified
-    # What a failed Update may have attached, and no rollback has come for.
+    # A failed Update may have attached these, and no rollback has come for them.
     failed = [held for held, hold in record.holds.items() if hold.failed and not hold.named]
     if named is not None:
         released = [named] if named in record.holds and named != record.retained else []
     elif digest(request.physical_id) in record.foreign:
-        released = []  # A former provider's: it was not attached by us.
+        released = []  # A former provider attached it.
     else:
-        # CloudFormation invents an id when a Create was cancelled or never answered: what that Create took
-        # goes.
+        # CloudFormation invents an id if it cancelled a Create or got no answer. The holds of that Create go.
         released = [held for held, hold in record.holds.items() if not hold.named]
     return [held for held in dict.fromkeys(released + failed) if held != record.wants]
 
 
 def leftovers(record: ResourceRecord, request: CreateOrUpdate) -> list[Association]:
-    """Name what an Update releases besides serving what it wants: what a superseded one left, which no id has named."""
+    """Name the associations that an Update also releases: a superseded one left them, no id named them."""
     if not (isinstance(request, Update) and request.in_place):
         return []
     return [held for held, hold in record.holds.items() if held != request.wanted and not hold.named]
 
 
 def release(state: Snapshot, holder: Holder, association: Association, *, take: bool, until: int) -> Snapshot:
-    """Let go of an association, or mark it `detaching` where it is to be detached first."""
+    """Let go of an association, or mark it `detaching` if the function has to detach it first."""
     entry = state.entry(association)
     if association not in state.record.holds or state.record.wants == association:
         return state
@@ -476,7 +477,7 @@ def release(state: Snapshot, holder: Holder, association: Association, *, take: 
 
 
 def let_go_of_moved(state: Snapshot, request: Delete) -> Snapshot:
-    """Let go of what was moved away from, when the present association of the resource goes."""
+    """Let go of the associations that the resource has moved away from, when its present one goes."""
     if request.identified is None or state.entry(request.identified).moved_by:
         return state
     for association in state.record.holds:
@@ -490,7 +491,7 @@ def let_go_of_moved(state: Snapshot, request: Delete) -> Snapshot:
 
 
 def renewed(state: Snapshot, association: Association, until: int) -> Snapshot:
-    """Take up a detaching that a death has left: whoever waits for it waits anew."""
+    """Take up a detaching that a death has left; others start their wait anew."""
     entry = state.entry(association)
     return (
         state if entry.detaching is None else state.with_entry(association, entry._replace(detaching=until))
@@ -498,7 +499,7 @@ def renewed(state: Snapshot, association: Association, until: int) -> Snapshot:
 
 
 def detached(state: Snapshot, holder: Holder, association: Association) -> Snapshot:
-    """After the detaching: let go, or for a move take off the mark alone."""
+    """Let go after the detaching; for a move, only take off the mark."""
     entry = state.entry(association)
     if entry.detaching is None or holder not in entry.holders:
         return state
@@ -508,7 +509,7 @@ def detached(state: Snapshot, holder: Holder, association: Association) -> Snaps
 
 
 def still_attached(state: Snapshot, association: Association) -> Snapshot:
-    """After a detaching that was clearly refused: take off the marks."""
+    """Take off the marks after API Gateway has clearly refused to detach."""
     entry = state.entry(association)
     return state.with_entry(association, entry._replace(detaching=None, moved_by=None))
 
@@ -526,7 +527,7 @@ def answered(record: ResourceRecord, request: Request, answer: Response) -> Reso
         ((id_, given) for id_, given in record.answers.items() if given.at > answer.at - REMEMBERED),
         key=lambda pair: pair[1].at,
     )[1 - MOST_ANSWERS :]
-    # A foreign id is not written down: the event brings it, and a former provider's may be a key's value.
+    # No foreign id is stored: the event brings it, and a former provider's may be a key's value.
     noted = (
         answer._replace(id="") if request.identified is None and answer.id == request.physical_id else answer
     )
@@ -542,12 +543,11 @@ def answered(record: ResourceRecord, request: Request, answer: Response) -> Reso
     record = record._replace(holds=holds)
     is_newest = record.newest == request.id
     if request.physical_id is None and (is_newest or request.issued is None):
-        # CloudFormation follows a failed Create with a Delete of its id. That must not undo what was
-        # retained.
+        # CloudFormation follows a failed Create with a Delete of its id. That must not end a retained hold.
         hold = record.holds.get(request.wanted) if request.wanted else None
         is_retained = hold is not None and hold.request != request.id and not hold.failed
         record = record._replace(retained=request.wanted if is_retained else None)
-    return record._replace(wants=request.identified) if is_newest else record  # What it had stays.
+    return record._replace(wants=request.identified) if is_newest else record  # It keeps what it had.
 
 
 def _succeeded(record: ResourceRecord, request: Create | Update, answer: Response) -> ResourceRecord:
@@ -568,7 +568,7 @@ def attaching(association: Association) -> str:
 
 
 def listed(holders: Iterable[Holder], asks: Holder) -> str:
-    """Name holders for a Reason, three at most; a stack with the asking one's name and another id is told apart by its UUID."""
+    """Name three holders at most for a Reason. The UUID marks another stack with the asking one's name."""
     names = [
         f"{holder} ({holder.stack_id.rpartition('/')[2]})"
         if holder.stack_name == asks.stack_name and holder.stack_id != asks.stack_id
@@ -579,14 +579,14 @@ def listed(holders: Iterable[Holder], asks: Holder) -> str:
 
 
 def way_out(holders: Iterable[Holder]) -> str:
-    """Say how an operator lets go of what a stack holds that is gone, and that no Delete will ever release."""
+    """Say how an operator releases the holds of a stack that is gone: no Delete will ever do so."""
     holder = min(holders)
     event = json.dumps({"LetGo": {"StackId": holder.stack_id, "LogicalResourceId": holder.logical_id}})
     return f"If that stack is gone, invoke the function by hand with {event}"
 
 
 def abandon(state: Snapshot, holder: Holder) -> Snapshot:
-    """Let go of all that a resource of a stack that is gone holds. Nothing is detached: somebody may live on it."""
+    """Let go of all holds of a resource whose stack is gone. Detach nothing: somebody may live on it."""
     for association in state.record.holds:
         state = state.let_go(holder, association)
     return state
