@@ -710,8 +710,8 @@ class TestLeftAlone:
             pytest.param(
                 by(THIS),
                 "A of stack one",
-                "CloudFormation retained it: to move it, first declare this resource with the plan that it has there, deploy, "
-                "then change the plan",
+                "CloudFormation retained it: to move it, first declare this resource with the plan that it has "
+                "there, deploy, then change the plan",
                 id="retained",
             ),
             pytest.param(by(SIBLING), "B of stack one", TWICE, id="another of this stack"),

@@ -1,8 +1,7 @@
-"""Who holds what, in one DynamoDB table; nothing else talks to it.
+"""The holders of every association, in one DynamoDB table; nothing else talks to it.
 
-Every change is one transaction over the pages that it rests on, on condition that none of them has changed
-since it was read. So the rules stay pure functions from pages to pages, and two requests at the same time
-come out as one after the other.
+Each change is one transaction over all pages that it read, on condition that none has changed since. So the
+rules stay pure functions from pages to pages, and two requests at once end as if one came after the other.
 """
 
 from __future__ import annotations
@@ -36,15 +35,15 @@ if TYPE_CHECKING:
 
 Rule = Callable[[Snapshot], Snapshot]
 
-#: The shape of a page, written in each; a page without one is of shape 1. A newer shape is refused, an older
-#: one is read.
+#: The shape of a page; each page holds its own, and one without has shape 1. The function reads older shapes
+#: and refuses newer ones.
 SHAPE: Final = 2
-#: Seconds for which a mark `detaching` without `until` is trusted: no function runs longer.
+#: Seconds for which a mark `detaching` without `until` holds: no function runs longer.
 TRUSTED: Final = 15 * 60
 
 
 class Ledger(Protocol):
-    """Where the pages are."""
+    """The keeper of the pages."""
 
     def change(
         self,
@@ -56,25 +55,25 @@ class Ledger(Protocol):
     ) -> Snapshot:
         """Read the pages of a holder and of associations, apply a rule to them, and write what it changed.
 
-        The rule may run more than once, on what stands there by then. What it raises goes through, and
-        nothing is written.
+        The rule may run again on newer pages. If it raises, the error passes through, and the ledger writes
+        nothing.
 
         Args:
-            holder: Whose page.
-            associations: Which others.
-            rule: What to change.
-            deadline: Until when.
-            seen: What an earlier change of the same holder gave back. It spares the reading where the rule
-                then writes, for the write's conditions tell whether it still stands; where the rule writes
-                nothing, or raises, all is read anew.
+            holder: The owner of the first page.
+            associations: The owners of the other pages.
+            rule: Makes the new pages.
+            deadline: The end of all attempts.
+            seen: The result of an earlier change of the same holder. It saves the reading if the rule changes
+                it, because the write's conditions show whether it still holds. If the rule changes nothing or
+                raises, the ledger reads all pages afresh.
 
         Raises:
-            FailedError: The pages cannot be read or written.
+            FailedError: DynamoDB refuses, or a page is unreadable.
         """
 
 
 class Pages(NamedTuple):
-    """All pages, as they were read one after the other, and the sentences about those that cannot be read."""
+    """All pages, read one after the other, and a sentence about each unreadable one."""
 
     records: dict[Holder, ResourceRecord]
     entries: dict[Association, AssociationRecord]
@@ -82,7 +81,7 @@ class Pages(NamedTuple):
 
 
 class StatelessLedger:
-    """No table (sam local, a sample event): the event is taken at its word, its resource holds what its id names."""
+    """Without a table (sam local, a sample event), the resource holds the association that its id names."""
 
     def __init__(self, request: Request) -> None:
         self._state = Snapshot(ResourceRecord(), {})
@@ -158,10 +157,10 @@ class Table:
             )
 
     def associations(self, deadline: Deadline) -> set[Association]:
-        """Name all associations that are held, for the watch.
+        """Name all held associations, for the watch.
 
         Raises:
-            FailedError: The table cannot be read.
+            FailedError: DynamoDB refuses.
         """
         named = self._scan(deadline, ProjectionExpression="pk")
         found = (Association.parse(page["pk"].removeprefix("association#")) for page in named)
@@ -171,7 +170,7 @@ class Table:
         """Read all pages, for the watch.
 
         Raises:
-            FailedError: The table cannot be read.
+            FailedError: DynamoDB refuses.
         """
         pages = Pages({}, {}, [])
         for page in self._scan(deadline):
@@ -186,7 +185,7 @@ class Table:
         return pages
 
     def _scan(self, deadline: Deadline, **more: Any) -> Iterator[dict[str, Any]]:
-        """Read the table, a megabyte a call."""
+        """Read the table, 1 MB a call."""
         # https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_Scan.html
         read = TypeDeserializer().deserialize
         while True:
@@ -223,7 +222,7 @@ class Table:
         """Read a page.
 
         Raises:
-            FailedError: A newer version of the function has written it, or it is damaged. Guessing could
+            FailedError: A newer version of the function has written it, or it is damaged. A guess could
                 detach a live customer.
         """
         where = f"Could not read page {pk} of the ledger {self._name} in {self._client.meta.region_name}"
@@ -232,7 +231,8 @@ class Table:
                 return read(page)
         except Exception as error:
             raise FailedError(
-                f"{where}: it is damaged ({type(error).__name__}). Mend it by hand, or restore the table to an earlier time"
+                f"{where}: it is damaged ({type(error).__name__}). Mend it by hand, or restore the table to "
+                "an earlier time"
             ) from error
         raise FailedError(
             f"{where}: a newer version of the function has written it. Deploy that version again"
@@ -241,11 +241,11 @@ class Table:
     def _write(
         self, pages: list[dict[str, Any]], versions: Mapping[str, str | None], deadline: Deadline
     ) -> Mapping[str, str | None] | None:
-        """Write pages in one transaction; None when one that was read has changed meanwhile. A page without content goes."""
+        """Write pages in one transaction; None if a page has changed since. A page without content goes."""
         written = {page["pk"]: uuid.uuid4().hex if len(page) > 1 else None for page in pages}
         puts = [self._put(page, versions[page["pk"]], written[page["pk"]]) for page in pages]
         puts += [self._check(pk, version) for pk, version in versions.items() if pk not in written]
-        # The token makes an attempt whose reply was lost and the next one into one transaction.
+        # This token lets DynamoDB recognise a repeated attempt after a lost reply.
         call = partial(
             self._client.transact_write_items,
             TransactItems=puts,  # type: ignore[arg-type]  # a plain dict
@@ -300,7 +300,7 @@ _PASSING: Final = {"None", "TransactionConflict", "ThrottlingError", "Provisione
 
 
 def _transient(error: Exception, *, reading: bool) -> Again | None:
-    """Read DynamoDB's errors, which come with 400 and say in their code what they are.
+    """Read DynamoDB's errors: most come with 400, and only the code tells those apart.
 
     https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Programming.Errors.html
     """
@@ -323,7 +323,7 @@ def _pk(key: Holder | Association) -> str:
 
 
 def _some(page: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what is empty: absent and empty mean the same, and what is absent is easier to read."""
+    """Leave out empty fields: absent and empty mean the same, and a shorter page is easier to read."""
     return {name: value for name, value in page.items() if value not in (None, "", 0, False, {}, [])}
 
 
@@ -346,7 +346,7 @@ def _record_page(holder: Holder, record: ResourceRecord, now: int) -> dict[str, 
             "begun": record.begun,
             "died": record.died,
             "deaths": record.deaths,
-            # Its fence outlives what it held by a day; a holder that holds something stays.
+            # A holder without holds stays for a day, because of its fence.
             "expires": None if record.holds else now + REMEMBERED,
         }
     )
@@ -373,7 +373,7 @@ def _record(page: Mapping[str, Any]) -> ResourceRecord:
     answers = {id_: {"success": False, "id": "", **answer} for id_, answer in page.get("answers", {}).items()}
     return ResourceRecord(
         holds=holds,
-        # Before shapes were numbered, a rank within the second was part of it, and one RequestId was kept.
+        # Pages without a shape hold the second and a rank within it in one number, and one RequestId.
         issued=int(page.get("issued", int(page.get("order", 0)) // 4)),
         arrived=tuple(_list(page.get("arrived", [page["newest"]] if page.get("newest") else []))),
         closed=page.get("closed", False),
@@ -401,7 +401,7 @@ def _entry_page(association: Association, entry: AssociationRecord) -> dict[str,
             ],
             "before": entry.preexisting,
             "taken": entry.taken_over,
-            # For a version before `until`, which trusts a mark for so long.
+            # A version without `until` trusts a mark for TRUSTED seconds.
             "detaching": entry.detaching and entry.detaching - TRUSTED,
             "until": entry.detaching,
             "moved": entry.moved_by,

@@ -1,4 +1,4 @@
-"""Into the queue and out of it; knows nothing of usage plans.
+"""Puts requests into the queue and reads them from it; knows nothing of usage plans.
 
 An SQS FIFO queue serves one message group, a stack, one message at a time and in order.
 https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/FIFO-queues.html
@@ -22,10 +22,10 @@ from .retry import Deadline, retry, transient
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
 
-#: Bytes of a message at most; template.yaml has the same number.
+#: Bytes of a message at most; template.yaml repeats it.
 #: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html
 LONGEST_MESSAGE: Final = 1_048_576
-#: Seconds for which a received message is invisible; template.yaml has the same number.
+#: Seconds for which SQS hides a received message; template.yaml repeats it.
 VISIBILITY: Final = 180
 
 
@@ -33,16 +33,16 @@ class Message(NamedTuple):
     """A message in the queue.
 
     Attributes:
-        id: SQS's, by which one is reported that is to come again.
+        id: SQS's id; the function reports it to have the message again.
         group: Its message group: its stack.
-        receipt: What changes its visibility.
-        body: As it was sent; a request's ResponseURL is a secret.
-        event: The request in it; None where there is none.
+        receipt: SQS's handle; it changes the visibility.
+        body: The text from SQS; it is secret, because a request's ResponseURL is.
+        event: The request in it; None if there is none.
         arrived: When the request arrived, in epoch seconds. In Lambda's record it is when Lambda gave up;
-            else, if `put` has not queued it, when this message was sent.
-        fenced: The request was fenced when it arrived.
-        receives: How often it was received.
-        first: When it was received for the first time, in epoch seconds.
+            if neither `put` nor Lambda has said, when somebody sent this message.
+        fenced: The function fenced the request when it arrived.
+        receives: How often SQS has delivered it.
+        first: When SQS first delivered it, in epoch seconds.
     """
 
     id: str
@@ -56,16 +56,15 @@ class Message(NamedTuple):
     first: float
 
     def __repr__(self) -> str:
-        """Show no secret."""
+        """Hide the secret."""
         return f"Message({self.id!r})"
 
 
 def messages(records: Iterable[Mapping[str, Any]]) -> list[Message]:
     """Read the records of an invocation by the queue.
 
-    A message is what `put` has sent; or Lambda's own record of an invocation that failed, which an operator
-    has put here (https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.html); or a
-    request as it is.
+    A message comes from `put`. Or it is Lambda's own record of a failed invocation, from an operator
+    (https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-retain-records.html), or a bare request.
     """
     return [_message(record) for record in records]
 
@@ -87,9 +86,8 @@ def _message(record: Mapping[str, Any]) -> Message:
         receipt=record["receiptHandle"],
         body=record["body"],
         event=next((found[name] for name in ("event", "requestPayload") if name in found), body),
-        arrived=min(
-            arrived, sent or arrived
-        ),  # It has arrived before it was sent here, whatever a message says.
+        # A request arrives before anybody sends it here, whatever the message says.
+        arrived=min(arrived, sent or arrived),
         fenced="arrived" in found,
         receives=int(attributes.get("ApproximateReceiveCount", 1)),
         first=int(attributes.get("ApproximateFirstReceiveTimestamp", 0)) / 1000 or math.inf,
@@ -113,17 +111,18 @@ class Queue:
         self._undelivered = undelivered
 
     def put(self, event: Mapping[str, Any], arrived: float, deadline: Deadline) -> None:
-        """Queue a request. Delivered again within five minutes, it is taken for the same by its RequestId.
+        """Queue a request. SQS drops another one with the same RequestId within five minutes.
 
         Raises:
-            FailedError: It was refused.
-            UnclearError: Nobody knows whether it was taken.
+            FailedError: SQS refused it.
+            UnclearError: Nobody knows whether SQS took it.
         """
         body = json.dumps({"event": event, "arrived": arrived}, separators=(",", ":"))
         what = "Could not queue the request"
         if len(body) > LONGEST_MESSAGE:
             raise FailedError(
-                f"{what}: it has {len(body)} bytes, and a message takes {LONGEST_MESSAGE}. Shorten its properties"
+                f"{what}: it has {len(body)} bytes, and a message takes {LONGEST_MESSAGE}. "
+                "Shorten its properties"
             )
         try:
             self._send(
@@ -139,7 +138,7 @@ class Queue:
             ) from error
 
     def put_aside(self, message: Message, deadline: Deadline) -> bool:
-        """Send a message that is no request to the dead-letter queue; False where it stays, and comes again until SQS does so."""
+        """Send a message that is no request to the dead-letter queue; False if SQS has to do that later."""
         if self._undelivered is None:
             return False
         self._send(
@@ -156,7 +155,7 @@ class Queue:
         """Make a message visible at once, in its place: a group's messages keep their order.
 
         Raises:
-            Exception: It could not be done. The message comes again when its visibility time-out is over.
+            Exception: SQS did not. The message comes again after its visibility time-out.
         """
         call = partial(
             self._client.change_message_visibility,
@@ -173,12 +172,12 @@ class Queue:
             reply: Any = self._client.send_message(
                 QueueUrl=url, MessageBody=body, MessageGroupId=group, MessageDeduplicationId=deduplication
             )
-            if reply and not reply.keys() - {"ResponseMetadata"}:  # botocore's own part, and nothing of SQS's
+            if reply and not reply.keys() - {"ResponseMetadata"}:  # botocore's part only
                 raise UnreadableError("the reply is none of SQS's, or is cut short")
 
         retry(call, what, deadline, transient)
 
 
 def _hashed(text: str) -> str:
-    """Shorten: group and deduplication ids have at most 128 characters, of a limited set."""
+    """Shorten a text: group and deduplication ids have at most 128 characters, of a limited set."""
     return hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()

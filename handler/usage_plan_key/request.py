@@ -52,10 +52,10 @@ class _Request:
     """The fields of every request.
 
     A dataclass builds its methods in every init, a millisecond for each class, so these build only the used
-    ones. Without a repr, nobody prints a request's URL.
+    ones. Without a repr, no printed request shows its URL.
 
     Attributes:
-        id: CloudFormation's RequestId; the same when a request is delivered again.
+        id: CloudFormation's RequestId; a redelivery has the same one.
         holder: The resource.
         physical_id: The event's id; None on a Create only.
         issued: When CloudFormation issued the request, in epoch seconds; None if its ResponseURL does not

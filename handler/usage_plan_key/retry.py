@@ -22,62 +22,60 @@ from botocore.parsers import ResponseParserError
 
 from .errors import FailedError, NotBegunError, OutOfTimeError, TurnOverError, UnreadableError
 
-#: Seconds that one call to AWS may take: to connect, and then to be answered.
+#: Seconds that one call to AWS may take: to connect, and then to wait for the reply.
 CONNECT_TIMEOUT: Final = 2.0
 READ_TIMEOUT: Final = 5.0
-#: Seconds that one attempt to write to the ledger or to deliver the answer may take: both answer in
+#: Seconds that one attempt to write to the ledger or to deliver the answer may take: both services reply in
 #: milliseconds.
 SHORT_CONNECT_TIMEOUT: Final = 1.0
 SHORT_READ_TIMEOUT: Final = 2.0
-#: Seconds that have to be left when a call to API Gateway begins: its own time-outs', and then to write down
-#: and deliver.
+#: Seconds that a call to API Gateway needs when it begins: its own time-outs, then to write and deliver.
 BEFORE_CALL: Final = CONNECT_TIMEOUT + READ_TIMEOUT + 12.0
-#: Seconds that have to be left when an attempt to deliver begins: its own time-outs'.
+#: Seconds that an attempt to deliver needs when it begins: its own time-outs.
 BEFORE_DELIVERY: Final = SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT
-#: Seconds that have to be left when the last look into API Gateway begins: its own time-outs', and to
-#: deliver. With less left nothing is begun at all.
+#: Seconds that the last look into API Gateway needs when it begins: its own time-outs, then to deliver. With
+#: less left, the function begins nothing.
 BEFORE_LOOK: Final = CONNECT_TIMEOUT + READ_TIMEOUT + BEFORE_DELIVERY
-#: Seconds that have to be left when an attempt to write to the ledger begins: its own time-outs', and to
-#: deliver.
+#: Seconds that an attempt to write to the ledger needs when it begins: its own time-outs, then to deliver.
 BEFORE_SHORT_CALL: Final = SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT + BEFORE_DELIVERY
-#: The back-off: full jitter below a cap that doubles from the first to the second figure, in seconds.
+#: The back-off in seconds: full jitter below a cap that doubles from the first figure to the second.
 #: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
 CAPS: Final = (0.5, 20.0)
-#: The pause where API Gateway is busy, in seconds. The queue's other worker keeps it busy for one batch at
+#: The pause in seconds while API Gateway is busy. The queue's other worker keeps it busy for one batch at
 #: most.
 BUSY_PAUSE: Final = (1.0, 2.0)
 
-#: Seconds that are slept at a time: a request that CloudFormation gives up meanwhile makes way for the one
-#: that it sent instead.
+#: Seconds of one sleep. After each, a request that CloudFormation has given up makes way for its successor.
 SLICE: Final = 20.0
 
 T = TypeVar("T")
 
 
 class Clock(Protocol):
-    """Time, as the `time` module has it; a simulation brings its own."""
+    """Time, as in the `time` module; a simulation brings its own."""
 
     def time(self) -> float:
         """Tell the seconds since the epoch."""
 
     def sleep(self, seconds: float, /) -> None:
-        """Let so many seconds pass."""
+        """Let this many seconds pass."""
 
 
 class Dice(Protocol):
-    """Jitter, as the `random` module has it."""
+    """Jitter, as in the `random` module."""
 
     def uniform(self, a: float, b: float, /) -> float:
         """Roll a number between the two."""
 
 
 class Again(NamedTuple):
-    """That a call may be tried again: it was not served, or (`unclear`) nobody knows whether it was.
+    """Permission to try a call again.
 
     Attributes:
         after: Seconds that the server asked to wait, its `Retry-After`.
-        busy: API Gateway is busy with others: it lets in one call at a time, and ten a second.
-        patience: Seconds after the first such error at which it is not tried again.
+        unclear: Nobody knows whether the server carried the call out; otherwise it did not.
+        busy: API Gateway is busy with others: it takes one call at a time, and ten a second.
+        patience: Seconds of attempts after the first such error.
     """
 
     after: float = 0.0
@@ -91,14 +89,14 @@ ONCE_MORE: Final = Again()
 
 @dataclass(slots=True)
 class Attempts:
-    """The count of one call's attempts, and whether one that failed may have been served all the same."""
+    """The count of one call's attempts, and whether a failed one may have taken effect."""
 
     count: int = 0
     unclear: bool = False
 
 
 class Deadline:
-    """Until when a request is worked on: CloudFormation's time; from the queue also the function's: then it goes back."""
+    """The end of the work on a request: of CloudFormation's time and, from the queue, of the function's."""
 
     def __init__(
         self,
@@ -115,15 +113,14 @@ class Deadline:
         """Begin.
 
         Args:
-            seconds: How long from now the answer has to be there.
-            clock: What tells the time and sleeps.
-            dice: What rolls the jitter.
-            turn: In how many seconds the request goes back into the queue, where it is not answered by then.
-            patience: For how many seconds others are waited for, before the request makes way for other
-                stacks'.
-            opens: Before when API Gateway is not called, in epoch seconds.
-            dies: In how many seconds Lambda ends the function; no function runs longer than 15 minutes.
-            is_over: CloudFormation has given the request up; `seconds` are then what is left to look it up.
+            seconds: Seconds until the answer has to be there.
+            clock: Tells the time and sleeps.
+            dice: Rolls the jitter.
+            turn: Seconds until an unanswered request goes back into the queue.
+            patience: Seconds to wait for others, before the request makes way for other stacks'.
+            opens: API Gateway has asked for no call before this time, in epoch seconds.
+            dies: Seconds until Lambda ends the function; no function runs longer than 15 minutes.
+            is_over: CloudFormation has given the request up; `seconds` are left to look it up.
         """
         self.is_over = is_over
         self.clock = clock
@@ -139,19 +136,19 @@ class Deadline:
         self.given_up: Callable[[], None] = lambda: None
 
     def moving(self) -> Deadline:
-        """The same deadline, for calls that something is detached for: afterwards there has to be time to undo that."""
+        """The same deadline, for the calls of a move: it keeps the time to undo the detaching."""
         return self._with_reserve(CONNECT_TIMEOUT + READ_TIMEOUT + BEFORE_CALL)
 
     def looking(self) -> Deadline:
-        """The same deadline, for a look after which nothing is written down any more."""
+        """The same deadline, for a look after which the function writes nothing more."""
         return self._with_reserve(BEFORE_LOOK)
 
     def short(self) -> Deadline:
-        """The same deadline, for calls to all others than API Gateway: some fit in when its time is over."""
+        """The same deadline, for calls to all services but API Gateway: they need less time."""
         return self._of_another(BEFORE_SHORT_CALL)
 
     def last(self) -> Deadline:
-        """The same deadline, for what comes last, the delivery."""
+        """The same deadline, for the last step, the delivery."""
         return self._of_another(BEFORE_DELIVERY)
 
     def _with_reserve(self, seconds: float) -> Deadline:
@@ -165,13 +162,13 @@ class Deadline:
         return other
 
     def _copy(self) -> Deadline:
-        """Not copy.copy: several are made for each request, and that asks the pickle protocol each time."""
+        """Copy without copy.copy, which asks the pickle protocol; each request needs several copies."""
         other = object.__new__(Deadline)
         vars(other).update(vars(self))
         return other
 
     def watched(self, given_up: Callable[[], None]) -> Deadline:
-        """The same deadline, which after each pause calls what raises when CloudFormation has given the request up."""
+        """The same deadline; each pause ends with `given_up`, which raises if CloudFormation has given up."""
         watched = self._copy()
         watched.given_up = given_up
         return watched
@@ -179,14 +176,14 @@ class Deadline:
     def pause(
         self, attempt: int, what: str, last: object, again: Again = ONCE_MORE, until: float = math.inf
     ) -> None:
-        """Sleep before another attempt (they count from 1), and look every so often whether the request was given up.
+        """Sleep before another attempt (they count from 1), and call `given_up` at least every 20 seconds.
 
-        A server's `Retry-After` is waited for in full. Jitter ends at the last moment at which an attempt can
-        still be made, and before `until`.
+        The pause lasts for all of a server's `Retry-After`. Jitter ends at the last moment for another
+        attempt, and before `until`.
 
         Raises:
-            OutOfTimeError: Another call would not be over in time.
-            TurnOverError: Not within the function's time. What there was of it has been waited.
+            OutOfTimeError: Another call would not end in time.
+            TurnOverError: It would not end within the function's time, or the patience is over.
         """
         now = self.clock.time()
         latest = min(min(self._end, self._turn) - self.reserve, until)
@@ -194,7 +191,7 @@ class Deadline:
         bounds = BUSY_PAUSE if again.busy else (0.0, min(last_cap, first * 2 ** min(attempt - 1, 10)))
         jittered = self._dice.uniform(*bounds)
         wake = now + max(again.after, min(jittered, latest - now))
-        # At the last moment itself an attempt has just been made.
+        # At the last moment itself, the last attempt has just failed.
         if wake > self._end - self.reserve or now >= self._end - self.reserve:
             raise self._too_late(what, attempt, last)
         if now >= self._turn - self.reserve or wake > self._impatient:
@@ -204,15 +201,15 @@ class Deadline:
                 raise TurnOverError(f"{what}: {last}")
             self.clock.sleep(min(SLICE, wake - now, self._turn - self.reserve - now))
             self.given_up()
-        if now > wake + 1:  # To look whether it was given up has taken long.
+        if now > wake + 1:  # `given_up` has taken more than a second.
             self.allow(what)
 
     def allow(self, what: str, ahead: float = 0.0) -> None:
-        """Check that a call that begins `ahead` seconds from now would be over in time.
+        """Check that a call would end in time if it begins `ahead` seconds from now.
 
         Raises:
             NotBegunError: It would not.
-            TurnOverError: Not within the function's time.
+            TurnOverError: It would not end within the function's time.
         """
         if self.clock.time() + ahead + self.reserve > self._end:
             raise NotBegunError(
@@ -221,19 +218,19 @@ class Deadline:
         self.allow_turn(what, ahead)
 
     def allow_turn(self, what: str, ahead: float = 0.0) -> None:
-        """Check the same for the function's time alone.
+        """Check only the function's time.
 
         Raises:
-            TurnOverError: It would not.
+            TurnOverError: The call would not end within it.
         """
         if self.clock.time() + ahead + self.reserve > self._turn:
             raise TurnOverError(f"{what}: the function's time is nearly up")
 
     def _too_late(self, what: str, attempts: int, last: object) -> OutOfTimeError:
         return OutOfTimeError(
-            f"{what}: gave up after {attempts} attempts in {self.clock.time() - self._began:.0f} s, for the time of "
-            f"CloudFormation (ServiceTimeout) or of the function is nearly up. The last error: {str(last).rstrip('. ')}. "
-            "Deploy again when that is over"
+            f"{what}: gave up after {attempts} attempts in {self.clock.time() - self._began:.0f} s, because "
+            "the time of CloudFormation (ServiceTimeout) or of the function is nearly up. The last error: "
+            f"{str(last).rstrip('. ')}. Deploy again when that is over"
         )
 
 
@@ -244,18 +241,18 @@ def retry(
     again: Callable[[Exception], Again | None],
     attempts: Attempts | None = None,
 ) -> T:
-    """Call until it is served, or refused for good, or no time is left.
+    """Call until an attempt succeeds, `again` declines another one, or no time is left.
 
     Args:
         call: The call; it makes one attempt.
-        what: What is being done, to begin a Reason with.
-        deadline: Until when.
-        again: Reads an error: whether to try again.
-        attempts: Counted here for the caller, also when this raises.
+        what: The step, as a Reason begins with it.
+        deadline: The end of all attempts.
+        again: Tells from an error whether to try again.
+        attempts: Counts for the caller, also when this raises.
 
     Raises:
         OutOfTimeError: No time is left.
-        Exception: What `call` raised and `again` declined.
+        Exception: The error of `call` that `again` declined.
     """
     attempts = attempts or Attempts()
     ends = math.inf
@@ -270,7 +267,7 @@ def retry(
             except Exception as error:
                 verdict = again(error)
                 now = deadline.clock.time()
-                # What is tried for a while alone is so from its first error on.
+                # Patience counts from the first of its errors in a row.
                 ends = (
                     min(ends, now + verdict.patience) if verdict and verdict.patience < math.inf else math.inf
                 )
@@ -283,9 +280,9 @@ def retry(
         raise
 
 
-#: Seconds for which a quota is tried. It is answered like a rate, and no waiting mends it.
+#: Seconds of attempts at a quota. API Gateway reports some rates as one, and no waiting mends a quota.
 QUOTA_PATIENCE: Final = 30.0
-#: Codes of AWS's that come with 400 and mean 429, and those after which a call may have been served.
+#: AWS's codes that come with 400 and mean 429. After those of TIMED_OUT, a call may have taken effect.
 #: https://docs.aws.amazon.com/apigateway/latest/api/CommonErrors.html and botocore's standard retry mode
 #: (https://docs.aws.amazon.com/sdkref/latest/guide/feature-retry-behavior.html)
 THROTTLED: Final = frozenset(
@@ -306,16 +303,15 @@ TIMED_OUT: Final = frozenset({"RequestTimeout", "RequestTimeoutException"})
 
 
 def transient(error: Exception) -> Again | None:
-    """Tell whether AWS may be asked again.
+    """Tell whether to ask AWS again.
 
-    429 carries `Retry-After`. "try again later" is the one text that is matched: API Gateway serves one
+    429 carries `Retry-After`. The function matches one text, "try again later": API Gateway serves one
     CreateUsagePlanKey at a time in a region and answers the others 409 with it, 400 in old reports
-    (https://github.com/serverless/serverless/issues/12065). LimitExceededException without `Retry-After` is
-    how API Gateway reports a quota (https://github.com/hashicorp/terraform-provider-aws/issues/37605), and
-    has been seen for a rate.
+    (https://github.com/serverless/serverless/issues/12065). LimitExceededException without `Retry-After`
+    reports a quota (https://github.com/hashicorp/terraform-provider-aws/issues/37605), and at times a rate.
     """
     if isinstance(error, EndpointConnectionError | ConnectTimeoutError | ProxyConnectionError):
-        return Again()  # It never got there.
+        return Again()  # The call never reached AWS.
     if isinstance(
         error, HTTPClientError | NoConnectionError | UnreadableError | ChecksumError | ResponseParserError
     ):
@@ -343,7 +339,7 @@ def code(error: BaseException) -> str:
 
 def message(error: Exception) -> str:
     """Give AWS's text of an error, else its own."""
-    # A reply may have null there.
+    # A reply may hold null.
     return (
         str(error.response.get("Error", {}).get("Message") or "")
         if isinstance(error, ClientError)
