@@ -356,7 +356,7 @@ def check_repairable(state: Snapshot, request: Repair) -> None:
 
 
 def take_back(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
-    """Let go of an association that this request has not attached. Its other holders see nobody's mark."""
+    """Let go of an association that this request has not attached. NOBODY tells its other holders."""
     hold = state.record.holds.get(request.wanted)
     if hold is None or hold.request != request.id:
         return state
@@ -527,7 +527,7 @@ def answered(record: ResourceRecord, request: Request, answer: Response) -> Reso
         ((id_, given) for id_, given in record.answers.items() if given.at > answer.at - REMEMBERED),
         key=lambda pair: pair[1].at,
     )[1 - MOST_ANSWERS :]
-    # No foreign id is stored: the event brings it, and a former provider's may be a key's value.
+    # The page stores no foreign id: the event brings it, and a former provider's may be a key's value.
     noted = (
         answer._replace(id="") if request.identified is None and answer.id == request.physical_id else answer
     )
