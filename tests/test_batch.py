@@ -396,7 +396,7 @@ class TestDying:
         )
         world.serve(5)
         assert "3 invocations died" in world.answers[0]["Reason"]
-        assert "What stays attached: bob:free" in world.answers[0]["Reason"]
+        assert "Still attached: bob:free" in world.answers[0]["Reason"]
 
     def test_an_answer_that_was_given_stands_though_a_function_died_after_it(self, world: World) -> None:
         world.arrives("alice")

@@ -526,7 +526,7 @@ class TestNoLedgerInReach:
         request = cfn.a_create("A", FREE)
         cfn.tick = broken
         assert failed(served(cfn.service(request)), "no table")
-        assert "could not be written down" in caplog.text
+        assert "Could not write the answer down" in caplog.text
         assert not cfn.calls()
 
     def test_a_ledger_that_cannot_be_read_fails_the_request(
