@@ -611,7 +611,7 @@ class TestTold:
         assert waits[0].startswith("Create alice:free, OnExisting Fail waits: Could not attach API key alice")
         assert (
             waits[1]
-            == "Create bob:free, OnExisting Fail waits: an earlier request of its stack is not answered yet"
+            == "Create bob:free, OnExisting Fail waits: an earlier request of its stack has no answer yet"
         )
 
     def test_what_cannot_be_given_back_is_logged(

@@ -346,7 +346,7 @@ class TestADeadMark:
         """The mark and the association, that is."""
         cfn.seconds = 300
         assert failed(
-            cfn.create("A", FREE), "API key alice to usage plan free", "being detached for B of stack one"
+            cfn.create("A", FREE), "API key alice to usage plan free", "B of stack one is detaching it"
         )
         assert cfn.holders(FREE) == {dead.holder}
         assert cfn.attached == {FREE}

@@ -397,7 +397,10 @@ class TestLettingGo:
         ):
             world.function.let_go({}, world)
         world.stacks[STACK.format("one")] = "UPDATE_COMPLETE"
-        said = f"^Stack {STACK.format('one')} is still there, so nothing was let go of. Delete the resource from its template$"
+        said = (
+            f"^Stack {STACK.format('one')} is still there, so the function let go of nothing. "
+            "Delete the resource from its template$"
+        )
         with pytest.raises(FailedError, match=said):
             world.function.let_go(TestLettingGo.ASKED, world)
 
