@@ -1,9 +1,8 @@
-"""Cuts botocore's descriptions of AWS down to what the function calls: python prune.py ARTIFACT (see Makefile).
+"""Cuts botocore's descriptions of AWS down to the function's calls: python prune.py ARTIFACT (see Makefile).
 
-botocore reads, each time a client is made, where every service of every region is, and each operation of the
-service with its
-documentation: 1.3 MB of JSON for `apigateway`, of which 25 KB are of use here. What remains is botocore's own
-    text, unchanged.
+For each client botocore reads the endpoints of every service in every region, and every operation of the
+client's service with its documentation: 1.3 MB of JSON for `apigateway`. The function needs 25 KB of them.
+The remaining text is botocore's own, unchanged.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-#: What is called. A test holds it against the code, and a client has no method for anything else.
+#: The function's calls. A test compares them with the code, and a client has no other methods.
 OPERATIONS: Final = {
     "apigateway": (
         "CreateUsagePlanKey",
@@ -51,7 +50,7 @@ def prune(data: Path) -> None:
         model = json.loads(gzip.decompress(described.read_bytes()))
         described.unlink()
         _write(version / "service-2.json", pruned_model(model, OPERATIONS[service.name]))
-    # The regions and the names of each partition stay: they tell in which one a region is.
+    # Each partition keeps its regions and its names: botocore finds a region's partition by them.
     endpoints = json.loads((data / "endpoints.json").read_text())
     for partition in endpoints["partitions"]:
         partition["services"] = {
@@ -81,7 +80,7 @@ def _shapes_named_in(part: Any) -> Iterator[str]:
 
 
 def _undocumented(part: Any) -> Any:
-    """Without documentation, which is a text; a member of that name, which would be an object, stays."""
+    """Drop documentation if it is a text; a shape's member of that name is an object, and stays."""
     if isinstance(part, dict):
         return {
             name: _undocumented(inner)

@@ -396,7 +396,7 @@ class TestDying:
         )
         world.serve(5)
         assert "3 invocations died" in world.answers[0]["Reason"]
-        assert "What stays attached: bob:free" in world.answers[0]["Reason"]
+        assert "Still attached: bob:free" in world.answers[0]["Reason"]
 
     def test_an_answer_that_was_given_stands_though_a_function_died_after_it(self, world: World) -> None:
         world.arrives("alice")
@@ -611,7 +611,7 @@ class TestTold:
         assert waits[0].startswith("Create alice:free, OnExisting Fail waits: Could not attach API key alice")
         assert (
             waits[1]
-            == "Create bob:free, OnExisting Fail waits: an earlier request of its stack is not answered yet"
+            == "Create bob:free, OnExisting Fail waits: an earlier request of its stack has no answer yet"
         )
 
     def test_what_cannot_be_given_back_is_logged(

@@ -255,7 +255,7 @@ class TestMended:
         kind()(event(sink), attached)(Context())
         assert len(sink.puts) == 1
         assert (
-            "CloudFormation refused the answer with status 403: it waits for it no longer"
+            "CloudFormation refused the answer with status 403: it no longer waits for it"
             in everything.errors
         )
 

@@ -346,7 +346,7 @@ class TestADeadMark:
         """The mark and the association, that is."""
         cfn.seconds = 300
         assert failed(
-            cfn.create("A", FREE), "API key alice to usage plan free", "being detached for B of stack one"
+            cfn.create("A", FREE), "API key alice to usage plan free", "B of stack one is detaching it"
         )
         assert cfn.holders(FREE) == {dead.holder}
         assert cfn.attached == {FREE}
@@ -526,7 +526,7 @@ class TestNoLedgerInReach:
         request = cfn.a_create("A", FREE)
         cfn.tick = broken
         assert failed(served(cfn.service(request)), "no table")
-        assert "could not be written down" in caplog.text
+        assert "Could not write the answer down" in caplog.text
         assert not cfn.calls()
 
     def test_a_ledger_that_cannot_be_read_fails_the_request(

@@ -49,7 +49,7 @@ class TestDeleting:
         assert answer.success
         assert (answer.id, answer.at) == (FREE, int(cfn.clock.now))
         assert cfn.calls() == {"DeleteUsagePlanKey": 1}
-        assert "nothing is touched" not in caplog.text
+        assert "Delete changes nothing" not in caplog.text
         assert not cfn.attached
         assert not cfn.entries
 
@@ -71,7 +71,7 @@ class TestDeleting:
         assert answer.success
         assert answer.id == id_
         assert not cfn.calls()
-        assert f"does not hold {shown}: nothing is touched" in caplog.text
+        assert f"does not hold {shown}, so Delete changes nothing" in caplog.text
 
     @pytest.mark.parametrize("gone", ["association", "plan", "key"])
     def test_not_found_is_forgiven_whatever_part_of_it_is_gone(self, cfn: CloudFormation, gone: str) -> None:
@@ -152,7 +152,7 @@ class TestRefused:
         cfn.create("A", FREE)
         cfn.at(DELETE, fails(DENIED))
         answer = cfn.delete("A", FREE)
-        assert failed(answer, "apigateway:DELETE", "What stays attached: API key alice in usage plan free")
+        assert failed(answer, "apigateway:DELETE", "Still attached: API key alice in usage plan free")
         assert answer.id == FREE
         assert (logging.ERROR, answer.reason) in [(level, text) for _, level, text in caplog.record_tuples]
         assert cfn.entry(FREE) == AssociationRecord(frozenset({holder("A")}))
@@ -163,7 +163,7 @@ class TestRefused:
         cfn.create("A", FREE)
         cfn.at(DELETE, *[fails(BUSY)] * 999)
         assert failed(
-            cfn.delete("A", FREE), "gave up after", "What stays attached: API key alice in usage plan free"
+            cfn.delete("A", FREE), "gave up after", "Still attached: API key alice in usage plan free"
         )
 
     def test_where_nobody_knows_whether_it_is_detached_the_mark_stays(self, cfn: CloudFormation) -> None:
@@ -181,7 +181,7 @@ class TestRefused:
         cfn.at(DELETE, fails(DENIED))
         assert failed(
             cfn.delete("A", "invented"),
-            "What stays attached: API key alice in",
+            "Still attached: API key alice in",
             ", API key bob in usage plan free",
         )
 
@@ -191,7 +191,7 @@ class TestRefused:
         cfn.update("A", "other", "bob:free")
         cfn.at(DELETE, usual, fails(DENIED))
         answer = cfn.delete("A", "invented")
-        assert failed(answer, "What stays attached: API key bob in usage plan free")
+        assert failed(answer, "Still attached: API key bob in usage plan free")
         assert "alice" not in answer.reason
         assert cfn.attached == {"bob:free"}
 

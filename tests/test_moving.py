@@ -120,7 +120,7 @@ class TestTheWayBack:
         cfn.create("A", FREE)
         cfn.at(CREATE, usual, fails(DENIED), fails(BAD))
         assert failed(
-            cfn.update("A", FREE, PRO), "apigateway:POST", "could not be attached again", "usage plan free"
+            cfn.update("A", FREE, PRO), "apigateway:POST", "could not attach the detached key again", "usage plan free"
         )
         assert (
             "usage_plan_key.service",
@@ -136,7 +136,7 @@ class TestTheWayBack:
         """A lost reply may have attached it, so the ledger no longer says that it was moved away."""
         cfn.create("A", FREE)
         cfn.at(CREATE, usual, fails(DENIED), served_then(LOST), fails(DENIED))
-        assert failed(cfn.update("A", FREE, PRO), "could not be attached again")
+        assert failed(cfn.update("A", FREE, PRO), "could not attach the detached key again")
         assert cfn.attached == {FREE}
         assert cfn.entry(FREE).moved_by is None
         assert cfn.delete("A", FREE).success
@@ -177,7 +177,7 @@ class TestTheWayBack:
         cfn.create("A", FREE)
         cfn.at(DELETE, followed_by(lambda: cfn.by_hand("alice:third")))
         answer = cfn.update("A", FREE, PRO)
-        assert failed(answer, "could not be attached again: usage plan third (Third)")
+        assert failed(answer, "could not attach the detached key again: usage plan third (Third)")
         assert answer.reason.endswith("blocks it")
         assert not cfn.holders(PRO), "what was not attached is let go of all the same"
 

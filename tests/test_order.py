@@ -195,8 +195,8 @@ class TestSameAnswer:
         request = cfn.a_delete("A", FREE)
         cfn.send(request)
         cfn.send(request)
-        assert f"This resource does not hold {FREE}: nothing is touched" in caplog.messages
-        assert "This request was answered before; the same answer goes out again" in caplog.messages
+        assert f"This resource does not hold {FREE}, so Delete changes nothing" in caplog.messages
+        assert "The function answered this request before; the same answer goes out again" in caplog.messages
 
     def test_an_answer_is_given_again_without_the_value_that_cannot_be_looked_up(
         self, cfn: CloudFormation
@@ -217,7 +217,7 @@ class TestSameAnswer:
             success=False, id=FREE, reason="the ledger is out of reach", at=int(cfn.clock.now)
         )
         assert answer.success is False
-        said = "The answer could not be written down: the ledger is out of reach"
+        said = "Could not write the answer down: the ledger is out of reach"
         assert ("usage_plan_key.service", logging.ERROR, said) in caplog.record_tuples
 
     def test_an_answer_is_written_down_as_it_is_given(self, cfn: CloudFormation) -> None:

@@ -101,7 +101,7 @@ class TestArriving:
         assert (len(world.sqs.sent), len(world.answers)) == ((1, 0) if fits else (0, 1))
         if not fits:
             assert "Shorten its properties" in world.answers[0]["Reason"]
-            assert ("What stays attached: alice:free" in world.answers[0]["Reason"]) is (kind == "Delete")
+            assert ("Still attached: alice:free" in world.answers[0]["Reason"]) is (kind == "Delete")
 
     @pytest.mark.parametrize("kind", ["Create", "Delete"])
     def test_an_unexpected_error_is_a_failed_answer(
@@ -397,7 +397,10 @@ class TestLettingGo:
         ):
             world.function.let_go({}, world)
         world.stacks[STACK.format("one")] = "UPDATE_COMPLETE"
-        said = f"^Stack {STACK.format('one')} is still there, so nothing was let go of. Delete the resource from its template$"
+        said = (
+            f"^Stack {STACK.format('one')} is still there, so the function let go of nothing. "
+            "Delete the resource from its template$"
+        )
         with pytest.raises(FailedError, match=said):
             world.function.let_go(TestLettingGo.ASKED, world)
 

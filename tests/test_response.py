@@ -398,7 +398,7 @@ class TestSender:
     ) -> None:
         sink.replies = [redirect(location)]
         self.deliver(sink)
-        assert (everything.errors, len(sink.puts)) == ([f"The answer was not sent: {sentence}"], 1)
+        assert (everything.errors, len(sink.puts)) == ([f"Did not send the answer: {sentence}"], 1)
         assert "AnswerRefused" in capsys.readouterr().out
 
     def test_a_value_is_not_redirected_elsewhere(

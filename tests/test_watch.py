@@ -393,7 +393,7 @@ class TestNoDrift:
         world.missing_key()
         world.arrives(world.an_update("A", FREE, FREE))
         assert world.watch(repairs=True)["missing"] == 1
-        assert "the last request of its resource was never answered" in lines(log, "Missing")[0]
+        assert "the last request of its resource never got an answer" in lines(log, "Missing")[0]
         assert not world.sent
 
     def test_being_attached(self, world: World) -> None:
@@ -565,7 +565,7 @@ class TestGone:
         with pytest.raises(IncompleteError, match=r'"missing": 1'):
             world.watch()
         assert len(world.asked_about) == 1
-        assert "cloudformation:DescribeStacks" in lines(log, "Not asked about any more stacks")[0]
+        assert "cloudformation:DescribeStacks" in lines(log, "Asked about no more stacks")[0]
 
     def test_out_of_time_those_of_what_is_missing_were_asked_about(self, world: World) -> None:
         """That is no failure: the next run draws others."""
@@ -875,7 +875,7 @@ class TestAskingForRepairs:
         world.sending_fails = [error] * 999
         with pytest.raises(IncompleteError, match=r'"missing": 1.*"repairs": 0'):
             world.watch(repairs=True)
-        assert lines(log, "No more repairs are asked for")
+        assert lines(log, "Queued no more repairs")
 
     def test_two_runs_at_a_time_do_no_harm(self, world: World) -> None:
         world.missing_key()

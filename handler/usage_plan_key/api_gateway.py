@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from mypy_boto3_apigateway import APIGatewayClient
 
 logger = logging.getLogger(__name__)
-#: Looks at a conflict that nothing explains. One that is passing is over by then: what it was has changed
-#: meanwhile.
+#: Attempts at a conflict that nothing explains. A passing conflict ends before the last one.
 MOST_UNEXPLAINED: Final = 3
-#: Seconds for which a plan's stages are remembered. A move that is known to be one takes two calls, not six.
+#: Seconds for which `ApiGateway` remembers a plan's stages. With them a move takes two calls instead of six.
 STAGES_KNOWN_FOR: Final = 60
 
 
@@ -48,8 +47,8 @@ class InPlan(NamedTuple):
 
     Attributes:
         key: The key.
-        by_us: It was put there by this attempt, or by an earlier one of ours whose reply was lost; else it
-            was found there.
+        by_us: This attempt put it there, or an earlier one of ours did and its reply got lost. Otherwise we
+            found it there.
     """
 
     key: Key
@@ -57,43 +56,48 @@ class InPlan(NamedTuple):
 
 
 class Rival(NamedTuple):
-    """A plan that has the key and covers the same stages (`api:stage`) as the wanted one: a key takes one for each."""
+    """A plan that has the key and shares stages (`api:stage`) with the wanted plan.
+
+    API Gateway takes a key once for each stage.
+    """
 
     association: Association
     plan_name: str
     stages: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"usage plan {self.association.plan_id} ({self.plan_name}) for the API stage {', '.join(self.stages)}"
+        return (
+            f"usage plan {self.association.plan_id} ({self.plan_name}) "
+            f"for the API stage {', '.join(self.stages)}"
+        )
 
 
 class ApiGateway:
     """API Gateway's usage plan keys, each call retried until its deadline.
 
-    Every method raises OutOfTimeError when no time is left, and FailedError with the reason when it is
-    refused for good.
+    Every method raises OutOfTimeError when no time is left, and FailedError with the reason when API Gateway
+    refuses for good.
     """
 
     def __init__(self, client: APIGatewayClient) -> None:
-        """Take a client whose own retries are off: there is one policy."""
+        """Take a client whose own retries are off: `retry` is the one policy."""
         self._client = client
         self._plans: dict[str, tuple[float, Any]] = {}
         self.calls = 0
-        """How many calls were made, for the metrics."""
+        """How many calls it has made, for the metrics."""
 
     @property
     def _region(self) -> str:
         return self._client.meta.region_name
 
     def attach(self, association: Association, deadline: Deadline) -> InPlan | list[Rival]:
-        """Put the key into the plan (CreateUsagePlanKey). Rivals are answered where they are why it was refused."""
+        """Put the key into the plan (CreateUsagePlanKey); give back the rivals if they are why it failed."""
         what = f"{attaching(association)} in {self._region}"
         attempts = Attempts()
         try:
             return self._attach(what, association, deadline, attempts)
         except FailedError as failed:
-            # An attempt that may have been served stays one, whatever was refused or could not be looked at
-            # afterwards.
+            # An unclear attempt may have attached the key, whatever a later call says.
             failed.nothing_changed = not attempts.unclear
             raise
 
@@ -123,7 +127,7 @@ class ApiGateway:
     def _look_into(
         self, association: Association, error: Exception, deadline: Deadline, attempts: Attempts
     ) -> InPlan | list[Rival] | None:
-        """Look why attaching was refused: the text does not say it, nor is it documented whether with 409 or with 400."""
+        """Look why API Gateway refused: its text does not say, and no document says whether by 409 or 400."""
         try:
             if (key := self.look(association, deadline)) is not None:
                 return InPlan(key, by_us=attempts.unclear)
@@ -133,10 +137,10 @@ class ApiGateway:
         except FailedError:
             if code(error) == "ConflictException":
                 raise
-            return None  # What was wrong with the request the error itself says.
+            return None  # The error itself says why the request was bad.
 
     def known_rival(self, held: Association, wanted: Association, deadline: Deadline) -> Rival | None:
-        """Tell, without a call, whether `held` was lately seen to keep its key from `wanted`."""
+        """Give back `held` as a rival of `wanted`, without a call, if it was one in the last 60 seconds."""
         since = deadline.clock.time() - STAGES_KNOWN_FOR
         plans = [self._plans.get(plan_id, (0.0, {})) for plan_id in (held.plan_id, wanted.plan_id)]
         if held.key_id != wanted.key_id or held == wanted or any(at < since for at, _ in plans):
@@ -144,8 +148,11 @@ class ApiGateway:
         return _rival(held, *(plan for _, plan in plans))
 
     def look(self, association: Association, deadline: Deadline) -> Key | None:
-        """Look whether the key is in the plan (GetUsagePlanKey); None when it is not, or when there is no such plan."""
-        what = f"Could not look for API key {association.key_id} in usage plan {association.plan_id} in {self._region}"
+        """Look for the key in the plan (GetUsagePlanKey); None if the key or the plan is not there."""
+        what = (
+            f"Could not look for API key {association.key_id} "
+            f"in usage plan {association.plan_id} in {self._region}"
+        )
         call = partial(
             self._client.get_usage_plan_key, usagePlanId=association.plan_id, keyId=association.key_id
         )
@@ -159,12 +166,12 @@ class ApiGateway:
             ) from error
 
     def keys_in(self, plan_id: str, deadline: Deadline, pace: Callable[[], None]) -> set[str]:
-        """Name the keys in a plan by their ids (GetUsagePlanKeys); their values are dropped at once.
+        """Name the keys in a plan by their ids (GetUsagePlanKeys), and drop their values at once.
 
         Args:
             plan_id: The plan.
             deadline: Until when.
-            pace: Called before every call.
+            pace: Waits before every call.
 
         Raises:
             MissingError: There is no such plan.
@@ -186,7 +193,7 @@ class ApiGateway:
             position = {"position": page["position"]}
 
     def detach(self, association: Association, deadline: Deadline) -> None:
-        """Take the key out of the plan (DeleteUsagePlanKey). What is not there is forgiven, whichever part is missing."""
+        """Take the key out of the plan (DeleteUsagePlanKey); succeed if the key or the plan is not there."""
         attempts = Attempts()
         try:
             self._detach(association, deadline, attempts)
@@ -195,7 +202,10 @@ class ApiGateway:
             raise
 
     def _detach(self, association: Association, deadline: Deadline, attempts: Attempts) -> None:
-        what = f"Could not detach API key {association.key_id} from usage plan {association.plan_id} in {self._region}"
+        what = (
+            f"Could not detach API key {association.key_id} "
+            f"from usage plan {association.plan_id} in {self._region}"
+        )
         call = partial(
             self._client.delete_usage_plan_key, usagePlanId=association.plan_id, keyId=association.key_id
         )
@@ -218,8 +228,8 @@ class ApiGateway:
     def _rivals(self, association: Association, deadline: Deadline) -> list[Rival]:
         """Find the plans of the key that share a stage with the wanted one (GetUsagePlan, GetUsagePlans)."""
         what = (
-            f"Could not find out which usage plan keeps API key {association.key_id} from usage plan {association.plan_id} "
-            f"in {self._region}"
+            f"Could not find out which usage plan keeps API key {association.key_id} "
+            f"from usage plan {association.plan_id} in {self._region}"
         )
         wanted = self._plan(what, association, deadline)
         rivals: list[Rival] = []
@@ -260,41 +270,44 @@ class ApiGateway:
         path: str | None,
         deadline: Deadline,
     ) -> FailedError:
-        """Say why a call was refused for good. `path` is below the plan; None means all plans."""
+        """Say why API Gateway refused a call for good. `path` is below the plan; None means all plans."""
         resource = "/usageplans" + ("" if path is None else f"/{association.plan_id}/{path}".rstrip("/"))
         match code(error):
             case "NotFoundException":
                 return MissingError(self._which_is_missing(what, association, deadline))
             case "BadRequestException":
                 return FailedError(
-                    f"{what}: API Gateway calls it a bad request: {message(error)}. Check KeyId and UsagePlanId"
+                    f"{what}: API Gateway calls it a bad request: {message(error)}. "
+                    "Check KeyId and UsagePlanId"
                 )
             case "UnauthorizedException" | "AccessDeniedException" | "AccessDenied":
                 return FailedError(
                     f"{what}: permission is missing. Allow the function's role apigateway:{verb} on "
-                    # Of a service control policy, a boundary or an endpoint's policy, AWS's own text alone
-                    # says so.
-                    f"arn:PARTITION:apigateway:{self._region}::{resource}, then deploy again. AWS says: {message(error)}"
+                    # Only AWS's text names a service control policy, a boundary or an endpoint's policy.
+                    f"arn:PARTITION:apigateway:{self._region}::{resource}, then deploy again. "
+                    f"AWS says: {message(error)}"
                 )
         return FailedError(f"{what}: {code(error)}: {message(error)}")
 
     def _which_is_missing(self, what: str, association: Association, deadline: Deadline) -> str:
-        """Tell by looking at the plan: the text of a 404 has been seen to be wrong, and keys would show their values."""
+        """Ask for the plan: the text of a 404 can be wrong, and asking for the key would show its value."""
         try:
             self._plan(what, association, deadline)
         except MissingError as missing:
             return str(missing)
         except FailedError:
             either = f"usage plan {association.plan_id} or API key {association.key_id}"
-            return self._missing(what, either, association) + ". Which of them could not be seen"
+            return self._missing(what, either, association) + ". The function could not see which"
         return self._missing(what, f"API key {association.key_id}", association)
 
     def _missing(self, what: str, thing: str, association: Association) -> str:
-        # No document says how long ids are, so this is a hint where one is wrong, and never a reason to
-        # refuse it.
+        # No document says how long ids are, so their length gives a hint and never refuses one.
         lengths = len(association.key_id), len(association.plan_id)
         swapped = ". KeyId and UsagePlanId may be swapped" if lengths == (6, 10) else ""
-        return f"{what}: there is no {thing} in {self._region}. Check the id (a name or a value is none) and the region{swapped}"
+        return (
+            f"{what}: there is no {thing} in {self._region}. "
+            f"Check the id (not a name or a value) and the region{swapped}"
+        )
 
     def _ask(
         self,
@@ -304,7 +317,7 @@ class ApiGateway:
         id_: str | None = None,
         attempts: Attempts | None = None,
     ) -> Any:
-        """Call until it is served with a reply that can be read: where `id_` is given, one that is about it."""
+        """Call until a readable reply comes; with `id_`, one about that id."""
 
         def readable() -> Any:
             self.calls += 1
@@ -321,7 +334,7 @@ class ApiGateway:
 
 
 def _logged(again: Callable[[Exception], Again | None], what: str) -> Callable[[Exception], Again | None]:
-    """Log what will be tried again. An error of a call has no secret in it: values come in replies alone."""
+    """Log each error that `retry` tries again. Errors hold no secret: values come in replies only."""
 
     def logged(error: Exception) -> Again | None:
         verdict = again(error)
@@ -335,7 +348,7 @@ def _logged(again: Callable[[Exception], Again | None], what: str) -> Callable[[
 def _page_of_keys(
     client: APIGatewayClient, pace: Callable[[], None], plan_id: str, position: dict[str, str]
 ) -> dict[str, Any]:
-    """Call, with a frame that no reply is in when something is raised: a reply has the keys' values."""
+    """Call, and keep the reply out of the frames of a raised error: a reply has the keys' values."""
     pace()
     if (page := _ids_of_keys(client, plan_id, position)) is None:
         raise UnreadableError("the reply is none of API Gateway's, or is cut short")
@@ -343,11 +356,11 @@ def _page_of_keys(
 
 
 def _ids_of_keys(client: APIGatewayClient, plan_id: str, position: dict[str, str]) -> dict[str, Any] | None:
-    """Keep the ids alone. One that is no id may be a value (`association`): a digest stands for it."""
+    """Keep the ids only. A malformed one may be a value (`association`), so a digest stands for it."""
     with contextlib.suppress(AttributeError, KeyError, TypeError, ValueError):
         # https://docs.aws.amazon.com/apigateway/latest/api/API_GetUsagePlanKeys.html
         reply = client.get_usage_plan_keys(usagePlanId=plan_id, limit=500, **position)
-        # An empty list has been seen to be left out: https://github.com/aws/aws-sdk-js/issues/1416
+        # API Gateway may leave an empty list out: https://github.com/aws/aws-sdk-js/issues/1416
         ids = [item["id"] for item in reply.get("items", [])]
         hidden = "an id of {} characters ({})"
         return {
@@ -363,7 +376,7 @@ def _key(reply: Any) -> Key:
 
 
 def _text(value: object) -> str:
-    """Read a name; a lone surrogate, which UTF-8 does not have, becomes a question mark."""
+    """Read a name; a lone surrogate becomes a question mark, because UTF-8 has none."""
     return value.encode(errors="replace").decode() if isinstance(value, str) else ""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 
-# What init imports and makes stays; looking for garbage in it, again and again, is a tenth of its time.
+# Everything that init imports and makes stays. Collections during init would take a tenth of its time.
 gc.disable()
 
 import json
@@ -30,31 +30,31 @@ def _tell_what_it_is_about(record: logging.LogRecord) -> bool:
     return True
 
 
-# The modules' loggers are its children, so their lines carry the same keys. It never logs events: they hold
+# The modules' loggers are its children, so their lines carry the same keys. Never log an event: events hold
 # secrets.
 logger = Logger(
     service="usage_plan_key",
     level=os.environ.get("POWERTOOLS_LOG_LEVEL", "INFO"),
-    json_serializer=json.JSONEncoder(separators=(",", ":"), default=str).encode,  # made once
+    json_serializer=json.JSONEncoder(separators=(",", ":"), default=str).encode,  # one encoder for all lines
 )
-# Powertools names the logger after its service, and here it needs the package's name. The lines have the
-# metrics' service.
+# Powertools names the logger after its service, but the logger needs the package's name. So the lines get
+# the metrics' service here.
 logger.append_keys(service=os.environ.get("POWERTOOLS_SERVICE_NAME"))
 logger.registered_handler.addFilter(_tell_what_it_is_about)
-# At DEBUG, these write replies, with the keys' values, and URLs.
+# At DEBUG, these loggers write URLs, and replies with the keys' values.
 for _chatty in ("boto3", "botocore", "urllib3"):
     logging.getLogger(_chatty).setLevel(logging.ERROR)
 
 
 def _client(service: Any, connect: float, read: float) -> Any:
-    """Make a client whose own retries are off: `retry` is the one policy. Made during init, at full CPU."""
+    """Make a client whose own retries are off: `retry` is the one policy."""
     config = Config(
         connect_timeout=connect,
         read_timeout=read,
         retries={"total_max_attempts": 1},
-        # botocore would put its own together anew for each request, twice.
+        # botocore would build its own twice for each request.
         user_agent=f"usage-plan-key Boto3/{boto3.__version__}",
-        # A request's ids are checked by `request`, and the rest of every call is this code's own.
+        # `request` checks the ids, and the rest of every call is this code's own.
         parameter_validation=False,
     )
     return boto3.client(service, config=config)
@@ -62,6 +62,7 @@ def _client(service: Any, connect: float, read: float) -> Any:
 
 _table = os.environ.get("LEDGER_TABLE")
 _queue = os.environ.get("QUEUE_URL")
+# Init makes these clients, because Lambda gives init a full CPU.
 _apigateway = _client("apigateway", CONNECT_TIMEOUT, READ_TIMEOUT)
 _check_host = partial(
     check_value_host,
@@ -79,16 +80,16 @@ _invocation = Provider(
     else None,
     sender=Sender(_check_host),
     local="AWS_SAM_LOCAL" in os.environ,
-    # Only an operator's event asks for it, so init does not make it.
+    # Only operators and the watch need this client, so init does not make it.
     cloudformation=lambda: _client("cloudformation", SHORT_CONNECT_TIMEOUT, READ_TIMEOUT),
 )
-# Else it would be looked through at once, as all that has been made meanwhile counts as new.
+# Without freeze, the first collection would scan everything that init made.
 gc.freeze()
 gc.enable()
 
 
 def handler(event: object, context: Any) -> dict[str, Any] | None:
-    """Take a request of CloudFormation's, serve a batch from the queue, or do as an operator asks; see `Provider`."""
+    """Take CloudFormation's request, serve the queue's batch, or let go for an operator; see `Provider`."""
     match event:
         case {"Records": [{"messageId": _, "receiptHandle": _, "body": _}, *_] as records}:
             return _invocation.on_batch(records, context)

@@ -1,4 +1,4 @@
-"""What is asked of CloudFormation, by an operator's event and by the watch alone: whether a stack is gone."""
+"""Asks CloudFormation whether a stack is gone, for an operator's event and for the watch only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .retry import Deadline, retry, transient
 
 
 def is_of(stack_id: str, function_arn: str) -> bool:
-    """Tell whether this is a stack's id of the function's region and account."""
+    """Tell whether this is the id of a stack in the function's region and account."""
     _, partition, _, region, account, *_ = f"{function_arn}::::::".split(":")
     ours = rf"arn:{partition}:cloudformation:{region}:{account}:stack/[A-Za-z0-9-]+/[A-Za-z0-9-]+"
     return bool(account and re.fullmatch(ours, stack_id))
@@ -22,18 +22,18 @@ def is_of(stack_id: str, function_arn: str) -> bool:
 def stack_is_gone(client: Any, stack_id: str, function_arn: str, deadline: Deadline) -> bool:
     """Ask whether a stack is deleted or does not exist.
 
-    By its id, a deleted stack is described for 90 days as DELETE_COMPLETE; later a ValidationError says that
-    it does not exist.
+    For 90 days CloudFormation describes a deleted stack, by its id, as DELETE_COMPLETE. Later it answers
+    with a ValidationError.
     https://docs.aws.amazon.com/AWSCloudFormation/latest/APIReference/API_DescribeStacks.html
 
     Raises:
-        FailedError: CloudFormation does not say, or the stack is not one of this function's region and
-            account: about another account's stack, this one's CloudFormation would say that it does not
-            exist.
+        FailedError: CloudFormation does not say, or the stack is in another region or account. About such a
+            stack CloudFormation would say that it does not exist.
     """
     if not is_of(stack_id, function_arn):
         raise FailedError(
-            f"{stack_id} is no id of a stack in this function's region and account, so nothing was let go of"
+            f"{stack_id} is no id of a stack in this function's region and account, "
+            "so the function let go of nothing"
         )
     what = f"Could not ask CloudFormation about {stack_id}"
     try:

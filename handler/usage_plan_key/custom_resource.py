@@ -1,4 +1,4 @@
-"""crhelper, subclassed: each override stands beside the defect of crhelper 2.0.12 that it mends."""
+"""crhelper, subclassed: each override names the defect of crhelper 2.0.12 that it mends."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ from .request import Request
 from .response import body
 
 logger = logging.getLogger(__name__)
-# Defect: crhelper logs the event, the pre-signed URL and the answer at DEBUG, and errors with all that they
-# carry. And urllib3 each URL that it asks.
+# Defect: crhelper logs the event, the pre-signed URL and the answer at DEBUG, and whole errors. urllib3 logs
+# each URL.
 _HUSHED: Final = (
     (logging.getLogger("crhelper"), logging.CRITICAL + 1),
     (logging.getLogger("urllib3"), logging.ERROR),
 )
-#: Seconds before the function's end at which the guard answers for a request that hangs. Enough to write the
-#: answer down and to deliver it, and less than what is left after the last call that is begun and takes all
-#: its time.
+#: Seconds before the function's end at which the guard answers for a request that hangs. They are enough to
+#: write the answer down and deliver it, and fewer than the slowest last call leaves.
 GUARD_TIME: Final = 10.0
 
 
@@ -47,11 +46,11 @@ def _as_if_local() -> Iterator[None]:
 
 
 def _fresh() -> Mapping[str, Any]:
-    """Have crhelper's constructor make an instance's attributes, once: every new instance begins with these.
+    """Have crhelper's constructor make an instance's attributes once; every new instance copies them.
 
     Defect: it sets the levels of five loggers, which empties the caches of all of them.
-    Defect: three boto3 clients are made for polling, which is not used here; AWS_SAM_LOCAL skips them.
-    Defect: the root logger's level is set; handing in the one that it has keeps it.
+    Defect: it makes three boto3 clients for polling, which we do not use; AWS_SAM_LOCAL skips them.
+    Defect: it sets the root logger's level; passing the present level keeps it.
     Defect: every Delete sleeps for two minutes.
     """
     with _as_if_local():
@@ -63,9 +62,9 @@ _FRESH: Final = _fresh()
 
 
 class CustomResource(CfnResource):
-    """One request's crhelper: `create`, `update` and `delete` register what serves it.
+    """One request's crhelper: `create`, `update` and `delete` register the functions that serve it.
 
-    Each request has a new one, so no state of an earlier one can be in it.
+    Each request has a new instance, so no state of an earlier request can be in it.
     """
 
     _context: Any
@@ -81,10 +80,10 @@ class CustomResource(CfnResource):
         """Prepare.
 
         Args:
-            request: The request that is answered.
-            give_up: Called in another thread when the function's time is nearly up and the call under way
-                hangs.
-            deliver: Delivers the answer's body; called once.
+            request: The request to answer.
+            give_up: Makes the guard's answer, in another thread, when a call hangs and the function's time is
+                nearly up.
+            deliver: Delivers the answer's body; `answer` calls it once.
             where: Where the log is, from `where`; every FAILED Reason ends with it.
         """
         vars(self).update(_FRESH)
@@ -106,15 +105,15 @@ class CustomResource(CfnResource):
         """Serve the request and deliver the answer.
 
         Raises:
-            TurnOverError: It has none yet: the request is to be served again.
-            UndeliveredError: It could not be delivered.
+            TurnOverError: There is no answer yet: a later turn serves the request.
+            UndeliveredError: `deliver` failed.
         """
-        # Defect: crhelper takes a top-level `CrHelperPoll` or `CrHelperData` of the event for its own.
+        # Defect: crhelper takes the event's top-level `CrHelperPoll` or `CrHelperData` for its own.
         self({name: value for name, value in event.items() if not str(name).startswith("CrHelper")}, context)
         if self._postponed:
             raise self._postponed
         if not self._hand_over():
-            # The guard is delivering. Lambda freezes whatever still runs when this returns.
+            # The guard is delivering, and Lambda freezes it when this returns.
             self._guard_is_done.wait()
             if self._guards_error:
                 raise self._guards_error
@@ -135,7 +134,7 @@ class CustomResource(CfnResource):
         return handle
 
     def _put_together(self, make: Callable[[], Response]) -> None:
-        """Make the answer's body, unless there is one. Whatever goes wrong there becomes a FAILED one.
+        """Make the answer's body, unless there is one; an error there becomes a FAILED answer.
 
         Raises:
             TurnOverError: `make` has no answer yet.
@@ -157,19 +156,18 @@ class CustomResource(CfnResource):
         )
 
     def _send(self, status: str | None = None, reason: str = "", send_response: object = None) -> None:
-        """Defects: see below.
+        """Send nothing; make an answer only if crhelper failed before `_put_together` could.
 
-        Any status of the PUT is success; network errors are retried for ever, without a time-out on the
-        socket; the answer may exceed 4,096 bytes; Reason keeps its last 240 characters; a TLS context is made
-        for every answer. So what crhelper would send is not sent: `_put_together` has made the answer, unless
-        crhelper failed before it served.
+        Defects: crhelper takes any status of the PUT for success. It retries network errors for ever, without
+        a time-out on the socket. Its answer may exceed 4,096 bytes. It keeps Reason's last 240 characters. It
+        makes a TLS context for every answer.
         """
         with self._lock:
             if not self._body and not self._postponed:
                 self._body = self._internal_error(reason)
 
     def _hand_over(self) -> bool:
-        """Deliver the answer, once; False for whoever comes second."""
+        """Deliver the answer once; False for the second caller."""
         with self._lock:
             late, self._handed_over = self._handed_over, True
         if not late:
@@ -177,10 +175,10 @@ class CustomResource(CfnResource):
         return not late
 
     def _log_setup(self, event: Mapping[str, Any], context: Any) -> None:
-        """Defect: the root logger's level and its handlers' formatters are replaced at every invocation."""
+        """Defect: crhelper replaces the root logger's level and its handlers' formatters at every call."""
 
     def _set_timeout(self) -> None:
-        """Defect: the guard strikes half a second before the end, too late for a PUT that is tried again."""
+        """Defect: the guard strikes 0.5 seconds before the end, too late for a second attempt at the PUT."""
         seconds = self._context.get_remaining_time_in_millis() / 1000 - GUARD_TIME
         self._timer = threading.Timer(seconds, partial(copy_context().run, self._timeout))
         self._timer.daemon = True
@@ -189,14 +187,14 @@ class CustomResource(CfnResource):
     def _timeout(self) -> None:
         """Defect: the guard answers with an empty id, and the call under way then answers a second time.
 
-        Here its answer is written down like any other, and the first that was stands, in the ledger and in
-        `_body`.
+        Here the ledger records the guard's answer like any other. The first answer stands, in the ledger and
+        in `_body`.
         """
         try:
             logger.error("The function's time is nearly up, and a call hangs")
             self._put_together(self._give_up)
             self._hand_over()
-        except Exception as error:  # noqa: BLE001  # it goes to the thread that waits
+        except Exception as error:  # noqa: BLE001  # the waiting thread raises it
             self._guards_error = error
         finally:
             self._guard_is_done.set()

@@ -1,4 +1,4 @@
-"""The function's metrics: it logs one line for each response, and CloudWatch turns the lines into metrics.
+"""The function's metrics: it logs a line for each response, and CloudWatch turns the lines into metrics.
 
 https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format.html
 
@@ -24,9 +24,9 @@ def response(body: bytes, attempts: int, waited: float | None) -> None:
     """Count a response by its outcome.
 
     Args:
-        body: The response's body; nothing but its outcome goes into the log.
+        body: The response's body; only its outcome goes into the log.
         attempts: The calls to API Gateway in this turn.
-        waited: The seconds that the request waited in the queue; None where there was no queue.
+        waited: The seconds that the request waited in the queue; None without a queue.
     """
     fields = json.loads(body)
     outcome = fields["Data"]["Outcome"].capitalize() if "Data" in fields else "Deleted"
@@ -45,17 +45,17 @@ def no_request() -> None:
 
 
 def answer_refused() -> None:
-    """Count a response that CloudFormation did not take; nobody sends it again."""
+    """Count a response that CloudFormation refused; nobody sends it again."""
     _emit({"AnswerRefused": 1})
 
 
 def answer_undelivered() -> None:
-    """Count a response that could not be delivered in time; its request comes again."""
+    """Count a response that the function could not deliver in time; its request comes again."""
     _emit({"AnswerUndelivered": 1})
 
 
 def drift(missing: int) -> None:
-    """Count the associations that the watch found missing; none is a value, too: it ends the alarm."""
+    """Count the associations that the watch found missing; a 0 ends the alarm."""
     _emit({"Drift": missing})
 
 
@@ -65,5 +65,5 @@ def _emit(values: dict[str, float]) -> None:
     metrics = EphemeralMetrics(namespace=NAMESPACE)
     for name, value in values.items():
         metrics.add_metric(name, MetricUnit.Seconds if name == QUEUE_SECONDS else MetricUnit.Count, value)
-    # One write. Powertools prints, which takes two, and another thread's line could come between them.
+    # Powertools prints in two writes, and another thread's line could come between them.
     sys.stdout.write(json.dumps(metrics.serialize_metric_set(), separators=(",", ":")) + "\n")

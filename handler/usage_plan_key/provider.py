@@ -34,36 +34,33 @@ from .service import Service
 
 logger = logging.getLogger(__name__)
 
-#: The request that is served, for the log.
+#: What the log's lines say about the request under way.
 about: ContextVar[Mapping[str, str | None]] = ContextVar("about")
 
-#: Under sam local somebody waits at a terminal, and an endpoint that cannot be reached is tried for seconds
-#: alone.
+#: Seconds for a request under sam local. Somebody waits at a terminal, and one attempt at an unreachable
+#: endpoint takes seconds.
 LOCAL_TIME: Final = 35.0
-#: Seconds at the end of a batch's invocation for what the background has yet to deliver, and for what goes
-#: back into the queue.
+#: Seconds at the end of a batch's invocation to deliver the last answers and to give messages back.
 CLOSING_TIME: Final = 10.0
-#: Seconds at the end of the function's time in which it does nothing any more: Lambda is to have the batch's
-#: result.
+#: Seconds at the end of the function's time in which it starts nothing: Lambda needs the batch's result.
 LAST_SECONDS: Final = 2.0
-#: Seconds for which a batch's request waits for API Gateway before all other stacks' have had their turn,
-#: longer than the other batch takes; and for which all of them wait so.
+#: Seconds for which a request waits for API Gateway before the other stacks' requests have had their turn.
+#: PATIENCE is for one request, longer than the other worker's batch takes; FIRST_ROUND is for all of them.
 PATIENCE: Final = 12.0
 FIRST_ROUND: Final = 40.0
-#: Seconds for what costs the others of its batch their time: to give back what is served apart, to put aside
-#: what is no request.
+#: Seconds to give messages back or to put one aside: they cost the rest of the batch its time.
 GIVING_TIME: Final = 5.0
-#: Seconds for which a batch's answer is tried to be delivered; what was not comes again.
+#: Seconds to deliver an answer of a batch; without delivery its request comes again.
 DELIVERY_TIME: Final = 20.0
 
 
 def _threads() -> Executor:
-    """As many as a batch has messages: one that cannot be delivered is not to hold up the others."""
+    """Make a thread for each message of a batch, so that no answer holds up another."""
     return ThreadPoolExecutor(10)
 
 
 class Context(Protocol):
-    """What is used of Lambda's context."""
+    """The part of Lambda's context that the function uses."""
 
     aws_request_id: str
     function_name: str
@@ -72,7 +69,7 @@ class Context(Protocol):
     log_stream_name: str
 
     def get_remaining_time_in_millis(self) -> int:
-        """Tell how long the function may run yet."""
+        """Tell how many milliseconds the function may still run."""
 
 
 class _Turn(NamedTuple):
@@ -86,17 +83,17 @@ class _Turn(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provider:
-    """The function, with all that it talks to; what is None is not configured.
+    """The function, with all that it talks to; None means not configured.
 
     Attributes:
         api: API Gateway.
         table: The ledger.
         queue: The queue.
         sender: Delivers the answers.
-        local: Under sam local answers are printed instead of sent.
-        cloudformation: Makes a client, when an operator's event asks for it.
+        local: Under sam local the function prints answers instead of sending them.
+        cloudformation: Makes a client when an operator's event asks for one.
         clock: Tells the time.
-        background: Makes what delivers a batch's answers, so that this thread calls API Gateway back to back.
+        background: Makes threads that deliver a batch's answers, so that this one only calls API Gateway.
     """
 
     api: ApiGateway
@@ -109,7 +106,7 @@ class Provider:
     background: Callable[[], Executor] = _threads
 
     def on_event(self, event: object, context: Context) -> dict[str, Any] | None:
-        """Take a request, and serve it where there is no queue. Gives back the answer under sam local alone.
+        """Take a request, and serve it if there is no queue; give the answer back under sam local only.
 
         Raises:
             EventError: The event lacks what an answer needs.
@@ -135,7 +132,7 @@ class Provider:
             raise
         except FailedError as failed:
             if self.queue and isinstance(failed, NotBegunError):
-                raise  # Something has taken nearly all of the function's time. The next invocation has its own.
+                raise  # Something has used up this invocation's time. The next one has its own.
             refusal = str(failed)
         except Exception as error:
             logger.exception("An internal error")
@@ -148,22 +145,22 @@ class Provider:
         return json.loads(redacted(local[0])) if local else None
 
     def _on_arrival(self, request: Request, left: float) -> Deadline:
-        """Until when a request is worked on where it arrives; the function has so many seconds left."""
+        """Until when an arriving request is worked on; the function has `left` seconds."""
         now = self.clock.time()
         # A sample event is as old as its file, and a person waits at the terminal.
         there = min(LOCAL_TIME, request.service_timeout) if self.local else request.ends(now) - now
         if there > BEFORE_LOOK:
             return Deadline(min(left, there), self.clock, dies=left)
-        # Nobody waits for one that is over: where the function's own time is too short to look it up, the
-        # next invocation does.
+        # Nobody waits for a request whose time is over. If this invocation has too little time to look it
+        # up, the next one does.
         return Deadline(math.inf, self.clock, turn=left, dies=left, is_over=True)
 
     def _is_queued(self, request: Request, event: Mapping[str, Any], service: Service) -> bool:
-        """Fence a request, and put it into the queue; False where it is to be served here and now."""
+        """Fence a request and queue it; False if this invocation has to serve it."""
         deadline, now = service.deadline, self.clock.time()
         if self.queue:
             logger.info("Asked: %s", _described(request))
-        # A Create is fenced also when its time is over: it marks what is retained, and its Delete may arrive
+        # A Create fences even after its time: it marks the retained associations, and its Delete may come
         # next.
         if not deadline.is_over or request.physical_id is None:
             service.fence()
@@ -174,10 +171,10 @@ class Provider:
         return True
 
     def on_batch(self, records: Sequence[Mapping[str, Any]], context: Context) -> dict[str, Any]:
-        """Serve a batch, each stack's requests in order; gives back what is to come again, as Lambda wants it.
+        """Serve a batch, each stack's requests in order; return Lambda's list of messages to deliver again.
 
-        Not Powertools' batch processor: it knows neither deadlines nor a background, and imports all its
-        event classes.
+        Powertools' batch processor knows neither deadlines nor background threads, and imports all its event
+        classes.
         """
         self.sender.prepare()
         about.set({})
@@ -187,7 +184,7 @@ class Provider:
         for message in messages(records):
             try:
                 turns.append(_Turn(message, *self._read(message.event, message.arrived, queued=True), []))
-            except Exception as error:  # noqa: BLE001  # it costs nobody else anything
+            except Exception as error:  # noqa: BLE001  # the rest of the batch goes on
                 logger.error("Message %s is no request: %s", message.id, error)  # noqa: TRY400  # the sentence says it all
                 strays.append(message)
         now = self._apart(turns, ends)
@@ -204,9 +201,9 @@ class Provider:
     def _handle_all(
         self, turns: Sequence[_Turn], ends: float, context: Context, background: Executor
     ) -> tuple[list[Message], list[Message]]:
-        """Serve requests, each stack's in order; gives back what there was no time for, and what has failed.
+        """Serve requests, each stack's in order; return those without time, and those that have failed.
 
-        Who has to wait waits in the second round, when all other stacks' requests are served.
+        A request that has to wait does so in the second round, after all other stacks' requests.
         """
         broken: set[str] = set()
         failed: list[Message] = []
@@ -219,7 +216,7 @@ class Provider:
                 stack = turn.request.holder.stack_id
                 try:
                     if stack in blocked:
-                        raise TurnOverError("an earlier request of its stack is not answered yet")
+                        raise TurnOverError("an earlier request of its stack has no answer yet")
                     patience = min(PATIENCE, first - self.clock.time()) if impatient else math.inf
                     self._handle(turn, ends, patience, opens, context, background)
                 except TurnOverError as error:
@@ -236,14 +233,14 @@ class Provider:
         return [turn.message for turn in turns], failed
 
     def let_go(self, asked: object, context: Context) -> dict[str, Any]:
-        """Let go of what a resource holds whose stack is gone without a Delete for it. Nothing is detached.
+        """Let go of a resource's associations if its stack is gone without a Delete; detach nothing.
 
         Args:
-            asked: `StackId` and `LogicalResourceId`, from an event that an operator hands in.
+            asked: `StackId` and `LogicalResourceId`, from an operator's event.
             context: Lambda's.
 
         Raises:
-            EventError: They are not there.
+            EventError: The event lacks one of them.
             FailedError: The stack is not gone, or nobody can tell.
         """
         about.set({})
@@ -257,7 +254,8 @@ class Provider:
         deadline = Deadline(context.get_remaining_time_in_millis() / 1000, self.clock).short()
         if not stack_is_gone(self.cloudformation(), stack_id, context.invoked_function_arn, deadline):
             raise FailedError(
-                f"Stack {stack_id} is still there, so nothing was let go of. Delete the resource from its template"
+                f"Stack {stack_id} is still there, so the function let go of nothing. "
+                "Delete the resource from its template"
             )
         held = [*self.table.change(holder, [], lambda state: state, deadline).record.holds]
         self.table.change(holder, held, partial(abandon, holder=holder), deadline)
@@ -268,44 +266,44 @@ class Provider:
     def _read(
         self, event: object, arrived: float, *, queued: bool = False
     ) -> tuple[Request, Mapping[str, Any]]:
-        # The watch's repairs come by the queue alone; without a ledger there is nothing to hold them against.
+        # The watch's repairs come through the queue only, and a repair needs a ledger to check it against.
         if queued and self.table and (repair := parse_repair(event)):
             return repair, cast("Mapping[str, Any]", event)
         request = parse(event)
         if request.issued is not None and request.issued > arrived + MOST_SKEW:
-            request.issued = None  # A time to come would be newer than all that follows.
+            request.issued = None  # A time in the future would make all later requests look older.
         destination(request.response_url, local=self.local)
-        return request, cast("Mapping[str, Any]", event)  # `parse` has seen that it is one.
+        return request, cast("Mapping[str, Any]", event)  # `parse` has checked that it is one.
 
     def _check(self, request: Request) -> None:
         if not self.local:
             self.sender.check(request)
 
     def _put_aside(self, message: Message, ends: float) -> bool:
-        """Send what is no request to the dead-letter queue; False where it stays, and comes again."""
+        """Send a message that is no request to the dead-letter queue; False if it stays and comes again."""
         if not self.local:
             metrics.no_request()
         deadline = Deadline(min(GIVING_TIME, ends - self.clock.time()), self.clock).last()
         try:
             return bool(self.queue and self.queue.put_aside(message, deadline))
-        except Exception as error:  # noqa: BLE001  # it costs nobody else anything
+        except Exception as error:  # noqa: BLE001  # the rest of the batch goes on
             logger.warning("Message %s stays in the queue: %s", message.id, error)
             return False
 
     def _is_delivered(self, turn: _Turn) -> bool:
-        """Tell whether an answer has arrived, or CloudFormation waits for it no longer: else its request is to come again."""
+        """Tell whether CloudFormation has the answer or no longer waits; else the request comes again."""
         undelivered = [error for future in turn.sent if (error := future.exception())]
         for error in undelivered:
             logger.error("Not delivered: %s", error)
         return not undelivered or self.clock.time() >= turn.request.ends(turn.message.arrived)
 
     def _apart(self, turns: list[_Turn], ends: float) -> list[_Turn]:
-        """Choose what is served now: all, unless a function has died.
+        """Choose the requests to serve now: all, unless a function has died.
 
-        A request that a function died at is served alone, for the next one may die at it too. What comes
-        again after its visibility time-out, and was not begun since, may have been in a batch that died, at
-        nobody knows which: it is served apart from other stacks' requests. Only the first of each stack, for
-        those behind it have their turn after it.
+        A function has died at a request: serve only that one, because the next function may die at it too.
+        A message comes again after its visibility time-out, and nobody has begun it since: its batch may
+        have died at any of its requests. Serve it apart from other stacks' requests. Only the first message
+        of a stack counts, because the others have their turn after it.
         """
         now = self.clock.time()
         suspects: list[str] = []
@@ -325,7 +323,7 @@ class Provider:
             return self._service(
                 turn.request, Deadline(ends - CLOSING_TIME - self.clock.time(), self.clock)
             ).died()
-        except Exception as error:  # noqa: BLE001  # where the ledger cannot be read, it is served and says so
+        except Exception as error:  # noqa: BLE001  # without the ledger the turn fails and says so
             logger.warning(
                 "Could not see whether a function has died at %s: %s", _described(turn.request), error
             )
@@ -341,11 +339,11 @@ class Provider:
         """
         request, message = turn.request, turn.message
         _tell(request, turn.event, context)
-        # Where a function has died, the next one's log says at what it may die.
+        # After a death the next function's log names the request that it may die at.
         again = message.receives > 1
         logger.log(logging.INFO if again else logging.DEBUG, "Its turn has come: %s", _described(request))
         deadline = self._in_turn(turn, ends, patience, opens)
-        if isinstance(request, Repair):  # It fences nothing, and nobody is answered.
+        if isinstance(request, Repair):  # It fences nothing, and nobody waits for an answer.
             self._service(request, deadline, again=again).repair(request)
             return
         service = self._service(request, deadline, fenced=message.fenced, again=again)
@@ -361,7 +359,7 @@ class Provider:
 
         refusal = ""
         try:
-            self._check(request)  # Who may write to the queue has not passed `on_event`.
+            self._check(request)  # A message that somebody else has sent has not passed `on_event`.
         except FailedError as failed:
             refusal = str(failed)
         now = self.clock.time()
@@ -369,7 +367,7 @@ class Provider:
         self._respond(request, turn.event, context, service, refusal, deliver, end, now - message.arrived)
 
     def _in_turn(self, turn: _Turn, ends: float, patience: float, opens: float) -> Deadline:
-        """Until when a request out of the queue is worked on."""
+        """Until when a request from the queue is worked on."""
         now = self.clock.time()
         there = turn.request.ends(turn.message.arrived) - now
         is_over = there <= BEFORE_LOOK
@@ -384,12 +382,15 @@ class Provider:
         )
 
     def _give_back(self, back: Sequence[Message], ends: float) -> None:
-        """Make messages visible in their places, a stack's later ones first: its first one visible, the others could be taken."""
+        """Make messages visible in their places, a stack's first one last.
+
+        Once the first one is visible, SQS may deliver the others.
+        """
         for message in reversed(back):
             try:
                 if self.queue:
                     self.queue.give_back(message, Deadline(ends - self.clock.time(), self.clock).last())
-            except Exception as error:  # noqa: BLE001  # it comes again all the same, later
+            except Exception as error:  # noqa: BLE001  # it comes again later anyway
                 logger.warning(
                     "Message %s comes again when its visibility time-out is over: %s", message.id, error
                 )
@@ -412,7 +413,7 @@ class Provider:
         waited: float | None = None,
     ) -> None:
         def give_up() -> Response:
-            # The guard has all the time that is left, and nothing of the service that hangs.
+            # The guard has all the time left, and shares no state with the service that hangs.
             reason = "No answer in time: a call of the function hangs. Look into its log, and deploy again"
             return self._service(request, end).fail(reason)
 
@@ -430,7 +431,7 @@ class Provider:
     def _counted(
         self, deliver: Callable[[bytes], None], waited: float | None
     ) -> Iterator[Callable[[bytes], None]]:
-        """Count the response where it leaves, once, even if the guard made it; under sam local count nothing."""
+        """Count each response once, the guard's too; under sam local count nothing."""
         before = self.api.calls
 
         def counted(body: bytes) -> None:
@@ -460,7 +461,7 @@ def _logged(request: Request, response: Response) -> Response:
 
 
 def _tell(request: Request, event: Mapping[str, Any], context: Context) -> None:
-    """Have every line that is logged from now on say which request it is about."""
+    """Put the request's ids into every log line from now on."""
     about.set(
         {
             "StackId": request.holder.stack_id,

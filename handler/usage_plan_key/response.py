@@ -34,14 +34,17 @@ _PUT_TIMEOUT: Final = urllib3.Timeout(connect=SHORT_CONNECT_TIMEOUT, read=SHORT_
 
 
 def where(context: object) -> str:
-    """Say where the log is: whoever reads a Reason may be in another team. Leaves out what a stand-in for the context lacks."""
+    """Say where the log is, because the reader of a Reason may be in another team.
+
+    Leaves out the names that a stand-in for the context lacks.
+    """
     names = {"function": "function_name", "log group": "log_group_name", "log stream": "log_stream_name"}
     found = ((name, getattr(context, attribute, None)) for name, attribute in names.items())
     return ", ".join(f"{name} {value}" for name, value in found if value)
 
 
 def body(request: Request, answer: Response, where: str) -> bytes:
-    """Put an answer together, in at most 4,096 bytes: Reason and KeyName are cut at their ends."""
+    """Put an answer together, in at most 4,096 bytes: cut Reason and KeyName at their ends."""
     fields: dict[str, Any] = {
         "Status": SUCCESS if answer.success else FAILED,
         "PhysicalResourceId": answer.id,
@@ -51,14 +54,14 @@ def body(request: Request, answer: Response, where: str) -> bytes:
         "NoEcho": False,
     }
     if answer.success and isinstance(request, Create | Update):
-        # Defect: NoEcho survives from one invocation into the next. Here it is part of each answer.
+        # Defect: crhelper's NoEcho survives from one invocation into the next. Here each answer has its own.
         fields |= {"NoEcho": request.include_value, "Data": _data(request, answer)}
         fields["Data"]["KeyName"] = _cut(
             answer.key_name, LONGEST_RESPONSE - len(_json(fields)) - len(',"KeyName":""')
         )
     if not answer.success:
         room = LONGEST_RESPONSE - len(_json({**fields, "Reason": ""}))
-        # Where ids are so long that the room is short, what matters keeps half of it.
+        # If long ids leave little room, the reason keeps at least half of it.
         end = _cut(f" ({where})" if where else "", room // 2)
         fields["Reason"] = _cut(answer.reason, room - _size(end)) + end
     made = _json(fields)
@@ -70,7 +73,7 @@ def body(request: Request, answer: Response, where: str) -> bytes:
 
 
 def _data(request: Create | Update, answer: Response) -> dict[str, str]:
-    """Give what Fn::GetAtt reads, but for KeyName."""
+    """Give the attributes that Fn::GetAtt reads, without KeyName."""
     data = {
         "Id": request.wanted.id,
         "KeyId": request.wanted.key_id,
@@ -83,7 +86,7 @@ def _data(request: Create | Update, answer: Response) -> dict[str, str]:
 
 
 def redacted(body: bytes) -> str:
-    """Give back an answer's body as a text that may be printed."""
+    """Give back an answer's body as text without the key's value."""
     fields = json.loads(body)
     if "Value" in fields.get("Data", {}):
         fields["Data"]["Value"] = "(not shown)"
@@ -91,16 +94,15 @@ def redacted(body: bytes) -> str:
 
 
 def destination(url: str, *, local: bool = False, base: str = "") -> Url:
-    """Read where an answer goes, with the parser of urllib3, which connects there.
+    """Read where an answer goes, with the parser of urllib3, because urllib3 connects there.
 
     Args:
-        url: A ResponseURL, or where one redirects to.
+        url: A ResponseURL, or the target of a redirect.
         local: Under sam local the function sends nothing, so any URL will do.
-        base: What redirects there.
+        base: The URL that redirects.
 
     Raises:
-        EventError: It is not https, or not every parser reads the same host and port there. Says nothing of
-            what it holds.
+        EventError: The URL is not https, or two parsers read different hosts or ports. Shows no part of it.
     """
     if local:
         return Url()
@@ -111,7 +113,7 @@ def destination(url: str, *, local: bool = False, base: str = "") -> Url:
         url = urljoin(base, url)
         read, other = parse_url(url), urlsplit(url)
         same = (read.host or "").strip("[]") == (other.hostname or "") and read.port == other.port
-    except ValueError:  # Without its cause: urllib3's names the URL.
+    except ValueError:  # The cause is left out: urllib3's text names the URL.
         raise EventError(f"{name} cannot be read") from None
     if not read.scheme == other.scheme == "https":
         raise EventError(f"{name} is not https")
@@ -125,12 +127,12 @@ def destination(url: str, *, local: bool = False, base: str = "") -> Url:
 
 
 def check_value_host(url: Url, *, region: str, suffix: str | None, emulator: str | None = None) -> None:
-    """Check that a host is CloudFormation's own: whoever may invoke the function could name another one for a key's value.
+    """Check that a host is CloudFormation's own, because an invoker could name another for a key's value.
 
     Args:
         url: From `destination`.
-        region: The function's. CloudFormation invokes no function of another one.
-        suffix: The partition's DNS suffix; without one nothing is checked.
+        region: The function's region. CloudFormation invokes no function in another one.
+        suffix: The partition's DNS suffix; without one every host may have the value.
         emulator: A host that may have the value too, with its port.
 
     Raises:
@@ -139,30 +141,34 @@ def check_value_host(url: Url, *, region: str, suffix: str | None, emulator: str
     if not suffix or (emulator and url.netloc == emulator.lower()):
         return
     bucket = f"cloudformation-custom-resource-response-{region.replace('-', '')}"
-    # Anybody can register a bucket whose name begins alike. A name is unique in its partition, so all three
-    # lead to one bucket.
+    # Anybody can register a bucket whose name begins like this one, so compare whole hosts. A name is unique
+    # in its partition, so all three lead to one bucket.
     # https://docs.aws.amazon.com/AmazonS3/latest/userguide/VirtualHosting.html
     hosts = [f"{bucket}.{s3}.{suffix}".lower() for s3 in (f"s3.{region}", f"s3-{region}", "s3")]
     if url.host not in hosts or url.port not in (None, 443):
         raise FailedError(
-            f"IncludeValue is true, and the function sends a key's value to no host but {hosts[0]}, which is CloudFormation's. "
-            f"ResponseURL leads to {url.netloc}. Remove IncludeValue, or name an emulator's host in the parameter ResponseHost"
+            "IncludeValue is true, and the function sends a key's value to no host but "
+            f"{hosts[0]}, which is CloudFormation's. ResponseURL leads to {url.netloc}. "
+            "Remove IncludeValue, or name an emulator's host in the parameter ResponseHost"
         )
 
 
 class Sender:
-    """Delivers answers. One TLS context serves all invocations, as one costs 40 ms of a processor."""
+    """Delivers answers. One TLS context serves all invocations, because it costs 40 ms of CPU time."""
 
     def __init__(self, check_host: Callable[[Url], None] = lambda _: None) -> None:
-        """Prepare; `check_host` raises FailedError where a key's value must not go, see `check_value_host`."""
+        """Prepare; `check_host` raises FailedError if a key's value must not go to a host."""
         self._check_host = check_host
         self._tls: Future[ssl.SSLContext] | None = None
         #: By the URL of the proxy; None for none.
         self._managers: dict[str | None, urllib3.PoolManager] = {}
 
     def prepare(self) -> Future[ssl.SSLContext]:
-        """Begin to make the TLS context, in a thread, while API Gateway is waited for; who only queues has no use for it."""
-        # One that could not be made is made anew, or no later request of this process would be answered.
+        """Begin to make the TLS context in a thread, while this one waits for API Gateway.
+
+        An invocation that only queues its request sends no answer, so it skips this.
+        """
+        # After a failure make it again, or this process would never answer another request.
         if self._tls is None or (self._tls.done() and self._tls.exception()):
             thread = ThreadPoolExecutor(1)
             self._tls = thread.submit(_tls)
@@ -173,7 +179,7 @@ class Sender:
         """Check that a request's ResponseURL may have its answer.
 
         Raises:
-            FailedError: A key's value is asked for, and must not go there.
+            FailedError: The request asks for a key's value, which must not go there.
         """
         if isinstance(request, Create | Update) and request.include_value:
             self._check_host(destination(request.response_url))
@@ -181,11 +187,11 @@ class Sender:
     def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:
         """PUT an answer to its ResponseURL.
 
-        5xx, network errors and what S3 asks to send again are tried again. Any other refusal is final: the
-        URL has expired, or somebody has answered, so nobody listens any more.
+        Try again after a 5xx, after a network error, and when S3 asks to. Any other refusal is final: the URL
+        has expired, or somebody has answered, so nobody listens any more.
 
         Raises:
-            UndeliveredError: It could not be delivered in time.
+            UndeliveredError: No attempt succeeded in time.
         """
         tls, last = self.prepare().result(), deadline.last()
         what = "Could not deliver the answer"
@@ -195,18 +201,18 @@ class Sender:
             )
         except OutOfTimeError:
             metrics.answer_undelivered()
-            # No cause: urllib3's errors name the URL, which is pre-signed.
+            # The cause is left out: urllib3's errors name the pre-signed URL.
             raise UndeliveredError(
                 f"{what} to {urlsplit(request.response_url).hostname}: no time is left"
             ) from None
         except (EventError, FailedError) as refused:
-            logger.error("The answer was not sent: %s", refused)  # noqa: TRY400  # the sentence says it all
+            logger.error("Did not send the answer: %s", refused)  # noqa: TRY400  # the sentence says it all
         else:
             if 200 <= status < 300:
                 logger.debug("CloudFormation has the answer: status %d", status)
                 return
             logger.error(
-                "CloudFormation refused the answer with status %d: it waits for it no longer", status
+                "CloudFormation refused the answer with status %d: it no longer waits for it", status
             )
         metrics.answer_refused()
 
@@ -224,7 +230,7 @@ class Sender:
         Raises:
             EventError: The answer must not go there.
             FailedError: The key's value must not go there, or no time is left.
-            _BusyError: It is to be tried again.
+            _BusyError: The caller has to try again.
         """
         target = destination(url, base=base)
         if "Value" in json.loads(body).get("Data", {}):
@@ -246,14 +252,14 @@ class Sender:
         reply.drain_conn()
         if again or reply.status in (408, 409, 429) or reply.status >= 500:
             raise _BusyError(f"status {reply.status}")
-        # S3 sends on so what has come to the wrong one of its endpoints.
+        # S3 redirects a request that has come to the wrong one of its endpoints.
         # https://docs.aws.amazon.com/AmazonS3/latest/API/UsingRouting.html
         if reply.status in (307, 308) and follow and (location := reply.headers.get("location")):
             return self._put(location, body, tls, deadline, target.url, follow - 1)
         return reply.status
 
     def _manager(self, url: str, tls: ssl.SSLContext) -> urllib3.PoolManager:
-        """Find the connections that lead to a URL: by the proxy that boto3 would use for it."""
+        """Find the connections for a URL, through the proxy that boto3 would use."""
         proxies = ProxyConfiguration(get_environ_proxies(url))
         proxy = proxies.proxy_url_for(url)
         if proxy not in self._managers:
@@ -269,14 +275,14 @@ class Sender:
 
 
 def _tls() -> ssl.SSLContext:
-    """Trust whom boto3 is told to trust (see botocore.endpoint.EndpointCreator), else whom the system trusts."""
+    """Trust the certificates that boto3 would (botocore.endpoint.EndpointCreator), else the system's."""
     return ssl.create_default_context(
         cafile=os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE") or None
     )
 
 
 class _BusyError(Exception):
-    """Raised when a PUT is to be tried again."""
+    """Raised when the function has to try a PUT again."""
 
 
 def _is_transient(error: Exception) -> Again | None:
@@ -296,17 +302,17 @@ def _json(fields: object) -> bytes:
 
 
 def _encoded(text: str) -> bytes:
-    """Encode JSON. A lone surrogate has no bytes; backslashreplace writes it as JSON's own escape."""
+    """Encode JSON. UTF-8 has no lone surrogate; backslashreplace writes it as JSON's own escape."""
     return text.encode(errors="backslashreplace")
 
 
 def _size(text: str) -> int:
-    """Count the bytes that a text takes in JSON, without its quotation marks."""
+    """Count a text's bytes in JSON, without its quotation marks."""
     return len(_json(text)) - 2
 
 
 def _cut(text: str, most: int) -> str:
-    """Cut a text at its end, between two characters, so that its JSON takes at most so many bytes."""
+    """Cut a text at its end, between two characters, so that its JSON takes at most `most` bytes."""
     if _size(text) <= most:
         return text
     low, high = -1, len(text)

@@ -1,7 +1,7 @@
-"""Serves one request, however it came: asks the rules (`rules`), writes them down (`ledger`), does them (`api_gateway`).
+"""Serves one request: asks the rules (`rules`), records them (`ledger`), carries them out (`api_gateway`).
 
-The order of the steps is what makes a death between any two of them harmless: hold, then attach; mark,
-detach, then let go; write the answer down, then send it.
+The order of the steps makes a death between any two of them harmless: hold, then attach; mark, detach, then
+let go; write the answer down, then send it.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from .rules import MOST_DEATHS
 
 logger = logging.getLogger(__name__)
 
-#: Seconds for what has to be written down when the time is up.
+#: Seconds for the last writes to the ledger when the time is up.
 RESTING_TIME: Final = 6.0
-#: What the Reason of every Delete that fails says.
-STAYS: Final = "What stays attached"
-#: Characters of a Reason that are written down: no answer takes more.
+#: The Reason of every failed Delete has this label before the associations.
+STAYS: Final = "Still attached"
+#: Characters of a Reason that the ledger keeps: no answer takes more.
 MOST_REASON: Final = 4096
 
 
@@ -50,7 +50,7 @@ class _AnsweredError(Exception):
 
 
 class _UnmarkedError(Exception):
-    """Raised when somebody else has finished a detaching meanwhile."""
+    """Raised when somebody else has finished a detaching in the meantime."""
 
 
 def _as_is(state: Snapshot) -> Snapshot:
@@ -77,12 +77,12 @@ class Service:
         """Prepare.
 
         Args:
-            request: What is to be served.
-            ledger: Where it is written down.
-            api: Where it is done.
+            request: The request to serve.
+            ledger: The ledger that records it.
+            api: API Gateway.
             deadline: Until when.
-            fenced: `arrive` was called when the request arrived.
-            again: The request was received before: a function may have died at it.
+            fenced: The invocation that took the request has called `fence`.
+            again: The queue has delivered the request before: a function may have died at it.
         """
         self._request = request
         self._fenced = fenced
@@ -99,17 +99,17 @@ class Service:
         self._until = int(deadline.dies) + MOST_SKEW
 
     def fence(self) -> None:
-        """Fence: write down that the request is here, before it waits for its turn."""
+        """Write down that the request is here, before it waits for its turn."""
         rule = partial(
             _recorded, change=partial(rules.fence, request=self._request, is_over=self.deadline.is_over)
         )
         self._change([], rule, answered=True)
 
     def died(self) -> bool | None:
-        """Tell whether a function has died at this request: its mark is found standing.
+        """Tell whether a function has died at this request: it has left its mark.
 
-        False where one has begun it and has not; None where nobody knows, for none was marked. One that was
-        answered is over.
+        False if a function has begun or answered the request and has not died. None if no function has
+        marked it, so nobody knows.
         """
         record = self._change([], _as_is, answered=True).record
         if self._request.id in record.answers:
@@ -117,18 +117,18 @@ class Service:
         return record.begun == self._request.id if record.died == self._request.id else None
 
     def create(self) -> Response:
-        """Serve a Create, unless it was served before: then the same answer is given again.
+        """Serve a Create; give the earlier answer again if the function has answered it before.
 
         Raises:
-            TurnOverError: The function had no time left for it, and CloudFormation has: it is to be served
-                again.
+            TurnOverError: The function has no time left for it, and CloudFormation has: a later turn serves
+                it.
         """
         return self._handled(self._want)
 
     update = create
 
     def delete(self) -> Response:
-        """Serve a Delete; else like `create`."""
+        """Serve a Delete, like `create`."""
         return self._handled(self._delete)
 
     def _handled(self, step: Callable[[Any, Snapshot], Response]) -> Response:
@@ -146,10 +146,10 @@ class Service:
             return self.fail(f"An internal error, please report it: {type(error).__name__}: {error}")
 
     def _begin(self) -> Snapshot:
-        """Fence the request if that is still to be done, mark it as begun, and give back what the ledger says."""
+        """Fence the request if nobody has yet, mark it as begun, and give back the ledger's state."""
         request = self._request
-        # Nobody waits any more for a request whose time is over. It touches nothing: it may have been told
-        # that it failed.
+        # Nobody waits for a request whose time is over. It changes nothing: CloudFormation may have counted
+        # it as failed.
         is_over = self.deadline.is_over
         if not is_over:
             self.deadline.allow_turn(f"Could not serve {type(request).__name__}")
@@ -172,18 +172,18 @@ class Service:
         return state
 
     def _rest(self) -> None:
-        """Take off the mark: the request goes back into the queue, and nothing has died of it."""
+        """Take off the mark: the request goes back into the queue, and no function has died at it."""
         if self._has_begun:
             rule = partial(_recorded, change=partial(rules.rest, request=self._request))
             with contextlib.suppress(FailedError):
                 self._ledger.change(self._holder, [], rule, self._at_last())
 
     def _at_last(self) -> Deadline:
-        """What has to be written down when the time is up."""
+        """Until when the ledger takes the last writes when the time is up."""
         return Deadline(RESTING_TIME, self.deadline.clock).last()
 
     def fail(self, reason: str) -> Response:
-        """Write down a FAILED answer; if another has been given meanwhile, that one stands."""
+        """Write down a FAILED answer; if the request has another one by now, that one stands."""
         if isinstance(self._request, Delete) and STAYS not in reason:
             reason = f"{reason}. {STAYS}: {self._request.shown_id}, if it was"
         answer = Response(
@@ -192,9 +192,8 @@ class Service:
         try:
             return self._answer(answer)
         except FailedError as failed:
-            # Nobody is left hanging for it: what is held is still held, and what CloudFormation sends next
-            # finds it.
-            logger.error("The answer could not be written down: %s", failed)  # noqa: TRY400  # the Reason says it all
+            # The answer goes out all the same: the holds stand, and CloudFormation's next request finds them.
+            logger.error("Could not write the answer down: %s", failed)  # noqa: TRY400  # the Reason says it all
             return answer
 
     # --- Create, Update ---
@@ -202,7 +201,7 @@ class Service:
     def _want(self, request: CreateOrUpdate, state: Snapshot) -> Response:
         rules.check_superseded(state.record, request)
         self._finish_marks(state, but=[request.wanted])
-        # Until it is known that the key is not in the plan, an earlier delivery of ours may have attached it.
+        # Until we have seen that the key is not in the plan, an earlier delivery may have attached it.
         absent = False
         try:
             earlier = self._hold(request)
@@ -222,7 +221,7 @@ class Service:
                 raise
             key, result, attached = lost, Outcome.LOST, False
         if attached and any(entry.moved_by == request.id for entry in state.entries.values()):
-            result = Outcome.MOVED  # An earlier delivery has detached the old one, and died.
+            result = Outcome.MOVED  # An earlier delivery detached the key from the old plan, and died.
         for leftover in rules.leftovers(state.record, request):
             self._release(leftover, take=False)
         key = self._with_value(request, key)
@@ -233,12 +232,12 @@ class Service:
         return given._replace(value=key.value) if given.success and request.include_value else given
 
     def _with_value(self, request: CreateOrUpdate, key: Key) -> Key:
-        """Look for the value that is asked for where API Gateway's reply had none."""
+        """Look the value up if the request asks for it and API Gateway's reply had none."""
         if not request.include_value or key.value is not None:
             return key
         seen = self._api.look(request.wanted, self._watched)
         if seen is None or seen.value is None:
-            # No reason to take back what is attached: where Fn::GetAtt asks for Value, CloudFormation does.
+            # The key stays attached: if Fn::GetAtt asks for Value, CloudFormation fails and rolls back.
             logger.error(
                 "API Gateway does not return the value of API key %s, so the answer has none",
                 request.wanted.key_id,
@@ -247,13 +246,13 @@ class Service:
         return seen
 
     def _undo(self, request: CreateOrUpdate, failed: FailedError, *, absent: bool) -> None:
-        """After a failure: attach again what was moved away for it, and take back what it took hold of and has not attached."""
+        """After a failure attach the moved keys again, and take back the hold if nothing is attached."""
         if not failed.nothing_changed:
             return
         try:
             if isinstance(request, Update):
                 self._move_back(request, failed)
-        finally:  # Moving back may fail too, and what was not attached is let go of all the same.
+        finally:  # Moving back may fail too, and then the hold goes all the same.
             if absent:
                 self._take_back(request)
 
@@ -265,7 +264,7 @@ class Service:
             raise
 
     def _lost(self, request: CreateOrUpdate, missing: MissingError) -> Key | None:
-        """Let a rollback succeed though its key or its plan is gone; None where this is none."""
+        """Let a rollback succeed though its key or its plan is gone; None if this is no rollback."""
         record = self._look_up([]).record
         if not rules.may_be_lost(record, request, self._now()):
             return None
@@ -277,7 +276,7 @@ class Service:
         return Key(hold.key_name if hold else "", "")
 
     def _hold(self, request: CreateOrUpdate) -> AssociationRecord:
-        """Hold what is wanted; gives back the page as it stood before. Waits for one who is detaching it."""
+        """Hold the association, and give back its earlier page; wait while somebody detaches it."""
         attempt = 0
         while True:
             seen = AssociationRecord()
@@ -295,16 +294,19 @@ class Service:
                 raise
             if seen.detaching is None:
                 return seen
-            (marker,) = seen.holders  # The mark is set by the last holder, and keeps others from joining.
+            (marker,) = seen.holders  # The last holder sets the mark, which keeps others from joining.
             if marker == self._holder or seen.detaching <= self._now():
                 self._finish(marker, request.wanted, seen.detaching)
                 continue
             attempt += 1
             what = rules.attaching(request.wanted)
-            self._watched.pause(attempt, what, f"it is being detached for {marker}", Again(after=1.0))
+            self._watched.pause(attempt, what, f"{marker} is detaching it", Again(after=1.0))
 
     def _take_back_unseen(self, request: CreateOrUpdate) -> None:
-        """The hold may be written, though its reply was lost: read back, or what comes next takes what is there for its own."""
+        """Take back a hold whose write had no reply.
+
+        If the write was done, the next request would take an association that is there for its own.
+        """
         rule = partial(rules.take_back, request=request)
         with contextlib.suppress(FailedError):
             self._ledger.change(self._holder, [request.wanted], rule, self._at_last())
@@ -312,9 +314,9 @@ class Service:
     def _attach(
         self, request: CreateOrUpdate, stands: Standing, earlier: AssociationRecord
     ) -> tuple[Key, Outcome, bool]:
-        """Attach what is held and not in the plan, moving the key away from its plans for the same stage if it may.
+        """Attach a held association that is not in the plan; move the key from rival plans if it may.
 
-        Gives back the key, the outcome, and whether it was this request that has attached it.
+        Gives back the key, the outcome, and whether this request has attached the key.
         """
         cleared = self._reattach(request, request.wanted) if stands is not Standing.NOBODY else None
         result = rules.outcome(request, stands, earlier, present=False)
@@ -323,13 +325,13 @@ class Service:
             if self._is_known_move(request):
                 result = Outcome.MOVED
             while True:
-                # Once something is detached for it, there has to be time to undo that.
+                # Once the move has detached the key, it needs time to undo that.
                 deadline = self._watched.moving() if result is Outcome.MOVED else self._watched
                 match self._api.attach(request.wanted, deadline):
                     case InPlan(key, by_us=True):
                         return key, result, True
                     case InPlan(key):
-                        # Where it was held and not there when we looked, somebody has just put it back.
+                        # If it was held and we did not see it there, somebody has just put it back.
                         if cleared is None:
                             return key, self._outcome_where_found(request), False
                         self._not_reattached(request, request.wanted, cleared)
@@ -337,7 +339,7 @@ class Service:
                     case rivals:
                         if self._move_away(request, rivals):
                             result = Outcome.MOVED
-                        else:  # DeleteUsagePlanKey answers 202: what it was asked to detach goes a moment later.
+                        else:  # DeleteUsagePlanKey answers 202: the key leaves the plan a moment later.
                             attempt += 1
                             what = rules.attaching(request.wanted)
                             deadline.pause(attempt, what, f"{rivals[0]} still blocks it")
@@ -347,7 +349,7 @@ class Service:
             raise
 
     def _reattach(self, request: CreateOrUpdate, association: Association) -> AssociationRecord:
-        """Write down that what is held is attached again; gives back the page as it stood before."""
+        """Write down that a held association is attached again; give back its earlier page."""
         cleared = AssociationRecord()
 
         def rule(state: Snapshot) -> Snapshot:
@@ -366,7 +368,7 @@ class Service:
     def _outcome_where_present(
         self, request: CreateOrUpdate, stands: Standing, earlier: AssociationRecord
     ) -> Outcome:
-        """It was seen in the plan, and others or this resource held it before."""
+        """Tell the outcome of a key seen in the plan whose association this resource or others held."""
         seen = AssociationRecord()
 
         def rule(state: Snapshot) -> Snapshot:
@@ -381,7 +383,10 @@ class Service:
         return rules.outcome(request, stands, earlier, present=True)
 
     def _outcome_where_found(self, request: CreateOrUpdate) -> Outcome:
-        """Attaching was refused, for it is in the plan, where nobody held it: whose it is the ledger says, read again."""
+        """Tell the outcome of a key that nobody held and that API Gateway says is in the plan.
+
+        The ledger, read again, says whose it is.
+        """
         state = self._change([request.wanted], lambda state: rules.found_attached(state, request))
         if not state.entry(request.wanted).preexisting:
             return Outcome.JOINED
@@ -389,7 +394,7 @@ class Service:
         return Outcome.ADOPTED
 
     def _is_known_move(self, request: CreateOrUpdate) -> bool:
-        """Move away at once from what the id names, where it was lately seen to keep the key from what is wanted."""
+        """Move the key at once from the plan that the id names, if that plan was a rival lately."""
         held = request.identified
         rival = self._api.known_rival(held, request.wanted, self.deadline) if held else None
         if rival is None or not rules.may_move(
@@ -399,10 +404,10 @@ class Service:
         return self._move_away(request, [rival])
 
     def _move_away(self, request: CreateOrUpdate, rivals: list[Rival]) -> bool:
-        """Detach the key from each rival; False when that has been done before, and has yet to come into force.
+        """Detach the key from each rival; False if the request has done so and it has yet to take effect.
 
         Raises:
-            FailedError: One of them is not for this resource to detach; then none is.
+            FailedError: This resource may not detach one of them, so it detaches none.
         """
         state = self._look_up([rival.association for rival in rivals])
         waiting = [rival for rival in rivals if state.entry(rival.association).moved_by == request.id]
@@ -410,8 +415,9 @@ class Service:
         for rival in rest:
             if not rules.may_move(state, request, rival.association):
                 raise FailedError(
-                    f"{rules.attaching(request.wanted)}: the key is in {rival} already, and API Gateway takes a key "
-                    f"once for each stage. {rules.left_alone(state.entry(rival.association), request)}"
+                    f"{rules.attaching(request.wanted)}: the key is in {rival} already, "
+                    "and API Gateway takes a key once for each stage. "
+                    f"{rules.left_alone(state.entry(rival.association), request)}"
                 )
         self._watched.moving().allow(rules.attaching(request.wanted), ahead=CONNECT_TIMEOUT + READ_TIMEOUT)
         for rival in rest:
@@ -423,10 +429,10 @@ class Service:
         return bool(rest)
 
     def _move_back(self, request: CreateOrUpdate, failed: FailedError) -> None:
-        """Attaching has come to nothing: attach again what was detached for it.
+        """After a failed move attach again what the move has detached.
 
         Raises:
-            FailedError: That was not to be either.
+            FailedError: That failed too.
         """
         held = self._change([], _as_is).record.holds
         moved = self._change(held, _as_is).entries
@@ -443,16 +449,16 @@ class Service:
                 if isinstance(failed, TurnOverError):
                     continue
                 raise FailedError(
-                    f"{failed}. And what was detached for it could not be attached again: {again}"
+                    f"{failed}. And the function could not attach the detached key again: {again}"
                 ) from again
 
     # --- The watch ---
 
     def repair(self, request: Repair) -> None:
-        """Attach again what the watch found missing, if that may be; else drop it for the next watch to see.
+        """Attach again a key that the watch found missing; if rules forbid it, leave it to the next watch.
 
         Raises:
-            TurnOverError: It waits for API Gateway, and comes again in its place.
+            TurnOverError: The repair waits for API Gateway, and comes again in its place.
         """
         what = f"{request.wanted.id} for {request.holder}"
         try:
@@ -463,12 +469,12 @@ class Service:
         except FailedError as failed:
             logger.warning("Not repaired: %s: %s", what, failed)
         except Exception:
-            # Nobody waits for it, and its stack's requests wait behind it.
+            # Nobody waits for a repair, but its stack's requests wait behind it.
             logger.exception("Not repaired: %s: an internal error, please report it", what)
         self._rest()
 
     def _repair(self, request: Repair, state: Snapshot) -> None:
-        """The steps of a REPAIRED: `reattaching` and every pause look whether it is still in order."""
+        """Do a repair's steps; `reattaching` and every pause check that it is still in order."""
         wanted = request.wanted
         rules.check_repairable(state, request)
         by_us = self._api.look(wanted, self._watched) is None and self._attach_missing(request)
@@ -476,7 +482,7 @@ class Service:
         logger.info("%s: %s for %s", Outcome.REPAIRED if by_us else "There again", wanted.id, self._holder)
 
     def _attach_missing(self, request: Repair) -> bool:
-        """Attach what is held and not in the plan; False where somebody else did. No other plan makes way."""
+        """Attach a missing key; False if somebody else did. Detach it from no other plan."""
         cleared = self._reattach(request, request.wanted)
         try:
             found = self._api.attach(request.wanted, self._watched)
@@ -495,14 +501,14 @@ class Service:
     def _delete(self, request: Delete, state: Snapshot) -> Response:
         released = rules.releases(state.record, request)
         if not released:
-            logger.info("This resource does not hold %s: nothing is touched", request.shown_id)
+            logger.info("This resource does not hold %s, so Delete changes nothing", request.shown_id)
         self._finish_marks(state, but=released)
         if request.identified in released:
             self._let_go_of_moved(request)
         answer = Response(success=True, id=request.physical_id, at=self._now())
         for association in released:
             try:
-                # The last one's page changes together with the answer's: one write less.
+                # The last page changes together with the answer's: one write less.
                 last = partial(self._with_answer, answer=answer) if association == released[-1] else _as_is
                 self._release(association, take=request.take, then=last)
             except TurnOverError:
@@ -513,18 +519,21 @@ class Service:
                     for rest in released[released.index(association) :]
                 )
                 reason = f"{failed}. {STAYS}: {left}"
-                logger.error(reason)  # noqa: TRY400  # CloudFormation skips a failing clean-up in silence; this does not
+                logger.error(reason)  # noqa: TRY400  # CloudFormation skips a failing clean-up in silence
                 raise FailedError(reason) from failed
         return self._seen_answer() or self._answer(answer)
 
     def _let_go_of_moved(self, request: Delete) -> None:
-        """With the present association goes what was moved away from: under UpdateReplacePolicy Retain no Delete comes for it."""
+        """Let go of the associations that moves have left, together with the present one.
+
+        Under UpdateReplacePolicy Retain no Delete comes for them.
+        """
         held = [*self._look_up([]).record.holds]
         if len(held) > 1:
             self._change(held, partial(rules.let_go_of_moved, request=request))
 
     def _release(self, association: Association, *, take: bool, then: Rule = _as_is) -> None:
-        """Let go of an association; detach it first if this is its last holder and it is ours."""
+        """Let go of an association; first detach it if it is ours and this is its last holder."""
 
         def rule(state: Snapshot) -> Snapshot:
             after = rules.release(state, self._holder, association, take=take, until=self._until)
@@ -534,7 +543,7 @@ class Service:
         if self._marked(state, association):
             moved = state.entry(association).moved_by is not None
             self._detach(self._holder, association, _as_is if moved else then)
-            if moved:  # It was for a move that it was marked: that took off the mark alone.
+            if moved:  # A move had marked it, so detaching took off the mark only.
                 self._release(association, take=take, then=then)
 
     def _marked(self, state: Snapshot, association: Association) -> bool:
@@ -542,11 +551,10 @@ class Service:
         return self._holder in entry.holders and entry.detaching is not None
 
     def _detach(self, marker: Holder, association: Association, then: Rule = _as_is) -> None:
-        """Detach what `marker` has marked, then let go of it for it."""
+        """Detach an association that `marker` has marked, then let go of it in `marker`'s name."""
 
         def check() -> None:
-            # While this one paused, somebody else may have finished it, and another one may have attached the
-            # key since.
+            # During a pause somebody else may have finished it, and another one may have attached the key.
             entry = self._ledger.change(marker, [association], _as_is, self._ledgers).entry(association)
             if entry.detaching is None or marker not in entry.holders:
                 raise _UnmarkedError
@@ -563,7 +571,7 @@ class Service:
         self._change([association], lambda state: then(rules.detached(state, marker, association)), marker)
 
     def _finish_marks(self, state: Snapshot, but: Iterable[Association]) -> None:
-        """Finish the detachings that a death of an earlier request of this resource has left."""
+        """Finish the detachings that earlier requests of this resource left when a function died."""
         others = [held for held in state.record.holds if held not in but]
         entries = self._look_up(others).entries if others else {}
         for association in others:
@@ -571,7 +579,7 @@ class Service:
                 self._finish(self._holder, association, until)
 
     def _finish(self, marker: Holder, association: Association, until: int) -> None:
-        """Finish a detaching that was marked `until`, if nobody else has taken it up by now."""
+        """Finish a detaching with the mark `until`, unless somebody else has taken it up."""
         taken_up = False
 
         def rule(state: Snapshot) -> Snapshot:
@@ -588,7 +596,7 @@ class Service:
     # --- Both ---
 
     def _answer(self, answer: Response, held: Association | None = None) -> Response:
-        """Write an answer down before it is sent, and give back the one that stands."""
+        """Write an answer down before the function sends it, and give back the one that stands."""
 
         def rule(state: Snapshot) -> Snapshot:
             if held is not None and self._request.id not in state.record.answers:
@@ -608,8 +616,8 @@ class Service:
         return given and given._replace(id=given.id or self._request.answer_id)
 
     def _give_again(self, given: Response) -> Response:
-        """Give an answer again. The value is not written down, so it is looked up; what has gone meanwhile is left out."""
-        logger.info("This request was answered before; the same answer goes out again")
+        """Give an answer again; look up the value, which the ledger lacks, or leave it out if it is gone."""
+        logger.info("The function answered this request before; the same answer goes out again")
         if not (isinstance(self._request, Create | Update) and self._request.include_value and given.success):
             return given
         if given.outcome == Outcome.LOST:
@@ -623,7 +631,10 @@ class Service:
         return given._replace(value=key.value) if key else given
 
     def _look_up(self, associations: Sequence[Association]) -> Snapshot:
-        """Give back what was seen last, or read: for what a write will rest on, whose conditions tell whether it still stands."""
+        """Give back the state seen last, or read it.
+
+        Only for a state that a later write rests on: the write's conditions tell whether it still stands.
+        """
         seen = self._seen
         covered = seen is not None and seen.entries.keys() >= set(associations)
         return seen if seen is not None and covered else self._change(associations, _as_is)
@@ -644,7 +655,7 @@ class Service:
         *,
         answered: bool = False,
     ) -> Snapshot:
-        """Change the ledger. Once the request is `answered`, by another delivery, nothing else is changed for it."""
+        """Change the ledger; if another delivery has answered the request, only if `answered` is true."""
         if holder not in (None, self._holder):
             return self._ledger.change(holder, associations, rule, self._ledgers)
 

@@ -1,14 +1,14 @@
 r"""The watch compares the ledger with the usage plans, and reports. It detaches nothing.
 
-It is a function of its own. The parameter WatchSchedule has it run by itself. By hand, NAME being the serving
-function's name:
+It is a function of its own. With the parameter WatchSchedule EventBridge runs it. To run it by hand, put the
+serving function's name in the place of NAME:
 
     aws lambda invoke --function-name NAME-watch --cli-read-timeout 0 /dev/stdout
     aws lambda invoke --function-name NAME-watch --cli-read-timeout 0 --cli-binary-format raw-in-base64-out \
         --payload '{"Repair": true, "UsagePlanId": "a1b2c3"}' /dev/stdout
 
-`Repair` says whether the watch has what is missing attached again; without it, the parameter WatchRepairs
-does. `true` needs WatchRepairs=true, which brings the permission. `UsagePlanId` narrows the watch to one
+`Repair` says whether the watch has missing keys attached again; its default is the parameter WatchRepairs.
+`true` needs WatchRepairs=true, because the permission comes with it. `UsagePlanId` limits the watch to one
 plan.
 """
 
@@ -36,30 +36,30 @@ from .rules import is_believed, is_pending
 
 logger = logging.getLogger(__name__)
 
-#: Seconds from one call to API Gateway to the next: a tenth of the ten calls a second that the account has.
+#: Seconds from one call to API Gateway to the next: one of the ten calls a second that the account has.
 #: https://docs.aws.amazon.com/apigateway/latest/developerguide/limits.html
 PLAN_PACE: Final = 1.0
-#: Seconds from one call to CloudFormation to the next. No document says how many it takes.
+#: Seconds from one call to CloudFormation to the next. No document says how many calls it takes.
 STACK_PACE: Final = 0.5
-#: Seconds for which one plan, or one stack, is asked about.
+#: Seconds for the attempts at one plan or one stack.
 PATIENCE: Final = 120.0
 #: Seconds at the end of the function's time to read the ledger, to report, and to queue repairs.
 CLOSING_TIME: Final = 60.0
-#: Seconds for which CloudFormation may wait for an answer: what a request has touched since is no drift.
+#: Seconds for which CloudFormation may wait for an answer: a resource touched since then has no drift.
 RECENT: Final = LONGEST_SERVICE_TIMEOUT + MOST_SKEW
-#: Repairs of one run: three minutes of the workers' time. More would make stacks wait and raise an alarm.
+#: Repairs of one run: they take the workers three minutes. More would delay stacks and raise an alarm.
 MOST_REPAIRS: Final = 500
 
 
 class Missing(NamedTuple):
-    """An association that resources count on, and that is not in its plan.
+    """An association that resources count on, and whose key is not in its plan.
 
     Attributes:
-        association: Which.
-        holders: The resources that were told that it is attached.
+        association: The association.
+        holders: The resources that have an answer saying that it is attached.
         plan_is_gone: There is no such plan.
-        barred: Why no repair may touch it, whoever asks; empty for nothing.
-        askers: In whose name it may be repaired.
+        barred: Why no repair may touch it, whoever asks; empty if one may.
+        askers: The resources in whose name a repair may attach it.
     """
 
     association: Association
@@ -75,17 +75,17 @@ class Missing(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a run has seen.
+    """The findings of a run.
 
     Attributes:
         plans: How many plans it has looked into.
-        associations: How many of these plans' associations are held.
-        missing: What resources count on, and is not there.
-        unheld: What is there, and nobody holds.
-        gone: What resources of stacks that are gone hold.
-        unread: Sentences about the ledger's pages that cannot be read.
-        stacks_not_asked: Stacks that it did not ask about: other accounts', or for lack of time.
-        unseen: How many plans and pages, and whether stacks, could not be seen.
+        associations: How many associations of these plans resources hold.
+        missing: Associations that resources count on, and whose keys are not there.
+        unheld: Associations whose keys are there, and that nobody holds.
+        gone: The records of resources whose stacks are gone.
+        unread: A sentence about each page of the ledger that it could not read.
+        stacks_not_asked: How many stacks it did not ask about: other accounts', or for lack of time.
+        unseen: How many plans and pages it could not see, and 1 more if CloudFormation refused.
     """
 
     plans: int
@@ -100,29 +100,29 @@ class Seen(NamedTuple):
 
 @dataclass(kw_only=True)
 class Pace:
-    """Lets no call begin sooner than so many seconds after the last one began."""
+    """Lets no call begin sooner than `seconds` after the last one began."""
 
     seconds: float
     clock: Clock
     opens: float = 0.0
 
     def __call__(self) -> None:
-        """Wait for it."""
+        """Wait until the next call may begin."""
         self.clock.sleep(max(0.0, self.opens - self.clock.time()))
         self.opens = self.clock.time() + self.seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watch:
-    """What a run talks to.
+    """The watch, with all that it talks to.
 
     Attributes:
         api: API Gateway.
         table: The ledger.
-        queue: Where repairs go; None where there are to be none.
+        queue: The queue that takes repairs; None if repairs are off.
         cloudformation: Makes a client.
         clock: Tells the time.
-        sample: Draws the order of plans and stacks: two runs that are cut short leave out different ones.
+        sample: Draws the order of plans and stacks, so that two runs cut short leave out different ones.
     """
 
     api: ApiGateway
@@ -136,13 +136,13 @@ class Watch:
         """Look into every plan that the ledger knows, and report.
 
         Args:
-            event: EventBridge's, or an operator's: see the top of this module.
+            event: EventBridge's, or an operator's (see the top of this module).
             context: Lambda's.
 
         Raises:
             EventError: The event asks for something unknown.
             FailedError: The ledger cannot be read.
-            IncompleteError: Something could not be seen.
+            IncompleteError: The watch could not see everything.
         """
         about.set({"function_request_id": context.aws_request_id})
         began = self.clock.time()
@@ -165,12 +165,13 @@ class Watch:
             "seconds": round(self.clock.time() - began),
         }
         logger.info("Watched: %s", json.dumps(summary), extra=summary)
-        # The alarm stays as the last run left it: one that has not seen everything never says that all is
-        # well.
+        # A run that has not seen everything cannot say that all is well, so the alarm stays as it is.
         if only is None and (seen.missing or not unseen):
             metrics.drift(len(seen.missing))
         if unseen:
-            raise IncompleteError(f"Something was not looked at; the log says why: {json.dumps(summary)}")
+            raise IncompleteError(
+                f"The watch did not see everything; the log says why: {json.dumps(summary)}"
+            )
         return summary
 
     def _seen(self, only: str | None, ends: float, function_arn: str) -> Seen:
@@ -178,7 +179,7 @@ class Watch:
         known = self.table.associations(self._until(ends))
         plans = {association.plan_id for association in known} if only is None else {only}
         inside = self._look_into(plans, ends - CLOSING_TIME)
-        # Read after the plans: what no request has touched for an hour stood so when its plan was listed.
+        # Read the pages after the plans: a page untouched for an hour was the same when we listed its plan.
         pages = self.table.pages(self._until(ends))
         looked_at = {held: entry for held, entry in pages.entries.items() if held.plan_id in inside}
         found = [
@@ -202,7 +203,7 @@ class Watch:
         )
 
     def _asked(self, event: object) -> tuple[str | None, bool]:
-        """Read what is asked for: which plan alone, and whether to have what is missing repaired."""
+        """Read the event: the only plan to look into, and whether to queue repairs."""
         asked = event if isinstance(event, Mapping) and "detail-type" not in event else {}
         only, repairs = asked.get("UsagePlanId"), asked.get("Repair", self.queue is not None)
         known = not asked.keys() - {"UsagePlanId", "Repair"}
@@ -226,7 +227,7 @@ class Watch:
         return self.sample(ordered, len(ordered))
 
     def _look_into(self, plans: Iterable[str], ends: float) -> dict[str, set[str] | None]:
-        """List the keys of each plan, None where there is no such plan; leave out what cannot be seen."""
+        """List the keys of each plan, or None if there is no such plan; leave out plans it cannot see."""
         inside: dict[str, set[str] | None] = {}
         pace = Pace(seconds=PLAN_PACE, clock=self.clock)
         for plan in self._shuffled(plans):
@@ -248,11 +249,11 @@ class Watch:
         pages: Pages,
         inside: Mapping[str, set[str] | None],
     ) -> Missing | None:
-        """Tell what is missing of an association; None where it is there, or where something is under way."""
+        """Describe a missing association; None if its key is there, or if a request is under way."""
         keys = inside[association.plan_id]
         records = {holder: pages.records.get(holder, ResourceRecord()) for holder in sorted(entry.holders)}
         since = self.clock.time() - RECENT
-        # What was moved away from is believed where moving it back failed, or where that was LOST.
+        # A resource still counts on an association that it moved away from if moving back failed or was LOST.
         is_under_way = entry.detaching is not None or any(
             _touched(record) > since for record in records.values()
         )
@@ -274,8 +275,8 @@ class Watch:
     ) -> tuple[set[Holder], int, int]:
         """Ask CloudFormation about each stack.
 
-        Gives back whose stack is gone, how many stacks were not asked about (another account's, and where
-        there was no time), and whether CloudFormation has refused.
+        Gives back the holders whose stacks are gone, how many stacks it did not ask about (other accounts',
+        or for lack of time), and 1 if CloudFormation has refused.
         """
         stacks = self._shuffled(first) + self._shuffled({holder.stack_id for holder in holders} - first)
         client = self.cloudformation()
@@ -289,7 +290,7 @@ class Watch:
             try:
                 is_gone[stack] = stack_is_gone(client, stack, function_arn, self._patience(ends))
             except FailedError as error:
-                logger.error("Not asked about any more stacks: %s", error)  # noqa: TRY400  # the sentence says it all
+                logger.error("Asked about no more stacks: %s", error)  # noqa: TRY400  # the sentence says it all
                 failed = 1
         return (
             {holder for holder in holders if is_gone.get(holder.stack_id)},
@@ -298,31 +299,33 @@ class Watch:
         )
 
     def _ask_for(self, missing: list[Missing], queue: Queue, ends: float, context: Context) -> int | None:
-        """Queue repairs, in order with their stacks' requests; gives back how many, None where that fails."""
+        """Queue repairs, in order with their stacks' requests; give back how many, or None on failure."""
         for one in missing[MOST_REPAIRS:]:
             logger.warning(
-                "A later run has %s repaired: this one asks for %d", one.association.id, MOST_REPAIRS
+                "A later run has %s repaired: one run queues at most %d repairs",
+                one.association.id,
+                MOST_REPAIRS,
             )
         for one in missing[:MOST_REPAIRS]:
-            # Another run's is another repair, and finds the key there.
+            # Another run's repair has another id, and finds the key there.
             event = repair_event(
                 f"{context.aws_request_id}/{one.association.id}", one.askers[0], one.association
             )
             try:
                 queue.put(event, self.clock.time(), self._until(ends))
             except (FailedError, UnclearError) as error:
-                logger.error("No more repairs are asked for: %s", error)  # noqa: TRY400  # the sentence says it all
+                logger.error("Queued no more repairs: %s", error)  # noqa: TRY400  # the sentence says it all
                 return None
         return min(len(missing), MOST_REPAIRS)
 
 
 def _touched(record: ResourceRecord) -> float:
-    """Tell when a request has last come for a resource, or was answered, in epoch seconds."""
+    """Tell when the function last got or answered a request of a resource, in epoch seconds."""
     return max([record.issued, *(answer.at for answer in record.answers.values())])
 
 
 def _tell(seen: Seen, function: str, *, repairs: bool) -> None:
-    """Log a line for each thing. `function` is the serving one's name."""
+    """Log a line for each finding; `function` is the serving function's name."""
     for text in seen.unread:
         logger.error("Not looked at: page %s", text)
     for held in sorted(seen.unheld):
@@ -335,8 +338,9 @@ def _tell(seen: Seen, function: str, *, repairs: bool) -> None:
 
 def _tell_gone(holder: Holder, record: ResourceRecord, function: str) -> None:
     logger.warning(
-        "Gone: stack %s does not exist any more, and its %s still holds %s. To let go of it, which detaches nothing: "
-        "aws lambda invoke --function-name %s --cli-binary-format raw-in-base64-out --payload '%s' /dev/stdout",
+        "Gone: stack %s does not exist any more, and its %s still holds %s. "
+        "To let go of it and detach nothing: aws lambda invoke --function-name %s "
+        "--cli-binary-format raw-in-base64-out --payload '%s' /dev/stdout",
         holder.stack_id,
         holder.logical_id,
         ", ".join(association.id for association in record.holds),
@@ -362,7 +366,10 @@ def _tell_missing(missing: Missing, *, repairs: bool) -> None:
             else f"{todo}, or have it repaired (WatchRepairs)"
         )
     elif not missing.plan_is_gone:
-        why += f". No repair touches it: {missing.barred or 'the last request of its resource was never answered'}"
+        why += (
+            ". No repair touches it: "
+            f"{missing.barred or 'the last request of its resource never got an answer'}"
+        )
     logger.warning(
         "Missing: %s, held by %s: %s. What to do: %s",
         missing.association.id,
@@ -377,8 +384,8 @@ def _tell_missing(missing: Missing, *, repairs: bool) -> None:
 
 
 def handler(event: object, context: Any) -> dict[str, Any]:
-    """The Lambda entry. `app` has the wiring, and makes its clients as soon as it is imported."""
-    from .app import _invocation as wired  # noqa: PLC0415  # the tests import this module without an AWS region
+    """The Lambda entry. `app` has the wiring, and makes its clients when Python imports it."""
+    from .app import _invocation as wired  # noqa: PLC0415  # the tests import this module without a region
 
     if wired.table is None or wired.cloudformation is None:
         raise EventError("the watch needs a ledger")
