@@ -189,11 +189,14 @@ def main() -> int:
             range(first, min(first + 2000, asked.seed + asked.events))
             for first in range(asked.seed, asked.seed + asked.events, 2000)
         ]
+        tallies = pool.map(told, chunks)
         fuzzed = [pool.submit(events.told, seeds_of) for seeds_of in seeds]
-        for number, tally in enumerate(pool.map(told, chunks), 1):
+        for number, tally in enumerate(tallies, 1):
             for total, part in zip(whole[:3], tally[:3], strict=True):
                 total.update(part)
             whole.wrong.extend(tally.wrong)
+            for cell, texts in tally.wrong:
+                print(f"{cell}\n    {texts[0][:600]}", file=sys.stderr, flush=True)
             if sys.stderr.isatty() or number % 20 == 0:
                 print(f"{number / 2:.0f} % of {len(cells)} plays, {len(whole.wrong)} wrong", file=sys.stderr, flush=True)
         compare = [sum(counts, Counter[str]()) for counts in zip(*pool.map(compared, ALIKE), strict=True)]
@@ -208,8 +211,6 @@ def main() -> int:
     print(f"\n{'one fault, in stories that all can tell':<42} {' '.join(f'{by:>8}' for by in FUNCTIONS)}")
     for what in ("plays", "with a wrong end", *dict.fromkeys(CLASSES.values())):
         print(f"{what:<42} {' '.join(f'{counted[what]:>8}' for counted in compare)}")
-    for cell, texts in whole.wrong[:20]:
-        print(f"{cell}\n    {texts[0][:600]}")
     for text in bad[:20]:
         print(text[:600])
     print(f"{time.monotonic() - began:.0f} s")

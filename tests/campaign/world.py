@@ -557,6 +557,8 @@ class CloudFormation:
         for request in self.world.requests.values():
             if request.follower and not request.bodies and not request.cancelled:
                 request.cancelled = True
+                # CloudFormation may issue a Delete in the second of its Create; no rollback in that of its Update.
+                self.world.clock.now += request.event["RequestType"] == "Update"
                 kind, who, *_, id_ = request.follower
                 self._sent[kind, who, id_] = self.ask(*request.follower)
                 self.world.arrive()
