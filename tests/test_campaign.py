@@ -1,4 +1,4 @@
-"""A part of the fault campaign: every 50th of its plays, and some malformed events. `make campaign` makes all of them."""
+"""A part of the fault campaign, and some malformed events. `make campaign` makes all of its plays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""make campaign: every story with every fault at every call, pairs of deaths, random faults, and malformed events. Prints counts.
+"""make campaign: every story with every fault at every call, pairs of deaths, random faults, bad events.
+
+It prints counts.
 
 make campaign ARGS="--seed 7 --random 20000 --events 200000"
 """
@@ -48,7 +50,9 @@ def possible(story: str, at: int, lasting: float) -> list[str]:
     """Name the faults that can strike at a call."""
     service, operation = calls(story)[at]
     if lasting:  # A refusal that is final, a lie and a loop of redirects are no outages.
-        return [name for name in FAULTS[service] if name not in FINAL | RESTORED.keys() | {"not found", "307"}]
+        return [
+            name for name in FAULTS[service] if name not in FINAL | RESTORED.keys() | {"not found", "307"}
+        ]
     return [name for name in (*FAULTS[service], *ANYWHERE) if (operation, name) not in UNTRUE]
 
 
@@ -97,7 +101,7 @@ def at_random(seed: int, count: int) -> Iterator[Cell]:
         faults = []
         for at in ats:
             lasting = dice.choice((0.0, 0.0, 0.0, 30.0, *LASTING))
-            # No lies, and no second function, which the visibility time-out rules out, on top of other faults.
+            # On top of other faults no lies, and no second function, which the visibility time-out rules out.
             names = [
                 name
                 for name in possible(story, at, lasting)
@@ -112,7 +116,9 @@ def made(cell: Cell) -> Play:
     faults = []
     for name, at, lasting in cell.faults:
         service = "" if name in ANYWHERE else calls(cell.story)[at][0]
-        faults.append(Fault(name, ANYWHERE[name] if name in ANYWHERE else FAULTS[service][name], service, at, lasting))
+        faults.append(
+            Fault(name, ANYWHERE[name] if name in ANYWHERE else FAULTS[service][name], service, at, lasting)
+        )
     return play(cell.story, faults, seed=cell.seed)
 
 
@@ -134,7 +140,7 @@ ENDS: Final = {*CLASSES.values()} - {"another answer the second time", "a secret
 
 
 def compared(story: str) -> list[Counter[str]]:
-    """Play a story with every fault once at every call of each of the functions. None but this one has a ledger to restore."""
+    """Play a story with every fault once at every call of each function. Only this one has a ledger."""
     counts = []
     for by in FUNCTIONS:
         counted: Counter[str] = Counter()
@@ -189,13 +195,20 @@ def main() -> int:
             range(first, min(first + 2000, asked.seed + asked.events))
             for first in range(asked.seed, asked.seed + asked.events, 2000)
         ]
+        tallies = pool.map(told, chunks)
         fuzzed = [pool.submit(events.told, seeds_of) for seeds_of in seeds]
-        for number, tally in enumerate(pool.map(told, chunks), 1):
+        for number, tally in enumerate(tallies, 1):
             for total, part in zip(whole[:3], tally[:3], strict=True):
                 total.update(part)
             whole.wrong.extend(tally.wrong)
+            for cell, texts in tally.wrong:
+                print(f"{cell}\n    {texts[0][:600]}", file=sys.stderr, flush=True)
             if sys.stderr.isatty() or number % 20 == 0:
-                print(f"{number / 2:.0f} % of {len(cells)} plays, {len(whole.wrong)} wrong", file=sys.stderr, flush=True)
+                print(
+                    f"{number / 2:.0f} % of {len(cells)} plays, {len(whole.wrong)} wrong",
+                    file=sys.stderr,
+                    flush=True,
+                )
         compare = [sum(counts, Counter[str]()) for counts in zip(*pool.map(compared, ALIKE), strict=True)]
         answered = sum((future.result()[0] for future in fuzzed), Counter[str]())
         bad = [wrong for future in fuzzed for wrong in future.result()[1]]
@@ -203,13 +216,13 @@ def main() -> int:
     wrong = Counter(cell.kind for cell, _ in whole.wrong)
     for kind, count in sorted(whole.plays.items()):
         print(f"{kind:<28} {count:>8} {whole.struck[kind]:>8} {whole.excepted[kind]:>9} {wrong[kind]:>6}")
-    print(f"{'all':<28} {whole.plays.total():>8} {whole.struck.total():>8} {whole.excepted.total():>9} {wrong.total():>6}")
-    print(f"\nevents: {', '.join(f'{count} {what}' for what, count in answered.most_common())}; {len(bad)} wrong")
+    plays, struck, excepted = (counts.total() for counts in whole[:3])
+    print(f"{'all':<28} {plays:>8} {struck:>8} {excepted:>9} {wrong.total():>6}")
+    came = ", ".join(f"{count} {what}" for what, count in answered.most_common())
+    print(f"\nevents: {came}; {len(bad)} wrong")
     print(f"\n{'one fault, in stories that all can tell':<42} {' '.join(f'{by:>8}' for by in FUNCTIONS)}")
     for what in ("plays", "with a wrong end", *dict.fromkeys(CLASSES.values())):
         print(f"{what:<42} {' '.join(f'{counted[what]:>8}' for counted in compare)}")
-    for cell, texts in whole.wrong[:20]:
-        print(f"{cell}\n    {texts[0][:600]}")
     for text in bad[:20]:
         print(text[:600])
     print(f"{time.monotonic() - began:.0f} s")

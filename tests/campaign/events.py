@@ -17,20 +17,33 @@ from usage_plan_key.response import LONGEST_RESPONSE
 from .world import URL_MARK, VALUE_MARK, CloudFormation, Death, Reply, World, watched
 
 ODD: Final[list[Any]] = [
-    *(None, "", " ", 0, 7, -1.5, True, [], {}, ["a"], {"a": "b"}, "x" * 5000, "ä" * 3000, "\ud800", "a\ud800b", "\x00", "a\nb"),
-    *("..", "%2f", "a/b", "a:b", "alice:free", "arn:aws:apigateway:eu-central-1::/apikeys/alice", "{{resolve:ssm:x}}", "${Key}"),
-    *("https://", "http://a/", "https://a\\@b/", "https://u:p@a/", "https://a:1:2/", "https://[::1", "//a", "https://a b/"),
     *(
-        "https://bucket/?X-Amz-Date=" + "9" * 40,
-        "https://bucket/?Expires=" + "9" * 40,
-        "https://bucket/?Expires=-1",
-        "NaN",
-        "1e400",
+        None,
+        "",
+        " ",
+        0,
+        7,
+        -1.5,
+        True,
+        [],
+        {},
+        ["a"],
+        {"a": "b"},
+        "x" * 5000,
+        "ä" * 3000,
+        "\ud800",
+        "a\ud800b",
     ),
-    *("Create", "create", "Read", "true", "TRUE", "Adopt", "3600", "59", "3601", "0x10", "٣", 10**30, 1e308, [[]], {"": ""}),
+    *("\x00", "a\nb", "..", "%2f", "a/b", "a:b", "alice:free"),
+    *("arn:aws:apigateway:eu-central-1::/apikeys/alice", "{{resolve:ssm:x}}", "${Key}"),
+    *("https://", "http://a/", "https://a\\@b/", "https://u:p@a/", "https://a:1:2/", "https://[::1", "//a"),
+    *("https://a b/", "https://bucket/?X-Amz-Date=" + "9" * 40, "https://bucket/?Expires=" + "9" * 40),
+    *("https://bucket/?Expires=-1", "NaN", "1e400", "Create", "create", "Read", "true", "TRUE", "Adopt"),
+    *("3600", "59", "3601", "0x10", "٣", 10**30, 1e308, [[]], {"": ""}),
 ]
 #: What an answer needs.
-NEEDED: Final = ("RequestType", "RequestId", "StackId", "LogicalResourceId", "ResponseURL", "PhysicalResourceId")
+IDS: Final = ("RequestId", "StackId", "LogicalResourceId")
+NEEDED: Final = ("RequestType", *IDS, "ResponseURL", "PhysicalResourceId")
 
 
 def good(dice: Random) -> dict[str, Any]:
@@ -51,7 +64,9 @@ def broken(event: dict[str, Any], dice: Random) -> Any:
     for _ in range(dice.randint(1, 3)):
         inner = event.get("ResourceProperties")
         part: dict[Any, Any] = inner if isinstance(inner, dict) and dice.random() < 0.5 else event
-        name = dice.choice([*part, "CrHelperPoll", "Records", "KeyID", "source", "\ud800", "OnExisting", "IncludeValue"])
+        name = dice.choice(
+            [*part, "CrHelperPoll", "Records", "KeyID", "source", "\ud800", "OnExisting", "IncludeValue"]
+        )
         if dice.random() < 0.2:
             part.pop(name, None)
         else:
@@ -90,12 +105,17 @@ def asked(seed: int) -> tuple[str, list[str]]:
     for body in bodies:
         answer = json.loads(body)
         came = f"answered {answer['Status']}"
-        if len(body) > LONGEST_RESPONSE and sum(len(json.dumps(fields[name])) for name in NEEDED if name in fields) < 3000:
+        if (
+            len(body) > LONGEST_RESPONSE
+            and sum(len(json.dumps(fields[name])) for name in NEEDED if name in fields) < 3000
+        ):
             wrong.append(f"{len(body)} bytes")
-        if any(answer[name] != fields[name] for name in ("RequestId", "StackId", "LogicalResourceId")):
+        if any(answer[name] != fields[name] for name in IDS):
             wrong.append("another request's ids")
     written = [*world.written, out.getvalue(), repr(world.table.items)]
-    wrong += [f"a secret is written: {text[:200]}" for text in written if URL_MARK in text or VALUE_MARK in text]
+    wrong += [
+        f"a secret is written: {text[:200]}" for text in written if URL_MARK in text or VALUE_MARK in text
+    ]
     return came, [f"event {seed}: {text}" for text in wrong]
 
 
@@ -105,10 +125,13 @@ def _taken(bodies: list[bytes], body: bytes) -> Any:
 
 
 def possible(event: dict[str, Any]) -> bool:
-    """Whether an answer is: who asks, what, and where the answer goes. Where it goes is read leniently, so this may say no."""
+    """Whether an answer is: who asks, what, and where the answer goes.
+
+    Where it goes is read leniently, so this may say no.
+    """
     needed: list[Callable[[], bool]] = [
         lambda: event.get("RequestType") in ("Create", "Update", "Delete"),
-        *(lambda name=name: isinstance(event.get(name), str) and event[name] != "" for name in NEEDED[1:4]),
+        *(lambda name=name: isinstance(event.get(name), str) and event[name] != "" for name in IDS),
         lambda: str(event.get("ResponseURL", "")).startswith("https://bucket"),
         lambda: (
             event["RequestType"] == "Create"

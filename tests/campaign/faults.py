@@ -76,7 +76,7 @@ def replied(status: int, body: bytes = b"", **headers: str) -> Strike:
 
 
 def hangs(*, served: bool = False, ends: bool = False) -> Strike:
-    """It hangs: the guard answers. Then it ends after all, or Lambda ends the function; it was served before, or at its end."""
+    """It hangs, and the guard answers. It was served before, or it is when it ends, if ever."""
 
     def strike(world: World, make: Make) -> Any:
         reply = make() if served else None
@@ -142,7 +142,7 @@ def changed_page(change: Callable[[dict[str, Any]], object]) -> Strike:
 
 
 def _older(page: dict[str, Any]) -> None:
-    """Before shapes were numbered, a page had no state. One with foreign ids had more of them than what tells them apart."""
+    """Before shapes were numbered, a page had no state, and foreign ids as they are."""
     if "foreign" in page:
         return
     for name in ("shape", "state", "begun_by", "digest", "begun", "deaths"):
@@ -192,7 +192,9 @@ FAULTS: Final[dict[str, dict[str, Strike]]] = {
         "busy": refused(409, "ConflictException", "Please try again later."),
         "quota": refused(429, "LimitExceededException", "too many"),
         "throttled": refused(429, "TooManyRequestsException", "Too Many Requests", 2),
-        "throttled for longer than the function runs": refused(429, "TooManyRequestsException", "Too Many Requests", 100),
+        "throttled for longer than the function runs": refused(
+            429, "TooManyRequestsException", "Too Many Requests", 100
+        ),
         "throttled, no Retry-After": refused(429, "TooManyRequestsException", "Too Many Requests"),
         "throttled with 400": refused(400, "ThrottlingException", "Rate exceeded"),
         "HTML with 200": instead({"ResponseMetadata": {"HTTPStatusCode": 200, "HTTPHeaders": {}}}),
@@ -216,7 +218,8 @@ FAULTS: Final[dict[str, dict[str, Strike]]] = {
         "a damaged page": changed_page(lambda page: page.update(holds={"S": "?"}, holders={"S": "?"})),
         "a page of an older shape": changed_page(_older),
         "served, a reply with another checksum": raised(
-            partial(ChecksumError, checksum_type="crc32", expected_checksum="1", actual_checksum="2"), served=True
+            partial(ChecksumError, checksum_type="crc32", expected_checksum="1", actual_checksum="2"),
+            served=True,
         ),
     },
     "sqs": {
@@ -229,7 +232,7 @@ FAULTS: Final[dict[str, dict[str, Strike]]] = {
         "throttled": refused(400, "RequestThrottled", "slow"),
         "300 sends a second": refused(400, "ThrottlingException", "Rate exceeded"),
         "its KMS key is throttled": refused(400, "KmsThrottled", "slow"),
-        # With 120,000 messages in flight, or before others of one group, no error is returned, and no message either.
+        # With 120,000 messages in flight, or in front in one group, SQS returns no error, and no message.
         # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/avoid-backlog-with-the-same-message-group-id.html
         "full: it hands out nothing": hands_out_nothing,
     },
@@ -247,8 +250,8 @@ FAULTS: Final[dict[str, dict[str, Strike]]] = {
         "400 RequestTimeout": replied(400, b"<Error><Code>RequestTimeout</Code></Error>"),
     },
 }
-#: Nobody can tell whether the call was served: where somebody else has attached the same key, it is taken for ours. The README
-#: names this exception.
+#: Nobody can tell whether the call was served: where somebody else has attached the same key, it is taken for
+#: ours. docs/reliability.md names this exception.
 UNCLEAR: Final = {
     *(name for name in connection if name not in ("no address", "no connection in time")),
     *deaths,

@@ -1,13 +1,13 @@
-"""A handler behind CDK's provider framework, in the campaign's world, as CDK's documents describe the framework.
+"""A handler behind CDK's provider framework, in the campaign's world, as CDK's documents describe it.
 
-https://docs.aws.amazon.com/cdk/api/v2/docs/aws-cdk-lib.custom_resources-readme.html, "Provider Framework". The
-rest is as in aws-cdk-lib/custom-resources/lib/provider-framework/runtime.
+https://docs.aws.amazon.com/cdk/api/v2/docs/aws-cdk-lib.custom_resources-readme.html, "Provider Framework".
+The rest is as in aws-cdk-lib/custom-resources/lib/provider-framework/runtime.
 
-CloudFormation invokes the framework's function, with 15 minutes. That one invokes the user's function and waits
-for it. It answers SUCCESS with what the user's function returns, and FAILED where that one raises, dies or times
-out. It answers a Create that fails with a marker as its id, and a Delete of the marker with SUCCESS, without the
-user's function. It tries the PUT six times. It has no ledger and no queue: Lambda invokes a framework that has
-died again, and that one invokes the user's function again.
+CloudFormation invokes the framework's function, with 15 minutes. That one invokes the user's function and
+waits for it. It answers SUCCESS with what the user's function returns, and FAILED where that one raises, dies
+or times out. It answers a Create that fails with a marker as its id, and a Delete of the marker with SUCCESS,
+without the user's function. It tries the PUT six times. It has no ledger and no queue: Lambda invokes a
+framework that has died again, and that one invokes the user's function again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Framework:
             return self._submit("FAILED", event, event.get("PhysicalResourceId") or MARKER, str(error))
 
     def _invoke(self, event: dict[str, Any]) -> dict[str, Any]:
-        """Invoke the user's function, and wait for it. Lambda tells the framework of its death and of its time-out."""
+        """Invoke the user's function, and wait for it. Lambda tells of its death and of its time-out."""
         world, ends = self._world, self._world.ends
         world.ends = min(ends, world.clock.now + USERS_TIMEOUT)
         try:

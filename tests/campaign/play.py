@@ -36,8 +36,7 @@ class Play:
 
     Attributes:
         wrong: What must not be; empty when all is well.
-        excepted: What nobody can tell apart, as the manual says: a death, a lost reply or an outage of the ledger just where
-            somebody else has attached the key.
+        excepted: What docs/reliability.md says can still go wrong.
         struck: The faults that came to strike.
         calls: What the function called, in order: service and operation.
         succeeded: How many requests were answered SUCCESS.
@@ -84,16 +83,18 @@ def play(name: str, faults: Sequence[Fault] = (), *, seed: int = 0, by: str = "t
     lasting = any(fault.lasting for fault in faults) or sum(fault.service == "" for fault in faults) > 2
     answers = _answers(cfn, lasting=lasting)
     if name == "express" and any(fault.lasting for fault in faults if fault.service == "s3"):
-        # CloudFormation hears of neither of two Creates, and sends no Delete in between: the first looks retained.
+        # CloudFormation hears of neither of two Creates, and sends no Delete: the first looks retained.
         excepted += [text for text in wrong if "left behind" in text]
-    if any(fault.lasting for fault in faults if fault.service == "dynamodb"):
+    unwritten = any("The answer could not be written down" in line for line in world.written)
+    if unwritten or any(fault.lasting for fault in faults if fault.service == "dynamodb"):
         # While the ledger cannot be read, nobody knows what was answered. CloudFormation goes by the first.
         excepted += [text for text in [*wrong, *answers] if "two answers" in text or "anew" in text]
     if restored:
         excepted += [text for text in [*wrong, *answers] if _is_forgotten(text, world)]
     wrong = [text for text in wrong + answers if text not in excepted]
     wrong += _secrets(world, out.getvalue())
-    return Play(wrong, excepted, world.struck, calls, sum(request.success for request in world.requests.values()))
+    succeeded = sum(request.success for request in world.requests.values())
+    return Play(wrong, excepted, world.struck, calls, succeeded)
 
 
 #: This function; and others in its place, with the longest time-out that Lambda has.
@@ -114,7 +115,7 @@ def _at_rest(cfn: CloudFormation, story: Story, when: str) -> list[str]:
 
 
 def _mend(cfn: CloudFormation) -> None:
-    """Do as docs/reliability.md says after a restore: detach by hand what no stack declares, and take over what one does."""
+    """Do as docs/reliability.md says: detach by hand what no stack declares, and take over what one does."""
     attached = cfn.world.api.attached
 
     def detach_by_hand() -> None:
@@ -124,7 +125,9 @@ def _mend(cfn: CloudFormation) -> None:
     for (stack, name), resource in list(cfn.resources.items()):
         if pair(resource.id) not in cfn.strangers & attached:
             for trigger in ("restored", "taken"):
-                cfn.update(stack, name, {**resource.properties, "OnExisting": "Take", "VerifyTrigger": trigger})
+                cfn.update(
+                    stack, name, {**resource.properties, "OnExisting": "Take", "VerifyTrigger": trigger}
+                )
     detach_by_hand()
 
 
@@ -132,39 +135,45 @@ def _is_forgotten(text: str, world: World) -> bool:
     """Tell whether this comes of what a restored ledger has forgotten."""
     if "stranger" in text:  # It says that the function has attached the key, or is about to.
         return any(str(pair(id_)) in text for id_ in world.table.claimed)
-    forgotten = ("left behind, when all", "left behind, when everything", "and is not, when all", "two answers", "anew")
-    return any(part in text for part in forgotten)
+    if "when it is mended" in text:
+        return False
+    return any(part in text for part in ("left behind", "is believed", "two answers", "anew"))
 
 
 def _old_requests_again(cfn: CloudFormation) -> list[str]:
-    """Every request is delivered once more, an hour later, to the function and out of the queue: nothing changes."""
+    """Every request comes once more, an hour later, to the function and out of the queue: nothing changes."""
     world = cfn.world
-    attached, before = set(world.api.attached), {id_: list(request.bodies) for id_, request in world.requests.items()}
+    attached = set(world.api.attached)
+    before = {id_: {_told(body) for body in request.bodies} for id_, request in world.requests.items()}
     world.clock.now += 3600
     for request in list(world.requests.values()):
         world.hand_in(request.event, attempts=1)
         world.run(limit=200)
     for body in list(world.sqs.dead):
-        world.sqs.send_message(QueueUrl="requests", MessageBody=body, MessageGroupId="again", MessageDeduplicationId=body[-128:])
+        world.sqs.send_message(
+            QueueUrl="requests", MessageBody=body, MessageGroupId="again", MessageDeduplicationId=body[-128:]
+        )
         world.run(limit=200)
     wrong = [f"{pair} has changed by an old request" for pair in attached ^ world.api.attached]
-    for id_, bodies in before.items():
-        if bodies and {_told(body) for body in world.requests[id_].bodies} != {_told(body) for body in bodies}:
+    for id_, told in before.items():
+        if told and {_told(body) for body in world.requests[id_].bodies} != told:
             wrong.append(f"{id_} was answered anew: {world.requests[id_].bodies}")
     return wrong
 
 
 def _cannot_tell(cfn: CloudFormation, faults: Sequence[Fault]) -> bool:
-    """Tell whether a fault struck before the first answer after a stranger's attaching: then nobody can tell whose the key is."""
+    """Tell whether a fault struck before the first answer after a stranger's attaching."""
     calls = enumerate(cfn.world.calls)
-    first = next((number for number, (service, _) in calls if service == "s3" and number >= cfn.since), len(cfn.world.calls))
+    answers = (number for number, (service, _) in calls if service == "s3" and number >= cfn.since)
+    first = next(answers, len(cfn.world.calls))
     return any(fault.at < first and (fault.name in UNCLEAR or fault.lasting) for fault in faults)
 
 
 def _told(body: bytes) -> str:
     """What CloudFormation goes by.
 
-    Where the ledger could not be written, a request whose time is over has another Reason. A key's value is written down nowhere.
+    Where the ledger could not be written, a request whose time is over has another Reason. A key's value is
+    written down nowhere.
     """
     told = {name: part for name, part in json.loads(body).items() if name != "Reason"}
     told.get("Data", {}).pop("Value", None)
@@ -179,9 +188,11 @@ def _answers(cfn: CloudFormation, *, lasting: bool) -> list[str]:
             wrong.append(f"{what} has two answers: {request.bodies}")
         for body in request.bodies[:1]:
             wrong += [f"{what}: {fault}" for fault in _faults_of(request, body)]
-        if not request.bodies and not (set(cfn.world.struck) & FINAL) and not lasting:
+        if lasting or set(cfn.world.struck) & FINAL:
+            continue
+        if not request.bodies:
             wrong.append(f"{what} has no answer")
-        if request.first > request.issued + SERVICE_TIMEOUT + GRACE and not (set(cfn.world.struck) & FINAL) and not lasting:
+        if request.first > request.issued + SERVICE_TIMEOUT + GRACE:
             wrong.append(f"{what} was answered late")
     return wrong
 
@@ -211,4 +222,5 @@ def _faults_of(request: Request, body: bytes) -> list[str]:
 def _secrets(world: World, printed: str) -> list[str]:
     written = [*world.written, printed, repr(world.table.items)]
     written += [request.answer.get("Reason", "") for request in world.requests.values() if request.bodies]
-    return [f"a secret is written: {text[:300]}" for text in written if VALUE_MARK in text or URL_MARK in text]
+    secret = (text for text in written if VALUE_MARK in text or URL_MARK in text)
+    return [f"a secret is written: {text[:300]}" for text in secret]

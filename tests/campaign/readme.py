@@ -1,6 +1,7 @@
-"""A handler as crhelper's README leads to, in the campaign's world: crhelper, with its defaults, and a function for each request.
+"""A handler as crhelper's README leads to, in the campaign's world.
 
-It has no queue and no ledger: boto3's own five attempts help it, and after a death Lambda's second and third.
+It is crhelper, with its defaults, and a function for each kind of request. It has no queue and no ledger:
+boto3's own five attempts help it, and after a death Lambda's second and third.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def detach(api: Any, id_: str) -> None:
 
 
 class _Helper(CfnResource):
-    """crhelper, in virtual time: it sleeps on the world's clock, and its timer strikes when the world says so."""
+    """crhelper, in virtual time: it sleeps on the world's clock, which its timer goes by too."""
 
     clock: Any = None
 
@@ -142,7 +143,9 @@ class Readme:
             mock.patch.object(crhelper.utils, "time", SimpleNamespace(sleep=sleep)),
             mock.patch.object(crhelper.utils, "HTTPSConnection", connection),
             mock.patch("ssl.create_default_context"),
-            mock.patch.object(logging.getLogger("crhelper"), "level", logging.DEBUG),  # This function hushes it.
+            mock.patch.object(
+                logging.getLogger("crhelper"), "level", logging.DEBUG
+            ),  # This function hushes it.
         ):
             yield
 

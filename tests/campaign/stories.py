@@ -1,6 +1,7 @@
 """What people do with the resource, and what is attached when they have done it.
 
-Each story ends at rest; then whoever plays it heals all faults, and holds what is attached against what CloudFormation believes.
+Each story ends at rest; then whoever plays it heals all faults, and holds what is attached against what
+CloudFormation believes.
 """
 
 from __future__ import annotations
@@ -114,9 +115,13 @@ def swap(cfn: CloudFormation) -> None:
 
 
 def shift(cfn: CloudFormation) -> None:
-    """The first customer of a list goes: its resource takes the next one's key, and the last resource goes."""
+    """The first customer of a list goes: its resource takes the next one's key. The last resource goes."""
     other = ("bob", "free")
-    if cfn.create("one", "A", props(FREE)) and cfn.create("one", "B", props(other)) and cfn.update("one", "A", props(other)):
+    if (
+        cfn.create("one", "A", props(FREE))
+        and cfn.create("one", "B", props(other))
+        and cfn.update("one", "A", props(other))
+    ):
         cfn.delete("one", "B")
 
 
@@ -128,7 +133,9 @@ def two_stacks(cfn: CloudFormation) -> None:
 def cancelled_create(cfn: CloudFormation) -> None:
     """Given up while it waits in the queue; the Delete has an invented id."""
     request = cfn.ask("Create", ("one", "A"), props(FREE))
-    cfn.world.run(lambda: bool(cfn.world.sqs.messages) or bool(request.bodies) or bool(cfn.world.unanswered), 600)
+    cfn.world.run(
+        lambda: bool(cfn.world.sqs.messages) or bool(request.bodies) or bool(cfn.world.unanswered), 600
+    )
     cfn.resources["one", "A"] = Resource(INVENTED, props(FREE))
     cfn.delete("one", "A")
 
@@ -138,7 +145,9 @@ def cancelled_update(cfn: CloudFormation) -> None:
     if not cfn.create("one", "A", props(FREE)):
         return
     request = cfn.ask("Update", ("one", "A"), props(PRO), props(FREE), cfn.resources["one", "A"].id)
-    cfn.world.run(lambda: bool(cfn.world.sqs.messages) or bool(request.bodies) or bool(cfn.world.unanswered), 600)
+    cfn.world.run(
+        lambda: bool(cfn.world.sqs.messages) or bool(request.bodies) or bool(cfn.world.unanswered), 600
+    )
     request.cancelled = True
     cfn.roll_back(("one", "A"), props(PRO))
 
@@ -225,7 +234,12 @@ def foreign_id(cfn: CloudFormation) -> None:
 
 def beside_a_stray(cfn: CloudFormation) -> None:
     """A message that is no request waits in front."""
-    stray = {"QueueUrl": "requests", "MessageBody": "hello", "MessageGroupId": "stray", "MessageDeduplicationId": "stray"}
+    stray = {
+        "QueueUrl": "requests",
+        "MessageBody": "hello",
+        "MessageGroupId": "stray",
+        "MessageDeduplicationId": "stray",
+    }
     cfn.world.sqs.send_message(**stray)
     cfn.create("one", "A", props(FREE))
     cfn.world.run(limit=3600)
@@ -261,9 +275,10 @@ STRANGERS: Final = frozenset({FREE})
 STORIES: Final[dict[str, Story]] = {
     story.__name__.replace("_", " "): Story(story)
     for story in (
-        *(create, create_with_value, create_and_delete, verify, repair, move, move_and_back, replace, replace_and_back, rename),
-        *(rename_and_back, rename_and_move, swap, two_stacks, cancelled_create, cancelled_update, delete_before_create, twice),
-        *(shift, warm, bad_properties, beside_a_stray, unknown_key, foreign_id, express, retained, given_away),
+        *(create, create_with_value, create_and_delete, verify, repair, move, move_and_back, replace),
+        *(replace_and_back, rename, rename_and_back, rename_and_move, swap, two_stacks, cancelled_create),
+        *(cancelled_update, delete_before_create, twice, shift, warm, bad_properties, beside_a_stray),
+        *(unknown_key, foreign_id, express, retained, given_away),
     )
 } | {
     "in the way": Story(in_the_way, STRANGERS),

@@ -1,6 +1,7 @@
-"""Lambda, SQS, DynamoDB, API Gateway and S3 around the function's own code, in virtual time; and CloudFormation, who asks.
+"""Lambda, SQS, DynamoDB, API Gateway, S3 and CloudFormation around the function's code, in virtual time.
 
-Independent of the rules: nothing here reads `rules`. One thread; the function's calls are numbered, and faults strike there.
+Independent of the rules: nothing here reads `rules`. One thread; the function's calls are numbered, and
+faults strike there.
 """
 
 from __future__ import annotations
@@ -160,7 +161,9 @@ class _DynamoDb:
         found = [self.items.get(get["Get"]["Key"]["pk"]["S"]) for get in TransactItems]
         return {"Responses": [{"Item": copy.deepcopy(item)} if item else {} for item in found]}
 
-    def transact_write_items(self, *, TransactItems: list[dict[str, Any]], ClientRequestToken: str) -> dict[str, Any]:
+    def transact_write_items(
+        self, *, TransactItems: list[dict[str, Any]], ClientRequestToken: str
+    ) -> dict[str, Any]:
         if ClientRequestToken in self._tokens:  # Sent again within ten minutes, it is taken once.
             return {}
         changes = [next(iter(item.items())) for item in TransactItems]
@@ -172,7 +175,10 @@ class _DynamoDb:
             holds = found is None if version is None else found is not None and found["version"] == version
             reasons.append({"Code": "None" if holds else "ConditionalCheckFailed"})
         if any(reason["Code"] != "None" for reason in reasons):
-            response: Any = {"Error": {"Code": "TransactionCanceledException"}, "CancellationReasons": reasons}
+            response: Any = {
+                "Error": {"Code": "TransactionCanceledException"},
+                "CancellationReasons": reasons,
+            }
             raise ClientError(response, "TransactWriteItems")
         self._earlier.append(dict(self.items))  # A page is replaced, never changed.
         for pk, (verb, change) in zip(pks, changes, strict=True):
@@ -206,7 +212,9 @@ class _Sqs:
         if QueueUrl != "requests":
             self.dead.append(MessageBody)
         else:
-            self.messages.append(_Message(f"m{next(self._ids)}", MessageGroupId, MessageBody, self._clock.now))
+            self.messages.append(
+                _Message(f"m{next(self._ids)}", MessageGroupId, MessageBody, self._clock.now)
+            )
         return reply
 
     def change_message_visibility(self, *, QueueUrl: str, ReceiptHandle: str, VisibilityTimeout: int) -> None:
@@ -276,9 +284,16 @@ class World:
         """By how many seconds CloudFormation's clock is ahead of the function's."""
         self.api = fake.ApiGateway()
         self.api.shared_stage = rules.SHARED_STAGES[shared_stage]
-        self.api.keys = {name: Key(name.capitalize(), f"{VALUE_MARK}-{name}-0123456789") for name in ("alice", "bob", "carol")}
+        self.api.keys = {
+            name: Key(name.capitalize(), f"{VALUE_MARK}-{name}-0123456789")
+            for name in ("alice", "bob", "carol")
+        }
         stage, other = ("api", "prod"), ("other", "prod")
-        self.api.plans = {"free": Plan("Free", (stage,)), "pro": Plan("Pro", (stage,)), "gold": Plan("Gold", (other,))}
+        self.api.plans = {
+            "free": Plan("Free", (stage,)),
+            "pro": Plan("Pro", (stage,)),
+            "gold": Plan("Gold", (other,)),
+        }
         self.table = _DynamoDb()
         self.sqs = _Sqs(self.clock)
         self.requests: dict[str, Request] = {}
@@ -426,7 +441,9 @@ class World:
         """Let time pass until something is so, or nothing happens any more."""
         ends = self.clock.now + limit
         while not until():
-            times = [due for due in (self._due[0][0] if self._due else None, self.sqs.next) if due is not None]
+            times = [
+                due for due in (self._due[0][0] if self._due else None, self.sqs.next) if due is not None
+            ]
             if not times or min(times) >= ends:
                 self.clock.now = max(self.clock.now, ends if times or not until() else 0.0)
                 return
@@ -553,19 +570,23 @@ class CloudFormation:
         self.since = len(self.world.calls)
 
     def give_up(self) -> None:
-        """Give up the request that is under way, as when another resource has failed: what follows arrives while it is served."""
+        """Give up the request that is under way, as when another resource fails; what follows arrives."""
         for request in self.world.requests.values():
             if request.follower and not request.bodies and not request.cancelled:
                 request.cancelled = True
+                # A Delete may be issued in the second of its Create, but no rollback in that of its Update.
+                self.world.clock.now += request.event["RequestType"] == "Update"
                 kind, who, *_, id_ = request.follower
                 self._sent[kind, who, id_] = self.ask(*request.follower)
                 self.world.arrive()
                 return
 
     def wait(self, request: Request) -> bool:
-        """Wait for its answer: whether it is SUCCESS. Not any longer when it is cancelled, or CloudFormation's time is over."""
+        """Wait for its answer, or until it is cancelled or its time is over: whether it is SUCCESS."""
         until = request.issued + SERVICE_TIMEOUT + GRACE
-        self.world.run(lambda: bool(request.bodies) or request.cancelled, max(0.0, until - self.world.clock.now))
+        self.world.run(
+            lambda: bool(request.bodies) or request.cancelled, max(0.0, until - self.world.clock.now)
+        )
         if not request.bodies and not request.cancelled:
             self.late.append(request)
         return request.success and not request.cancelled
@@ -579,7 +600,9 @@ class CloudFormation:
             self.resources[who] = Resource(request.answer["PhysicalResourceId"], properties)
             return True
         answered = request.bodies and not request.cancelled
-        self.resources[who] = Resource(request.answer["PhysicalResourceId"] if answered else invented, properties)
+        self.resources[who] = Resource(
+            request.answer["PhysicalResourceId"] if answered else invented, properties
+        )
         self.delete(stack, name)
         return False
 
@@ -614,7 +637,7 @@ class CloudFormation:
             self.clean_up(who, replaced, properties)
 
     def undo(self, who: tuple[str, str], properties: dict[str, str]) -> None:
-        """Take back an update that succeeded, because another resource's has failed; then clean up what it had made."""
+        """Take back an update that succeeded, because another resource's failed; clean up what it made."""
         resource = self.resources[who]
         request = self.ask("Update", who, properties, resource.properties, resource.id)
         made, mades = resource.id, resource.properties
@@ -641,7 +664,7 @@ class CloudFormation:
         return resource
 
     def settle(self, *, skips: bool = False) -> None:
-        """All is well again: what waits is served, and an operator continues what has failed. All of it has to succeed.
+        """All is well again: what waits is served, an operator continues what has failed, and that succeeds.
 
         Where the operator skips what cannot be rolled back, CloudFormation believes that it was.
         """
@@ -666,7 +689,11 @@ class CloudFormation:
 
     def believed(self) -> set[tuple[str, str]]:
         """(key, plan) pairs; what was answered LOST is none."""
-        lost = {pair(request.answer["PhysicalResourceId"]) for request in self.world.requests.values() if request.lost}
+        lost = {
+            pair(request.answer["PhysicalResourceId"])
+            for request in self.world.requests.values()
+            if request.lost
+        }
         return {pair(resource.id) for resource in self.resources.values()} - lost
 
 
@@ -687,7 +714,7 @@ def pair(physical_id: str) -> tuple[str, str]:
 
 @contextmanager
 def watched(world: World) -> Iterator[None]:
-    """Note all that is logged, at every level; and have crhelper's guard, a timer in real time, strike in virtual time."""
+    """Note all that is logged, at every level; and have crhelper's guard strike in virtual time."""
 
     class Notes(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -706,7 +733,10 @@ def watched(world: World) -> Iterator[None]:
     for handler, _ in others:
         handler.setLevel(logging.CRITICAL + 1)
     try:
-        with mock.patch.object(retry, "random", world.dice), mock.patch.object(CustomResource, "_set_timeout", set_timeout):
+        with (
+            mock.patch.object(retry, "random", world.dice),
+            mock.patch.object(CustomResource, "_set_timeout", set_timeout),
+        ):
             yield
     finally:
         for handler, was in others:
