@@ -152,9 +152,7 @@ class Table:
             if (versions := self._write(pages, state.versions, deadline)) is not None:
                 return after._replace(versions=versions)
             attempt += 1
-            deadline.pause(
-                attempt, f"Could not write to the ledger {self._name}", "others keep changing the same pages"
-            )
+            deadline.pause(attempt, self._what("write"), "others keep changing the same pages")
 
     def associations(self, deadline: Deadline) -> set[Association]:
         """Name all held associations, for the watch.
@@ -282,8 +280,11 @@ class Table:
             }
         }
 
+    def _what(self, verb: str) -> str:
+        return f"Could not {verb} the ledger {self._name} in {self._client.meta.region_name}"
+
     def _persist(self, call: Callable[[], Any], verb: str, deadline: Deadline) -> Any:
-        what = f"Could not {verb} the ledger {self._name} in {self._client.meta.region_name}"
+        what = self._what(verb)
         try:
             return retry(call, what, deadline, partial(_transient, reading=verb == "read"))
         except (ClientError, BotoCoreError) as error:

@@ -10,7 +10,7 @@ import ssl
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 import urllib3
 from botocore.httpsession import ProxyConfiguration
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 LONGEST_RESPONSE: Final = 4096
 #: How many redirects in a row one PUT follows.
 MOST_REDIRECTS: Final = 5
+#: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
+_SEND_AGAIN: Final = re.compile(rb"<Code>(RequestTimeout|IncompleteBody)</Code>")
 _PUT_TIMEOUT: Final = urllib3.Timeout(connect=SHORT_CONNECT_TIMEOUT, read=SHORT_READ_TIMEOUT)
 
 
@@ -112,9 +114,14 @@ def destination(url: str, *, local: bool = False, base: str = "") -> Url:
     try:
         url = urljoin(base, url)
         read, other = parse_url(url), urlsplit(url)
-        same = (read.host or "").strip("[]") == (other.hostname or "") and read.port == other.port
-    except ValueError:  # The cause is left out: urllib3's text names the URL.
-        raise EventError(f"{name} cannot be read") from None
+        _check_readings(read, other, name)
+    except ValueError as error:  # The cause is left out: urllib3's text names the URL.
+        raise error if isinstance(error, EventError) else EventError(f"{name} cannot be read") from None
+    return read
+
+
+def _check_readings(read: Url, other: SplitResult, name: str) -> None:
+    same = (read.host or "").strip("[]") == (other.hostname or "") and read.port == other.port
     if not read.scheme == other.scheme == "https":
         raise EventError(f"{name} is not https")
     if "@" in other.netloc or read.auth is not None:
@@ -123,7 +130,6 @@ def destination(url: str, *, local: bool = False, base: str = "") -> Url:
         raise EventError(f"{name} has no host")
     if not same:
         raise EventError(f"two parsers read different hosts in {name}")
-    return read
 
 
 def check_value_host(url: Url, *, region: str, suffix: str | None, emulator: str | None = None) -> None:
@@ -245,10 +251,7 @@ class Sender:
             redirect=False,
             preload_content=False,  # A reply that breaks off after its status has that status all the same.
         )
-        # https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
-        again = reply.status == 400 and re.search(
-            rb"<Code>(RequestTimeout|IncompleteBody)</Code>", reply.data
-        )
+        again = reply.status == 400 and _SEND_AGAIN.search(reply.data)
         reply.drain_conn()
         if again or reply.status in (408, 409, 429) or reply.status >= 500:
             raise _BusyError(f"status {reply.status}")

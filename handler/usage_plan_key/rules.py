@@ -56,7 +56,7 @@ from .model import (
     Standing,
     digest,
 )
-from .request import Create, CreateOrUpdate, Delete, OnExisting, Repair, Request, Update
+from .request import Create, CreateOrUpdate, Delete, Invalid, OnExisting, Repair, Request, Update
 
 #: Answers on a holder's page at most, and requests of one second: DynamoDB takes 400 KB an item.
 MOST_ANSWERS: Final = 50
@@ -95,19 +95,14 @@ def fence(record: ResourceRecord, request: Request, *, is_over: bool = False) ->
     if request.id in record.answers or request.id in record.arrived:
         return record
     record = _named_by(record, request)
-    if request.issued is not None and (
-        request.issued < record.issued + is_over or _was_cancelled(record, request)
-    ):
+    if _is_late(record, request, is_over=is_over):
         return record
-
+    invented = _is_invented(record, request)
     wants = record.wants
-    is_foreign = request.identified is None and digest(request.physical_id or "") in record.foreign
-    invented = isinstance(request, Delete) and request.identified is None and not is_foreign
-    match request:
-        case CreateOrUpdate():
-            wants = request.wanted
-        case Delete() if request.identified == wants or invented:
-            wants = None
+    if isinstance(request, CreateOrUpdate):
+        wants = request.wanted
+    elif isinstance(request, Delete) and (invented or request.identified == wants):
+        wants = None
     if request.physical_id is None:
         record = _in_a_new_life(record, request)
     record = record._replace(retained=record.retained if isinstance(request, Delete) else None)
@@ -139,6 +134,22 @@ def _in_a_new_life(record: ResourceRecord, request: Request) -> ResourceRecord:
         for association, hold in record.holds.items()
     }
     return record._replace(holds=holds)
+
+
+def _is_late(record: ResourceRecord, request: Request, *, is_over: bool) -> bool:
+    """Tell whether a newer request of the resource has arrived before; without an issue time nobody can."""
+    if request.issued is None:
+        return False
+    return request.issued < record.issued + is_over or _was_cancelled(record, request)
+
+
+def _is_invented(record: ResourceRecord, request: Request) -> bool:
+    """Tell whether CloudFormation invented a Delete's id. A former provider's came with an Update before."""
+    return (
+        isinstance(request, Delete)
+        and request.identified is None
+        and digest(request.physical_id) not in record.foreign
+    )
 
 
 def _was_cancelled(record: ResourceRecord, request: Request) -> bool:
@@ -523,19 +534,27 @@ def answered(record: ResourceRecord, request: Request, answer: Response) -> Reso
         record = record._replace(begun="", died="", deaths=0)
     if request.id in record.answers:
         return record
+    record = _with_answer(record, request, answer)
+    if isinstance(request, Delete):
+        return record
+    if answer.success and isinstance(request, Create | Update):
+        return _succeeded(record, request, answer)
+    return _failed(record, request)
+
+
+def _with_answer(record: ResourceRecord, request: Request, answer: Response) -> ResourceRecord:
+    """Add an answer to those of the last day."""
     kept = sorted(
         ((id_, given) for id_, given in record.answers.items() if given.at > answer.at - REMEMBERED),
         key=lambda pair: pair[1].at,
     )[1 - MOST_ANSWERS :]
     # The page stores no foreign id: the event brings it, and a former provider's may be a key's value.
-    noted = (
-        answer._replace(id="") if request.identified is None and answer.id == request.physical_id else answer
-    )
-    record = record._replace(answers={**dict(kept), request.id: noted})
-    if isinstance(request, Delete):
-        return record
-    if answer.success and isinstance(request, Create | Update):
-        return _succeeded(record, request, answer)
+    is_foreign = request.identified is None and answer.id == request.physical_id
+    noted = answer._replace(id="") if is_foreign else answer
+    return record._replace(answers={**dict(kept), request.id: noted})
+
+
+def _failed(record: ResourceRecord, request: Create | Update | Invalid) -> ResourceRecord:
     holds = {
         a: hold._replace(failed=True) if hold.request == request.id else hold
         for a, hold in record.holds.items()

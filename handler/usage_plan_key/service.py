@@ -224,6 +224,10 @@ class Service:
             result = Outcome.MOVED  # An earlier delivery detached the key from the old plan, and died.
         for leftover in rules.leftovers(state.record, request):
             self._release(leftover, take=False)
+        return self._succeeded(request, key, result)
+
+    def _succeeded(self, request: CreateOrUpdate, key: Key, result: Outcome) -> Response:
+        """Write down SUCCESS; the response has the key's value if the request asks for it."""
         key = self._with_value(request, key)
         answer = Response(
             success=True, id=request.wanted.id, outcome=result, key_name=key.name, at=self._now()

@@ -182,20 +182,16 @@ class Watch:
         # Read the pages after the plans: a page untouched for an hour was the same when we listed its plan.
         pages = self.table.pages(self._until(ends))
         looked_at = {held: entry for held, entry in pages.entries.items() if held.plan_id in inside}
-        found = [
-            one for held, entry in looked_at.items() if (one := self._missing(held, entry, pages, inside))
-        ]
-        holders = {
-            one for one, record in pages.records.items() if any(held in looked_at for held in record.holds)
-        }
+        each = (self._missing(held, entry, pages, inside) for held, entry in looked_at.items())
+        found = [one for one in each if one]
+        holders = _holding(pages, looked_at)
         first = {holder.stack_id for one in found for holder in one.holders}
         gone, stacks_not_asked, refused = self._gone(holders, first, ends - CLOSING_TIME, function_arn)
-        listed = {Association(key, plan) for plan, keys in inside.items() for key in keys or ()}
         return Seen(
             plans=len(inside),
             associations=len(looked_at),
-            missing=[rest for one in found if (rest := one.without(gone)).holders],
-            unheld=listed - known - pages.entries.keys(),
+            missing=_without(gone, found),
+            unheld=_listed(inside) - known - pages.entries.keys(),
             gone={holder: pages.records[holder] for holder in sorted(gone)},
             unread=pages.unread,
             stacks_not_asked=stacks_not_asked,
@@ -251,23 +247,17 @@ class Watch:
     ) -> Missing | None:
         """Describe a missing association; None if its key is there, or if a request is under way."""
         keys = inside[association.plan_id]
-        records = {holder: pages.records.get(holder, ResourceRecord()) for holder in sorted(entry.holders)}
-        since = self.clock.time() - RECENT
-        # A resource still counts on an association that it moved away from if moving back failed or was LOST.
-        is_under_way = entry.detaching is not None or any(
-            _touched(record) > since for record in records.values()
-        )
-        holders = [holder for holder, record in records.items() if is_believed(record, entry, association)]
-        if not holders or is_under_way or (keys is not None and association.key_id in keys):
+        if keys is not None and association.key_id in keys:
             return None
-        barred = "it was moved away from" if entry.moved_by else ""
-        if entry.preexisting and not entry.taken_over:
-            barred = "it was there before the stack"
-        askers = (
-            []
-            if keys is None or barred
-            else [holder for holder in holders if not is_pending(records[holder])]
-        )
+        records = {holder: pages.records.get(holder, ResourceRecord()) for holder in sorted(entry.holders)}
+        # A resource still counts on an association that it moved away from if moving back failed or was LOST.
+        holders = [holder for holder, record in records.items() if is_believed(record, entry, association)]
+        touched = max(map(_touched, records.values()), default=0.0)
+        if not holders or entry.detaching is not None or touched > self.clock.time() - RECENT:
+            return None
+        barred = _barred(entry)
+        rest = [holder for holder in holders if not is_pending(records[holder])]
+        askers = [] if keys is None or barred else rest
         return Missing(association, holders, keys is None, barred, askers)
 
     def _gone(
@@ -319,6 +309,26 @@ class Watch:
         return min(len(missing), MOST_REPAIRS)
 
 
+def _barred(entry: AssociationRecord) -> str:
+    """Say why nobody may repair an association; empty for nothing."""
+    if entry.preexisting and not entry.taken_over:
+        return "it was there before the stack"
+    return "it was moved away from" if entry.moved_by else ""
+
+
+def _holding(pages: Pages, looked_at: Mapping[Association, AssociationRecord]) -> set[Holder]:
+    return {one for one, record in pages.records.items() if not looked_at.keys().isdisjoint(record.holds)}
+
+
+def _listed(inside: Mapping[str, set[str] | None]) -> set[Association]:
+    return {Association(key, plan) for plan, keys in inside.items() for key in keys or ()}
+
+
+def _without(gone: set[Holder], found: list[Missing]) -> list[Missing]:
+    """Leave out what only stacks hold that are gone."""
+    return [rest for one in found if (rest := one.without(gone)).holders]
+
+
 def _touched(record: ResourceRecord) -> float:
     """Tell when the function last got or answered a request of a resource, in epoch seconds."""
     return max([record.issued, *(answer.at for answer in record.answers.values())])
@@ -350,26 +360,7 @@ def _tell_gone(holder: Holder, record: ResourceRecord, function: str) -> None:
 
 
 def _tell_missing(missing: Missing, *, repairs: bool) -> None:
-    key, plan = missing.association
-    if missing.plan_is_gone:
-        why, todo = (
-            f"there is no usage plan {plan}",
-            "give the resource another UsagePlanId, or remove it, and deploy",
-        )
-    else:
-        why = f"API key {key} is not in usage plan {plan}: somebody has removed it, or the key is deleted"
-        todo = "deploy the stack with another VerifyTrigger"
-    if missing.askers:
-        todo = (
-            "wait for its repair, which is queued"
-            if repairs
-            else f"{todo}, or have it repaired (WatchRepairs)"
-        )
-    elif not missing.plan_is_gone:
-        why += (
-            ". No repair touches it: "
-            f"{missing.barred or 'the last request of its resource never got an answer'}"
-        )
+    why, todo = _advice(missing, repairs=repairs)
     logger.warning(
         "Missing: %s, held by %s: %s. What to do: %s",
         missing.association.id,
@@ -381,6 +372,22 @@ def _tell_missing(missing: Missing, *, repairs: bool) -> None:
             "holders": [holder._asdict() for holder in missing.holders],
         },
     )
+
+
+def _advice(missing: Missing, *, repairs: bool) -> tuple[str, str]:
+    """Say why an association is missing, and what to do."""
+    key, plan = missing.association
+    if missing.plan_is_gone:
+        todo = "give the resource another UsagePlanId, or remove it, and deploy"
+        return f"there is no usage plan {plan}", todo
+    why = f"API key {key} is not in usage plan {plan}: somebody has removed it, or the key is deleted"
+    todo = "deploy the stack with another VerifyTrigger"
+    if not missing.askers:
+        barred = missing.barred or "the last request of its resource never got an answer"
+        return f"{why}. No repair touches it: {barred}", todo
+    if repairs:
+        return why, "wait for its repair, which is queued"
+    return why, f"{todo}, or have it repaired (WatchRepairs)"
 
 
 def handler(event: object, context: Any) -> dict[str, Any]:
