@@ -69,7 +69,8 @@ def throttled(stacks: int, retry_after: int | None, seed: int) -> Result:
         20,
         stacks,
         account,
-        f"{stacks} stack{'s' if stacks > 1 else ''}, {f'Retry-After: {retry_after}' if retry_after else 'without Retry-After'}",
+        f"{stacks} stack{'s' if stacks > 1 else ''},"
+        f" {f'Retry-After: {retry_after}' if retry_after else 'without Retry-After'}",
     )
 
 
@@ -106,12 +107,17 @@ def crashing(bad: int, seed: int, *, apart: bool = False, hang: bool = False) ->
 def row(result: Result) -> str:
     """A line of the table."""
     return (
-        f"{result.name:<33} {result.succeeded:>6}/{result.keys:<6} {result.ratio:>6.3f} {result.calls_per_key:>7.2f}"
-        f" {result.throttled:>7} {result.busy:>6} {f'{result.served}/{result.asked}':>9} {result.receives:>8} {result.rounds:>6}"
+        f"{result.name:<33} {result.succeeded:>6}/{result.keys:<6} {result.ratio:>6.3f}"
+        f" {result.calls_per_key:>7.2f}"
+        f" {result.throttled:>7} {result.busy:>6} {f'{result.served}/{result.asked}':>9}"
+        f" {result.receives:>8} {result.rounds:>6}"
     )
 
 
-HEAD: Final = f"{'':33} {'succeeded':>13} {'time':>6} {'calls':>7} {'429s':>7} {'409s':>6} {'others':>9} {'receives':>8} {'rounds':>6}"
+HEAD: Final = (
+    f"{'':33} {'succeeded':>13} {'time':>6} {'calls':>7} {'429s':>7} {'409s':>6}"
+    f" {'others':>9} {'receives':>8} {'rounds':>6}"
+)
 
 
 def main() -> int:
@@ -167,7 +173,8 @@ def main() -> int:
         print("others: how many calls of another caller in the account were served.")
         print("kind: a batch takes what it can of one stack; worst: one of each in turn.")
         print(
-            "receives: the most of a message; rounds: the most invocations in a chain of messages (Lambda ends it at 16)."
+            "receives: the most of a message; rounds: the most invocations in a chain of messages"
+            " (Lambda ends it at 16)."
         )
         print(f"\nThrough the queue\n{HEAD}")
         for future in waves:
@@ -186,15 +193,18 @@ def main() -> int:
         for wrong, one in large.items():
             storm = one.result()
             print(
-                f"500 keys, wrong is number {wrong + 1}: {_told([storm])}, over in {storm.seconds:.0f} s, {storm.calls} calls"
+                f"500 keys, wrong is number {wrong + 1}: {_told([storm])},"
+                f" over in {storm.seconds:.0f} s, {storm.calls} calls"
             )
         told = [storm for future in dying for storm in future.result()]
         print(
-            f"\nFunctions that die: {len(told)} stacks of 60 keys, {sum(storm.deaths for storm in told)} deaths\n{_told(told)}"
+            f"\nFunctions that die: {len(told)} stacks of 60 keys,"
+            f" {sum(storm.deaths for storm in told)} deaths\n{_told(told)}"
         )
         base = alone.result()
         print(
-            f"\n200 keys in 20 stacks, worst, alone: {base.good} attached, in {base.seconds:.0f} s; beside 20 requests that …"
+            f"\n200 keys in 20 stacks, worst, alone: {base.good} attached, in {base.seconds:.0f} s;"
+            " beside 20 requests that …"
         )
         for name, killer in killers.items():
             print(_crashing_row(name, killer.result(), base.seconds))
@@ -216,7 +226,8 @@ def _reached(result: Result) -> bool:
 
 def _throttled_row(result: Result) -> str:
     return (
-        f"  {result.name}: {result.succeeded} attached, in {result.seconds:.0f} s; {result.calls} calls to API Gateway,"
+        f"  {result.name}: {result.succeeded} attached, in {result.seconds:.0f} s;"
+        f" {result.calls} calls to API Gateway,"
         f" {result.invocations} invocations, {result.receives} receives at most"
     )
 
@@ -239,7 +250,8 @@ def _told(storm: list[Storm]) -> str:
         sum(len(one) for one in which)
         for which in zip(*((s.left, s.gone, s.held) for s in storm), strict=True)
     )
-    return f"left behind: {left}, gone: {gone}, still in the ledger: {held}, two answers: {sum(s.contradicted for s in storm)}"
+    two = sum(one.contradicted for one in storm)
+    return f"left behind: {left}, gone: {gone}, still in the ledger: {held}, two answers: {two}"
 
 
 if __name__ == "__main__":

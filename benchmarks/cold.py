@@ -341,7 +341,8 @@ def _figures(contestants: Sequence[Contestant], runs: Sequence[Sequence[Run]]) -
         ]
         yield f"| {' | '.join(cells)} |"
     cpu = [_ratio([run.cpu[kind] for run in this], [least.cpu[kind] for least in put]) for kind in kinds]
-    yield f"\nThe processor's time alone, warm, of this against floor and PUT: {', '.join(f'{ratio:.2f}' for ratio in cpu)}"
+    ratios = ", ".join(f"{ratio:.2f}" for ratio in cpu)
+    yield f"\nThe processor's time alone, warm, of this against floor and PUT: {ratios}"
     less = 1 - _ratio([run.init for run in this], [other.init for other in readme])
     yield f"This is ready {less:.0%} sooner than crhelper's README"
 
@@ -390,7 +391,8 @@ def main() -> None:
             return
         world.api.takes = CALL
         print(
-            f"| first Create after init, then a warm request, in ms | {' | '.join(f'{size} MB' for size in SIZES)} |"
+            "| first Create after init, then a warm request, in ms |"
+            f" {' | '.join(f'{size} MB' for size in SIZES)} |"
         )
         print("|---" * (1 + len(SIZES)) + "|")
         for contestant in contestants:

@@ -479,7 +479,8 @@ def tell(story: Story, stack: Customers) -> None:
         {"Free": "bob dora erin frank", "Pro": "alice carol"},
         detached=("grace in Free",),
         why=(f"{CUSTOMERS}-free", ":prod", f"Bob of stack {CUSTOMERS}", "log stream"),
-        note="MiniStack sends no Delete after a failed Create. CloudFormation does, so the demo sends BobInPro's.",
+        note="MiniStack sends no Delete after a failed Create. CloudFormation does,"
+        " so the demo sends BobInPro's.",
     )
     step(
         "Delete",

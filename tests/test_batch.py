@@ -385,7 +385,10 @@ class TestDying:
         monkeypatch.setattr(world.ledger, "change", change)
         assert world.serve(2, 1) == []
         assert world.served() == [("Alice", "SUCCESS"), ("Bob", "SUCCESS")]
-        said = "Could not see whether a function has died at Create alice:free, OnExisting Fail: Could not read the ledger"
+        said = (
+            "Could not see whether a function has died at Create alice:free, OnExisting Fail:"
+            " Could not read the ledger"
+        )
         assert said in caplog.messages
 
     def test_a_delete_that_is_given_up_says_what_stays_attached(self, world: World) -> None:
@@ -484,7 +487,10 @@ class TestDying:
         world.arrives("alice")
         monkeypatch.setattr("usage_plan_key.service.Service.died", broken)
         assert world.serve(2) == []
-        said = "Could not see whether a function has died at Create alice:free, OnExisting Fail: the ledger is out of reach"
+        said = (
+            "Could not see whether a function has died at Create alice:free, OnExisting Fail:"
+            " the ledger is out of reach"
+        )
         assert ("WARNING", said) in log(caplog)
 
     def test_only_the_first_of_a_stack_may_have_been_in_a_batch_that_died(self, world: World) -> None:

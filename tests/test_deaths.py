@@ -110,7 +110,8 @@ def _deleting_all(cfn: CloudFormation) -> Request:
 @pytest.mark.parametrize(
     "given",
     [
-        _fresh, _joining, _repairing, _taking, _replacing, _moving, _moving_back, _deleting, _deleting_one_of_two, _deleting_all
+        _fresh, _joining, _repairing, _taking, _replacing, _moving, _moving_back,
+        _deleting, _deleting_one_of_two, _deleting_all,
     ],
 )  # fmt: skip
 def test_a_death_between_any_two_steps_is_harmless(given: Given) -> None:

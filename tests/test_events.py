@@ -167,8 +167,9 @@ SITUATIONS: dict[str, Situation] = {
             "Status": "FAILED",
             "PhysicalResourceId": "AliceInFree",
             "Reason": "The properties are not usable: "
-            "unknown property Description (known are UsagePlanId, KeyId, KeyType, OnExisting, IncludeValue, VerifyTrigger); "
-            f"unknown property KeyID (did you mean KeyId?); KeyId is missing{LOGS}",
+            "unknown property Description (known are UsagePlanId, KeyId, KeyType, OnExisting,"
+            " IncludeValue, VerifyTrigger);"
+            f" unknown property KeyID (did you mean KeyId?); KeyId is missing{LOGS}",
         },
         set(),
     ),

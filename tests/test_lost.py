@@ -141,7 +141,10 @@ class TestLost:
         self.gone(cfn)
         reason = cfn.update("A", FREE, FREE, ADOPT, digest="P2").reason
         assert outcome(cfn.update("A", FREE, FREE, digest="P1")) == "LOST"
-        said = f"LOST: {reason}. CloudFormation goes on as if the key were attached. The resource's next Update fails"
+        said = (
+            f"LOST: {reason}. CloudFormation goes on as if the key were attached."
+            " The resource's next Update fails"
+        )
         assert ("usage_plan_key.service", logging.ERROR, said) in caplog.record_tuples
 
     def test_a_rollback_that_moved_and_died_is_lost_where_the_key_is_gone(self, cfn: CloudFormation) -> None:

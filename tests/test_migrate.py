@@ -96,8 +96,8 @@ class TestLines:
                 " Properties: {KeyId: a1b2, KeyType: API_KEY, UsagePlanId: f7r3}}"
             ),
             (
-                "+    Carol: {Type: AWS::ApiGateway::UsagePlanKey, DeletionPolicy: Retain, UpdateReplacePolicy: Retain,"
-                " Metadata: {UsagePlanKeyMigration: retain}, DependsOn: [Alice, 'Bob'],"
+                "+    Carol: {Type: AWS::ApiGateway::UsagePlanKey, DeletionPolicy: Retain,"
+                " UpdateReplacePolicy: Retain, Metadata: {UsagePlanKeyMigration: retain}, DependsOn: [Alice, 'Bob'],"
                 " Properties: {KeyId: a1b2, KeyType: API_KEY, UsagePlanId: f7r3}}"
             ),
         ]
@@ -123,13 +123,13 @@ class TestLines:
             "-            UsagePlanKeyMigration: retain",
             '-        Properties: {KeyId: !GetAtt Key.APIKeyId, KeyType: API_KEY, UsagePlanId: !Ref "Plan"}',
             (
-                "-    Carol: {Type: AWS::ApiGateway::UsagePlanKey, DeletionPolicy: Retain, UpdateReplacePolicy: Retain,"
-                " Metadata: {UsagePlanKeyMigration: retain}, DependsOn: [Alice, 'Bob'],"
+                "-    Carol: {Type: AWS::ApiGateway::UsagePlanKey, DeletionPolicy: Retain,"
+                " UpdateReplacePolicy: Retain, Metadata: {UsagePlanKeyMigration: retain}, DependsOn: [Alice, 'Bob'],"
                 " Properties: {KeyId: a1b2, KeyType: API_KEY, UsagePlanId: f7r3}}"
             ),
             (
-                "+        Properties: {ServiceToken: !ImportValue usage-plan-key-FunctionArn, ServiceTimeout: 120,"
-                ' OnExisting: Take, KeyId: !GetAtt Key.APIKeyId, KeyType: API_KEY, UsagePlanId: !Ref "Plan"}'
+                "+        Properties: {ServiceToken: !ImportValue usage-plan-key-FunctionArn,"
+                ' ServiceTimeout: 120, OnExisting: Take, KeyId: !GetAtt Key.APIKeyId, KeyType: API_KEY, UsagePlanId: !Ref "Plan"}'
             ),
             (
                 "+    CarolInPlan: {Type: Custom::UsagePlanKey, DependsOn: [AliceInPlan2, 'BobInPlan'],"
@@ -140,13 +140,19 @@ class TestLines:
             "+        -   AliceInPlan2",
             '-            -   "${Alice} ${!Alice} ${ Bob.Id } ${Carol} ${AliceInPlan} ${AWS::Region}"',
             "-            -   Carol: !GetAtt Alice.Id",
-            '+            -   "${AliceInPlan2} ${!Alice} ${ BobInPlan.Id } ${Carol} ${AliceInPlan} ${AWS::Region}"',
+            (
+                '+            -   "${AliceInPlan2} ${!Alice} ${ BobInPlan.Id } ${Carol} ${AliceInPlan}'
+                ' ${AWS::Region}"'
+            ),
             "+            -   Carol: !GetAtt AliceInPlan2.Id",
             "-        Value: !Ref 'Alice'",
             "-    Bob: {Value: !GetAtt [Bob, Id], Condition: HasBob}",
             "+        Value: !Ref 'AliceInPlan2'",
             "+    Bob: {Value: !GetAtt [BobInPlan, Id], Condition: HasBob}",
-            '-            Fn::Join: ["", [{Ref: Alice}, {"Fn::GetAtt": ["Carol", Id]}, {Fn::GetAtt: Bob.Id}, Alice]]',
+            (
+                '-            Fn::Join: ["", [{Ref: Alice}, {"Fn::GetAtt": ["Carol", Id]},'
+                " {Fn::GetAtt: Bob.Id}, Alice]]"
+            ),
             (
                 '+            Fn::Join: ["", [{Ref: AliceInPlan2}, {"Fn::GetAtt": ["CarolInPlan", Id]},'
                 " {Fn::GetAtt: BobInPlan.Id}, Alice]]"
@@ -219,8 +225,8 @@ class TestLines:
             it.changed(step)
         assert " ".join(it.text.split()) == (
             "Resources: AliceInPlan: &alice Type: Custom::UsagePlanKey Properties: ServiceToken: !ImportValue"
-            " usage-plan-key-FunctionArn ServiceTimeout: 120 OnExisting: Take VerifyTrigger: taken KeyId: a1b2"
-            " KeyType: API_KEY UsagePlanId: f7r3 BobInPlan: *alice"
+            " usage-plan-key-FunctionArn ServiceTimeout: 120 OnExisting: Take VerifyTrigger: taken"
+            " KeyId: a1b2 KeyType: API_KEY UsagePlanId: f7r3 BobInPlan: *alice"
         )
 
     def test_an_emoji_that_json_escapes_is_no_fault(self, migration: Callable[..., Migration]) -> None:

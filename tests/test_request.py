@@ -276,7 +276,10 @@ class TestFaults:
         )
         for fault in (
             "unknown property KeyID (did you mean KeyId?)",
-            "unknown property Descriptoin (known are UsagePlanId, KeyId, KeyType, OnExisting, IncludeValue, VerifyTrigger)",
+            (
+                "unknown property Descriptoin (known are UsagePlanId, KeyId, KeyType, OnExisting,"
+                " IncludeValue, VerifyTrigger)"
+            ),
             "UsagePlanId is empty",
             "KeyId is missing",
             "KeyType is 'OTHER', not API_KEY",
@@ -750,8 +753,9 @@ class TestInFull:
         [
             pytest.param(
                 "${AliceKey}",
-                "it has a reference that CloudFormation has not resolved ({{resolve:ssm-secure:...}} does not work in custom "
-                "resources, and ${...} needs Fn::Sub)",
+                "it has a reference that CloudFormation has not resolved"
+                " ({{resolve:ssm-secure:...}} does not work in custom resources,"
+                " and ${...} needs Fn::Sub)",
                 id="a reference",
             ),
             pytest.param(
@@ -767,8 +771,8 @@ class TestInFull:
 
     def test_an_unknown_request_type_is_named_without_its_value(self) -> None:
         said = (
-            "not a CloudFormation custom resource event: RequestType is none of Create, Update and Delete, and the function "
-            "takes CloudFormation's Create, Update and Delete"
+            "not a CloudFormation custom resource event: RequestType is none of Create, Update and"
+            " Delete, and the function takes CloudFormation's Create, Update and Delete"
         )
         with pytest.raises(EventError) as raised:
             parse(event("Replace"))

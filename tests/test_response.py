@@ -232,7 +232,8 @@ def s3_says(code: str) -> bytes:
 
 
 def redirect(location: str, status: int = 307) -> bytes:
-    return f"HTTP/1.1 {status} Elsewhere\r\nlocation: {location}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".encode()
+    head = f"HTTP/1.1 {status} Elsewhere\r\nlocation: {location}"
+    return f"{head}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".encode()
 
 
 class TestSender:

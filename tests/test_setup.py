@@ -222,7 +222,10 @@ def test_without_a_network_pip_says_so_at_once_and_in_one_sentence(folder: Folde
     assert make.ended() == 2
     said = [line for line in make.chatter.splitlines() if not line.startswith(("make", "Setting up", "   "))]
     assert said == [
-        f"No network: pip cannot reach pypi.test through the proxy {proxy} (Connection refused). Run make again when it can."
+        (
+            f"No network: pip cannot reach pypi.test through the proxy {proxy} (Connection refused)."
+            " Run make again when it can."
+        )
     ]
     assert not folder.is_ready
 
@@ -231,11 +234,17 @@ def test_without_a_network_pip_says_so_at_once_and_in_one_sentence(folder: Folde
     ("broken", "reason"),
     [
         (
-            "'NewConnectionError('<a connection>: Failed to establish a new connection: [Errno 111] Connection refused')'",
+            (
+                "'NewConnectionError('<a connection>: Failed to establish a new connection: [Errno 111]"
+                " Connection refused')'"
+            ),
             "Connection refused",
         ),
         (
-            "'NameResolutionError(\"<a connection>: Failed to resolve 'pypi.org' ([Errno -2] Name or service not known)\")'",
+            (
+                "'NameResolutionError(\"<a connection>: Failed to resolve 'pypi.org' ([Errno -2] Name"
+                " or service not known)\")'"
+            ),
             "Name or service not known",
         ),
         (
@@ -243,7 +252,10 @@ def test_without_a_network_pip_says_so_at_once_and_in_one_sentence(folder: Folde
             "timed out",
         ),
         (
-            "'SSLError(SSLError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed (_ssl.c:1)'))'",
+            (
+                "'SSLError(SSLError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed:"
+                " self-signed (_ssl.c:1)'))'"
+            ),
             "certificate verify failed: self-signed",
         ),
         (
@@ -254,7 +266,10 @@ def test_without_a_network_pip_says_so_at_once_and_in_one_sentence(folder: Folde
 )
 def test_the_sentence_names_the_cause(broken: str, reason: str) -> None:
     """As urllib3, which pip has inside, writes it."""
-    said = f"WARNING: Retrying (Retry(total=4)) after connection broken by {broken}: /simple/six/\nERROR: No matching distribution\n"
+    said = (
+        f"WARNING: Retrying (Retry(total=4)) after connection broken by {broken}:"
+        " /simple/six/\nERROR: No matching distribution\n"
+    )
     assert (
         environment.why(said)
         == f"No network: pip cannot reach pypi.org ({reason}). Run make again when it can."

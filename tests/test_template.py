@@ -459,7 +459,10 @@ def test_the_handler_can_be_imported_from_the_artifact_alone(
     artifact: Path, function: dict[str, Any]
 ) -> None:
     module, _, name = function["Handler"].rpartition(".")
-    code = f"import sys; sys.path.append({str(artifact)!r}); import {module} as m; print(m.__file__, callable(m.{name}))"
+    code = (
+        f"import sys; sys.path.append({str(artifact)!r}); import {module} as m;"
+        f" print(m.__file__, callable(m.{name}))"
+    )
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code],
         env={"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"},
@@ -563,7 +566,8 @@ import usage_plan_key.app
 print(len(loaded), gc.isenabled(), *made, *(name for name in sys.modules if name == "usage_plan_key.watch"))
 from usage_plan_key.request import parse
 assert not getattr(parse({EVENT!r}), "faults", None)
-print(*{{name.partition(".")[0] for name in sys.modules}} & {{"pydantic", "aws_xray_sdk", "difflib", "unittest", "asyncio"}})
+roots = {{name.partition(".")[0] for name in sys.modules}}
+print(*roots & {{"pydantic", "aws_xray_sdk", "difflib", "unittest", "asyncio"}})
 """
     environment = {
         "AWS_DEFAULT_REGION": "eu-central-1",

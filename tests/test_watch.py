@@ -532,8 +532,8 @@ class TestGone:
         event = {"LetGo": {"StackId": holder("A").stack_id, "LogicalResourceId": "A"}}
         assert "alice:free" in first
         assert (
-            f"--function-name usage-plan-key --cli-binary-format raw-in-base64-out --payload '{json.dumps(event)}'"
-            in first
+            "--function-name usage-plan-key --cli-binary-format raw-in-base64-out"
+            f" --payload '{json.dumps(event)}'" in first
         )
         assert "bob:free" in second
         assert sorted(world.asked_about) == [holder("A").stack_id, holder("C", "two").stack_id], "once each"

@@ -342,7 +342,8 @@ def replace(template: Template, deployed: Template, token: Any, suffix: str) -> 
     ]
     if unseen := sorted(deployed.resources(NATIVE).keys() - natives.keys()):
         notes.append(
-            f"Warning: {', '.join(unseen)} is deployed and not here: a transform makes it, or this deploy deletes it."
+            f"Warning: {', '.join(unseen)} is deployed and not here:"
+            " a transform makes it, or this deploy deletes it."
         )
     return [
         *notes,
@@ -397,7 +398,8 @@ def take(template: Template, deployed: Template) -> list[str]:
         trigger, before = entry(properties, "VerifyTrigger"), _deployed_trigger(name, properties, known)
         if trigger is not None and text_of(trigger) is None:
             notes.append(
-                f"Warning: VerifyTrigger of {name} is a function, so it is left alone: change what it refers to."
+                f"Warning: VerifyTrigger of {name} is a function, so it is left alone:"
+                " change what it refers to."
             )
             continue
         if plain(trigger) == before:
@@ -425,8 +427,8 @@ def _deployed_trigger(
     there = entry(known[name][1], "Properties") if name in known else None
     if text_of(entry(there, "OnExisting")) != "Take" or not _same_ids(properties, there):
         raise MigrationError(
-            f"{name} is not deployed with OnExisting: Take for this key and plan, so nothing can be taken over:"
-            f" deploy what replace made, then run {GET_TEMPLATE}"
+            f"{name} is not deployed with OnExisting: Take for this key and plan, so nothing can be"
+            f" taken over: deploy what replace made, then run {GET_TEMPLATE}"
         )
     return plain(entry(there, "VerifyTrigger"))
 
@@ -502,10 +504,12 @@ def warnings(template: Template) -> Iterator[str]:
     """Say what the command cannot see, and which of CloudFormation's limits the result is over."""
     for node in every(template.root):
         if node.tag == "!Transform":
-            yield f"Fn::Transform in line {node.start_mark.line + 1} is not followed: look into what it includes."
+            line = node.start_mark.line + 1
+            yield f"Fn::Transform in line {line} is not followed: look into what it includes."
         for key, place, _ in entries(node):
             if key == "Fn::Transform" or key.startswith("Fn::ForEach"):
-                yield f"{key} in line {place.start_mark.line + 1} is not followed: look into what it makes and names."
+                line = place.start_mark.line + 1
+                yield f"{key} in line {line} is not followed: look into what it makes and names."
     transforms = plain(entry(template.root, "Transform")) or []
     for name in transforms if isinstance(transforms, list) else [transforms]:
         shown = name if isinstance(name, str) else "AWS::Include"
@@ -521,7 +525,10 @@ def _over_limits(count: int, size: int) -> Iterator[str]:
     if size > LARGEST_IN_S3:
         yield f"The template has {size:,} bytes, and CloudFormation takes 1 MB: split the stack."
     elif size > LARGEST_BODY:
-        yield f"The template has {size:,} bytes: above {LARGEST_BODY:,} it has to come from S3 (deploy --s3-bucket)."
+        yield (
+            f"The template has {size:,} bytes:"
+            f" above {LARGEST_BODY:,} it has to come from S3 (deploy --s3-bucket)."
+        )
 
 
 def service_token(arguments: argparse.Namespace, template: Template) -> Any:
@@ -542,8 +549,9 @@ def service_token(arguments: argparse.Namespace, template: Template) -> Any:
         count = template.text.count("{{resolve:") + len(template.resources(NATIVE))
         if count > MOST_DYNAMIC_REFERENCES:
             raise MigrationError(
-                f"The template would have {count} dynamic references, and CloudFormation takes {MOST_DYNAMIC_REFERENCES}:"
-                " declare a parameter of the type AWS::SSM::Parameter::Value<String>, and use --parameter"
+                f"The template would have {count} dynamic references, and CloudFormation takes"
+                f" {MOST_DYNAMIC_REFERENCES}: declare a parameter of the type"
+                " AWS::SSM::Parameter::Value<String>, and use --parameter"
             )
         return f"{{{{resolve:ssm:{arguments.ssm}}}}}"
     return {"Fn::ImportValue": arguments.export}

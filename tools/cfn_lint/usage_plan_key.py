@@ -169,7 +169,10 @@ class UsagePlanKeyValueShown(CloudFormationLintRule):  # type: ignore[misc]  # c
 
     id = "W9303"
     shortdesc = "Check that a key's value stays masked"
-    description = f"CloudFormation shows an output and metadata to everybody who may read the stack, also the Value of {CUSTOM}"
+    description = (
+        "CloudFormation shows an output and metadata to everybody who may read the"
+        f" stack, also the Value of {CUSTOM}"
+    )
     source_url = "https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-cloudformation-customresource.html"
     tags = ["outputs", "metadata", "apigateway"]  # noqa: RUF012
 
