@@ -37,7 +37,7 @@ WAVES: Final = (
     ("Update", 500, 1),
     ("Update", 2000, 4),
 )
-#: Times the serial limit that a wave may take at most.
+#: A wave may take at most this many times the serial limit.
 GOALS: Final = {
     "create 500": 1.14,
     "create 10000 in 20 stacks, kind": 1.15,
@@ -45,7 +45,7 @@ GOALS: Final = {
     "create 500 in 500 stacks, kind": 1.2,
     "create 500 in 500 stacks, worst": 1.2,
 }
-#: Calls to API Gateway for each key that these waves may take at most.
+#: These waves may make at most this many calls to API Gateway for each key.
 MOST_CALLS: Final = 1.25
 #: How long API Gateway throttles every call, in seconds.
 SHUT: Final = 2400.0
@@ -53,7 +53,7 @@ VERBS: Final = {"Create": "create", "Delete": "delete", "Update": "move"}
 
 
 def queued(kind: str, keys: int, stacks: int, worst: bool, seed: int) -> Result:
-    """A wave through the queue."""
+    """Run a wave through the queue."""
     title = f"{VERBS[kind]} {keys}" + (
         f" in {stacks} stacks, {'worst' if worst else 'kind'}" if stacks > 1 else ""
     )
@@ -61,7 +61,7 @@ def queued(kind: str, keys: int, stacks: int, worst: bool, seed: int) -> Result:
 
 
 def throttled(stacks: int, retry_after: int | None, seed: int) -> Result:
-    """A wave while API Gateway throttles every call."""
+    """Run a wave while API Gateway throttles every call."""
     account = Account(seed, worst=True)
     account.gateway.shut = SHUT, retry_after
     return wave(
@@ -75,37 +75,37 @@ def throttled(stacks: int, retry_after: int | None, seed: int) -> Result:
 
 
 def _account(seed: int) -> Account:
-    """Batches of both kinds; and in every other pair of accounts Lambda hands in requests minutes late, and in any order."""
+    """Vary the batches by seed; in two seeds of four Lambda also hands in requests late and in any order."""
     return Account(seed, worst=bool(seed % 2), without_room=0.7 * (seed // 2 % 2))
 
 
 def rollbacks(seeds: range) -> list[Storm]:
-    """Small stacks, each rolled back in an order of its own."""
+    """Roll back small stacks, each in an order of its own."""
     return [storms.rollback(3 + seed % 10, _account(seed)) for seed in seeds]
 
 
 def update_rollbacks(seeds: range) -> list[Storm]:
-    """The same with updates: keys that are moved to another plan for the same stage, and back."""
+    """Roll back updates that move keys to another plan for the same stage."""
     return [storms.update_rollback(3 + seed % 8, _account(seed)) for seed in seeds]
 
 
 def rollback_of_500(wrong: int, seed: int) -> Storm:
-    """A whole stack."""
+    """Roll back a whole stack."""
     return storms.rollback(500, Account(seed), before=0.0, late=0.02, twice=0.02, wrong=wrong)
 
 
 def deaths(seeds: range) -> list[Storm]:
-    """Stacks whose functions die, each third of them."""
+    """Run stacks while a third of their functions die."""
     return [storms.deaths(60, _account(seed), share=0.3) for seed in seeds]
 
 
 def crashing(bad: int, seed: int, *, apart: bool = False, hang: bool = False) -> Crashing:
-    """Stacks beside requests that kill the function."""
+    """Run stacks beside requests that kill the function."""
     return storms.crashing(200, 20, bad, Account(seed, worst=True), apart=apart, hang=hang)
 
 
 def row(result: Result) -> str:
-    """A line of the table."""
+    """Write a line of the table."""
     return (
         f"{result.name:<33} {result.succeeded:>6}/{result.keys:<6} {result.ratio:>6.3f}"
         f" {result.calls_per_key:>7.2f}"
@@ -121,14 +121,14 @@ HEAD: Final = (
 
 
 def main() -> int:
-    """Run, print, draw; 0 when the goals are reached."""
+    """Run, print, draw; return 0 when the figures reach the goals."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--quick", action="store_true", help="leave out what takes longest: 10,000 keys, and most storms"
     )
     options = parser.parse_args()
-    os.environ["POWERTOOLS_METRICS_DISABLED"] = "true"  # they would be among the table's rows
+    os.environ["POWERTOOLS_METRICS_DISABLED"] = "true"  # else metrics appear among the table's rows
     seed, quick = options.seed, options.quick
     every = range(0, ROLLBACKS // 10 if quick else ROLLBACKS, 50)
 
@@ -241,7 +241,7 @@ def _crashing_row(name: str, result: Crashing, alone: float) -> str:
 
 
 def queued_500(waves: list[Future[Result]]) -> Result:
-    """The wave that is drawn."""
+    """Find the wave that the plot shows."""
     return next(result for result in (future.result() for future in waves) if result.name == "create 500")
 
 

@@ -1,4 +1,4 @@
-"""The plot: how many keys each policy attaches over time. An SVG, written by hand, for phones and printers too."""
+"""Draws how many keys each policy attaches over time, as an SVG that phones and printers show too."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ WIDTH = 80
 BOLD, RED, GREEN = 1, 31, 32
 
 Line = tuple[str, str, str, str, str, str]
-"""A request as it is shown: type, logical id, the association asked about; status, association answered, outcome."""
+"""A request as the demo shows it: type, logical id, association; then status, association, outcome."""
 
 
 class WrongError(Exception):
@@ -310,7 +310,7 @@ class Story:
 
 
 def _coloured(text: str, colour: int) -> str:
-    """Colour it on a terminal that has colours; https://no-color.org and https://force-color.org overrule that."""
+    """Colour a text if the terminal has colours, by https://no-color.org and https://force-color.org."""
     wanted = (sys.stdout.isatty() and os.environ.get("TERM") != "dumb") or bool(os.environ.get("FORCE_COLOR"))
     return f"\033[{colour}m{text}\033[0m" if wanted and not os.environ.get("NO_COLOR") else text
 

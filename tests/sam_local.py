@@ -1,4 +1,4 @@
-"""What a person does with sam, by one command: validate, build, and invoke every file in events/, checking each printed answer.
+"""Runs sam as a person does: validates, builds, invokes every file in events/ and checks its answer.
 
 Needed: Linux, Docker, Python 3.13 on PATH, and aws-sam-cli in an environment of its own, as it pins what
     others pin otherwise:
@@ -64,7 +64,7 @@ class Sam:
         return done.stdout
 
     def invoke(self, name: str, variables: Path | None = None) -> dict[str, Any]:
-        """Invoke the function with a file, under samconfig.toml's variables or others; its answer is the last line."""
+        """Invoke the function with a file, under samconfig.toml's variables or others; read its last line."""
         more = ["--env-vars", str(variables)] if variables else []
         printed = self("local", "invoke", FUNCTION, "--event", f"events/{name}.json", *more, *self._options)
         return json.loads(printed.strip().splitlines()[-1])  # type: ignore[no-any-return]  # an answer is an object

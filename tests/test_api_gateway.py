@@ -1,4 +1,4 @@
-"""What API Gateway's errors mean: each call with its exact parameters, each error as botocore hands it over."""
+"""The function reads API Gateway's errors right: exact parameters, errors as botocore raises them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ UNREACHABLE = EndpointConnectionError(endpoint_url="https://apigateway.eu-centra
 
 
 class Aws:
-    """API Gateway as a test scripts it, call by call; each has to come with the parameters that it is scripted for."""
+    """API Gateway, scripted call by call; each call must have the parameters in its script."""
 
     def __init__(self) -> None:
         self.client = boto3.client(
@@ -455,7 +455,7 @@ class TestAttach:
         assert not raised.value.nothing_changed
 
     def test_being_throttled_out_of_time_leaves_nothing_to_hold(self, aws: Aws) -> None:
-        """It was refused each time, so it is not attached: what a Delete found held would be somebody else's."""
+        """API Gateway refused each attempt, so a Delete could only detach somebody else's key."""
         aws.refuses(CREATE, 429, "TooManyRequestsException", retry_after="9999")
         with pytest.raises(OutOfTimeError) as raised:
             aws.attach()
@@ -594,7 +594,7 @@ class TestDetach:
 
 
 class TestBadRequest:
-    """400 on CreateUsagePlanKey is looked into like a conflict, once: which of them the stage conflict is nobody has written."""
+    """The function looks once after a 400, as after a 409: no document says which is the stage conflict."""
 
     def refused(self, aws: Aws) -> Aws:
         return aws.refuses(CREATE, 400, "BadRequestException", "cannot reference multiple Usage Plans")
@@ -658,13 +658,13 @@ class TestMissing:
 
 
 class TestReplies:
-    """What a real client makes of replies that cannot be read: they are asked for again, and never taken for attached."""
+    """A real client cannot read some replies: the function asks again, and never takes them for success."""
 
     GOOD = json.dumps({"id": "a1b2c3d4e5", "type": "API_KEY", "name": "Alice"}).encode()
 
     @pytest.fixture
     def replies(self) -> Iterator[tuple[ApiGateway, list[tuple[int, str, bytes, int]]]]:
-        """A client, and what it is answered in turn: status, content type, body, and how long the body is said to be."""
+        """Make a client with scripted answers: status, content type, body, and the body's stated length."""
         script: list[tuple[int, str, bytes, int]] = []
 
         class Handler(BaseHTTPRequestHandler):

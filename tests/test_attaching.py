@@ -1,4 +1,4 @@
-"""A Create or an Update attaches what it names, with the fewest calls, or says in one sentence why it could not."""
+"""Create and Update attach what they name, with the fewest calls, or say in a sentence why not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a batch: each stack in order, nobody held up for long, a death at the cost of its own stack."""
+"""The function serves a batch: each stack in order, none for long, a death only at its stack's cost."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class TestServing:
         assert world.served() == [("Alice", "SUCCESS"), ("Bob", "SUCCESS"), ("Carol", "SUCCESS")]
 
     def test_out_of_the_functions_time_it_goes_back_in_place_with_all_behind_it(self, world: World) -> None:
-        """CloudFormation waits for an hour: nobody is answered, none has died. A stack's later ones go first, its head last."""
+        """CloudFormation waits on, so all go back unanswered: a stack's later ones first, its head last."""
         for name in ("alice", "bob", "carol"):
             world.arrives(name)
         messages = world.records(2, 2, 2)
@@ -333,7 +333,7 @@ class TestDying:
     def test_a_request_that_a_function_died_at_is_served_alone_and_at_last_answered_failed(
         self, world: World
     ) -> None:
-        """Other stacks that share its batch wait for a visibility time-out, two at most; its own stack for four."""
+        """Other stacks in its batch wait for two visibility time-outs at most; its own stack for four."""
         world.arrives("alice")
         world.arrives("bob", stack="two")
         world.arrives("carol")

@@ -1,4 +1,4 @@
-"""Each override of custom_resource.py mends a defect of crhelper's, which plain crhelper shows in the same test."""
+"""Each override of custom_resource.py mends a defect that plain crhelper shows in the same test."""
 
 from __future__ import annotations
 
@@ -448,7 +448,7 @@ class TestGuard:
     """When a call hangs until the function's time is nearly up."""
 
     def test_what_was_written_down_first_stands(self, sink: Sink) -> None:
-        """The guard gives what the ledger says: it may be the answer that the call under way has just written."""
+        """The guard sends the ledger's answer, which the call under way may have just written."""
         prepare = Ours()
 
         def hang() -> Response:

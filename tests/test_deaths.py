@@ -1,4 +1,4 @@
-"""The function may die, run out of time or lose its ledger between any two steps: the next delivery ends well."""
+"""The function dies, runs out of time or loses its ledger at any step; the next delivery ends well."""
 
 from __future__ import annotations
 
@@ -231,7 +231,7 @@ class TestAnEarlierDelivery:
     """Its own earlier delivery has died half way."""
 
     def test_a_repeated_create_that_cannot_look_keeps_its_hold(self, cfn: CloudFormation) -> None:
-        """Its first delivery may have attached the key, so the hold stays, and the Delete that follows detaches it."""
+        """Its first delivery may have attached the key, so the hold stays; the next Delete detaches it."""
         request = cfn.a_create("A", FREE)
         cfn.at(CREATE, served_then(Death()))
         with pytest.raises(Death):
@@ -390,7 +390,7 @@ class TestADeadMark:
     def test_a_stale_mark_that_its_marker_finishes_first_is_left_to_it(
         self, cfn: CloudFormation, dead: Delete, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Between its look and its turn to finish, the marker's Delete ends and a third resource attaches the key."""
+        """Before it finishes, the marker's Delete ends and a third resource attaches the key."""
         marked = cfn.entry(FREE).detaching
         assert marked
         cfn.clock.now = marked
@@ -463,7 +463,7 @@ class TestADeadMark:
 
 
 class TestOutOfTime:
-    """Served from the queue: out of the function's time, not of CloudFormation's, a request is served again."""
+    """The queue delivers a request again if the function's time ends before CloudFormation's."""
 
     @pytest.fixture
     def cfn(self, cfn: CloudFormation) -> CloudFormation:

@@ -1,4 +1,4 @@
-"""A Delete detaches what its resource holds last, touches nothing else, and succeeds only when that is done."""
+"""Delete detaches what only its resource holds, changes nothing else, and succeeds only after that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every file in events/, through the Lambda entry to the answer: as sam local invokes it, and as it is deployed."""
+"""Every file in events/ leads from the Lambda entry to its answer, under sam local and deployed."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class World:
         self._monkeypatch = monkeypatch
 
     def deploy(self, **environment: str) -> None:
-        """Start the function anew, in this environment. API Gateway is the strict one, and nobody waits for a back-off."""
+        """Start the function anew, in this environment, with the strict API Gateway and no waiting."""
         for name, value in environment.items():
             self._monkeypatch.setenv(name, value)
         for chatty in ("boto", "boto3", "botocore", "urllib3", "crhelper"):
@@ -460,7 +460,7 @@ class TestDeployed:
     def test_a_ledger_that_times_out_is_answered_failed(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Each attempt takes as long as it may, and after the last there is still time to deliver the answer."""
+        """Each attempt takes its longest time; after the last the function can still deliver its answer."""
         clock, table = world.invocation.clock, world.invocation.table
         assert table is not None
         read, reads = table._client.transact_get_items, []
@@ -489,11 +489,11 @@ class TestDeployed:
 
 
 class TestSecrets:
-    """No key value and no pre-signed URL is written to a log, of any logger, at any level, whatever happens."""
+    """No logger writes a key value or a pre-signed URL, at any level, whatever happens."""
 
     @pytest.fixture
     def shown(self, world: World) -> Iterator[list[str]]:
-        """All that is logged, in text and attributes, with every level at its lowest but those that the function sets."""
+        """Collect all log text and attributes; every level is lowest except those the function sets."""
         shown: list[str] = []
 
         class Show(logging.Handler):

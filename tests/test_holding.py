@@ -1,4 +1,4 @@
-"""Nothing is detached that no resource attached or took over, and nothing stays attached that no resource holds."""
+"""The function detaches only keys that a resource attached or took over, and leaves none unheld."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class TestWhoseItIs:
     """What is there is ours from the moment at which one of us has set about attaching it."""
 
     def test_who_joined_a_hold_that_came_to_nothing_detaches_nothing(self, cfn: CloudFormation) -> None:
-        """Stack one holds it and is superseded before it attaches; stack two, with Adopt, has joined meanwhile."""
+        """Another request supersedes stack one before it attaches; stack two joins meanwhile with Adopt."""
         cfn.by_hand(FREE)
         request = cfn.a_create("A", FREE)
 
@@ -195,7 +195,7 @@ class TestWhoseItIs:
         assert not cfn.attached
 
     def test_a_clear_refusal_is_written_down_at_the_last_moment(self, cfn: CloudFormation) -> None:
-        """API Gateway says that the key is there already; the mark `before` cannot be written, but a little later it can."""
+        """API Gateway says that the key is there; the mark's first write fails, a later one succeeds."""
         cfn.by_hand(FREE)
         cfn.at(GET, followed_by(lambda: cfn.outage(2)))
         answer = cfn.create("A", FREE)

@@ -50,7 +50,7 @@ EMPTY: dict[str, Any] = {"Responses": [{}, {}]}
 
 
 def client() -> DynamoDBClient:
-    """As app.py makes it, and with nothing of the surroundings': neither their credentials nor their region."""
+    """Make a client as app.py does, without the surroundings' credentials and region."""
     return boto3.client(
         "dynamodb",
         region_name="eu-central-1",
@@ -220,7 +220,7 @@ class TestPages:
     def test_a_holder_stays_while_it_holds_something_and_a_day_more(
         self, table: Table, dynamodb: DynamoDBClient
     ) -> None:
-        """`expires`, which the template declares for TTL, is set when nothing is held and cleared when something is."""
+        """The ledger sets `expires`, the TTL, when a holder's last hold goes, and clears it at a hold."""
         ttl = DECLARED["TimeToLiveSpecification"]["AttributeName"]
         assert (ttl, DECLARED["TimeToLiveSpecification"]["Enabled"]) == ("expires", True)
         expires = []
@@ -335,7 +335,7 @@ class TestSeen:
         return reads
 
     def test_it_spares_the_reading(self, table: Table, reads: list[Any]) -> None:
-        """A change that follows another one writes at once, also where that one has made a page or has let one go."""
+        """A change after another one writes at once, also if that one made or removed a page."""
         seen = None
         for rule in (hold(A), let_go(A), hold(A)):
             seen = table.change(A, [FREE], rule, deadline(), seen)
@@ -442,7 +442,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("verb", ["get", "write"])
     def test_a_conflict_of_transactions(self, stub: Stubber, verb: str) -> None:
-        """Another transaction was under way: the same is tried again, for nothing says that a page has changed."""
+        """Another transaction was under way: the ledger retries the same, as no page need have changed."""
         for operation in ("get", "write"):
             if operation == verb:
                 self.cancelled(stub, f"transact_{verb}_items", "None", "TransactionConflict")
@@ -460,7 +460,7 @@ class TestErrors:
         assert self.change(stub).entry(FREE) == AssociationRecord(frozenset({A}), preexisting=True)
 
     def test_attempts_of_one_write_are_one_transaction(self) -> None:
-        """A write whose reply was lost is not done twice: its attempts carry the same token, and other writes another."""
+        """DynamoDB writes once though its reply is lost: attempts share a token, other writes do not."""
         tokens: list[str] = []
 
         class Writes:

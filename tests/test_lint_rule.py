@@ -1,4 +1,4 @@
-"""The cfn-lint rule finds in a template what the function would refuse, run by cfn-lint itself from anywhere."""
+"""cfn-lint, run from anywhere, finds with the rule what the function would refuse in a template."""
 
 import importlib.util
 import json

@@ -79,7 +79,7 @@ class TestLost:
         assert cfn.holders(FREE) == {holder("A")}
 
     def test_after_its_delete_what_was_left_is_wanted_anew(self, cfn: CloudFormation) -> None:
-        """The clean-up's Delete failed, so it is still held: an Update that wants it is a deployment, and fails."""
+        """The clean-up's Delete failed, so the hold stays: an Update to it is a deployment, and fails."""
         cfn.create("A", FREE, digest="P1")
         cfn.update("A", FREE, GOLD, digest="P2")
         cfn.at(DELETE, fails(DENIED))

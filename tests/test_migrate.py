@@ -1,4 +1,4 @@
-"""tools/migrate.py: three deploys from the native type; only the wanted lines change, all keys stay attached."""
+"""tools/migrate.py leads from the native type in three deploys, and changes only the lines it has to."""
 
 import difflib
 import json
@@ -96,8 +96,9 @@ class TestLines:
                 " Properties: {KeyId: a1b2, KeyType: API_KEY, UsagePlanId: f7r3}}"
             ),
             (
-                "+    Carol: {Type: AWS::ApiGateway::UsagePlanKey, DeletionPolicy: Retain,"
-                " UpdateReplacePolicy: Retain, Metadata: {UsagePlanKeyMigration: retain}, DependsOn: [Alice, 'Bob'],"
+                "+    Carol: {Type: AWS::ApiGateway::UsagePlanKey,"
+                " DeletionPolicy: Retain, UpdateReplacePolicy: Retain,"
+                " Metadata: {UsagePlanKeyMigration: retain}, DependsOn: [Alice, 'Bob'],"
                 " Properties: {KeyId: a1b2, KeyType: API_KEY, UsagePlanId: f7r3}}"
             ),
         ]
@@ -123,13 +124,15 @@ class TestLines:
             "-            UsagePlanKeyMigration: retain",
             '-        Properties: {KeyId: !GetAtt Key.APIKeyId, KeyType: API_KEY, UsagePlanId: !Ref "Plan"}',
             (
-                "-    Carol: {Type: AWS::ApiGateway::UsagePlanKey, DeletionPolicy: Retain,"
-                " UpdateReplacePolicy: Retain, Metadata: {UsagePlanKeyMigration: retain}, DependsOn: [Alice, 'Bob'],"
+                "-    Carol: {Type: AWS::ApiGateway::UsagePlanKey,"
+                " DeletionPolicy: Retain, UpdateReplacePolicy: Retain,"
+                " Metadata: {UsagePlanKeyMigration: retain}, DependsOn: [Alice, 'Bob'],"
                 " Properties: {KeyId: a1b2, KeyType: API_KEY, UsagePlanId: f7r3}}"
             ),
             (
                 "+        Properties: {ServiceToken: !ImportValue usage-plan-key-FunctionArn,"
-                ' ServiceTimeout: 120, OnExisting: Take, KeyId: !GetAtt Key.APIKeyId, KeyType: API_KEY, UsagePlanId: !Ref "Plan"}'
+                " ServiceTimeout: 120, OnExisting: Take,"
+                ' KeyId: !GetAtt Key.APIKeyId, KeyType: API_KEY, UsagePlanId: !Ref "Plan"}'
             ),
             (
                 "+    CarolInPlan: {Type: Custom::UsagePlanKey, DependsOn: [AliceInPlan2, 'BobInPlan'],"

@@ -231,7 +231,7 @@ class TestBlocked:
     """What a move may not detach blocks it, and is named."""
 
     def test_what_was_adopted_is_not_broken_for_a_move(self, cfn: CloudFormation) -> None:
-        """What was adopted is not broken for a move: the Reason names the plan, the stage, who holds it and what to do."""
+        """A move leaves an adopted key alone; the Reason names plan, stage, holder and remedy."""
         cfn.by_hand(FREE)
         cfn.create("A", FREE, ADOPT)
         words = [
@@ -306,7 +306,7 @@ class TestMovingAgain:
     def test_a_plan_that_has_lost_the_stage_seconds_ago_is_moved_away_from_all_the_same(
         self, cfn: CloudFormation
     ) -> None:
-        """It is moved all the same: what was seen in the same batch counts. Once it is answered nothing is different."""
+        """It still moves the key: a look in the same batch counts. After its answer nothing is different."""
         cfn.api.plans["pro"] = Plan("Pro", (("api", "beta"),))
         assert outcome(cfn.update("B", "bob:free", "bob:pro")) == "MOVED"
         assert cfn.attached == {PRO, "bob:pro"}

@@ -1,4 +1,4 @@
-"""What one invocation does: CloudFormation's go into the queue, a batch's requests are served, and the log says so."""
+"""An invocation queues CloudFormation's request, or serves a batch, and the log says so."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class TestArriving:
         assert not world.answers
 
     def test_one_whose_time_is_nearly_over_is_answered_where_it_arrives(self, world: World) -> None:
-        """`BEFORE_LOOK` seconds are too few to begin anything; with more, another invocation may have time to queue it."""
+        """`BEFORE_LOOK` seconds are too few to begin; with more, another invocation may still queue it."""
         properties = {"KeyId": "alice", "UsagePlanId": "free", "ServiceTimeout": str(int(BEFORE_LOOK))}
         world.arrives("alice", ResourceProperties=properties)
         assert "was over before its turn came" in world.answers[0]["Reason"]
@@ -84,7 +84,7 @@ class TestArriving:
         assert "queue" in world.answers[0]["Reason"]
 
     def test_where_nobody_knows_it_raises(self, world: World) -> None:
-        """So Lambda tries again, with the same deduplication id, and no answer contradicts the one of the queue."""
+        """Lambda tries again with the same deduplication id, so no answer contradicts the queue's."""
         world.sqs.fails = [ReadTimeoutError(endpoint_url="https://queue")] * 999
         with pytest.raises(UnclearError):
             world.arrives("alice")

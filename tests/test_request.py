@@ -159,7 +159,7 @@ class TestKinds:
         ],
     )
     def test_the_id_of_a_failure(self, event_: dict[str, Any], id_: str) -> None:
-        """CloudFormation takes another id than the event's for a replacement; a Create's comes back with its Delete."""
+        """An id other than the event's means replacement to CloudFormation; Create's id returns in Delete."""
         assert parse(event_).answer_id == id_
 
     def test_the_response_url_is_not_shown(self) -> None:
@@ -253,7 +253,7 @@ class TestEvents:
 
     @pytest.mark.parametrize("url", ["http://pre-signed-s3-url-for-response", "https://[", "https://", "x"])
     def test_any_url_is_read(self, url: str) -> None:
-        """Where it leads is for the sender to see: under sam local nothing is sent, and its events have http."""
+        """The sender checks where it leads: sam local's events have http, and nothing sends their answers."""
         request = parse(event(ResponseURL=url))
         assert isinstance(request, Create)
         assert (request.response_url, request.issued) == (url, None)
@@ -433,7 +433,7 @@ class TestProperties:
         ("value", "included"), [("true", True), ("false", False), (True, True), (False, False)], ids=repr
     )
     def test_include_value(self, value: str | bool, included: bool) -> None:
-        """CloudFormation turns booleans into strings, a direct invocation may not; without one it is false."""
+        """CloudFormation turns booleans into strings, a direct invocation need not; the default is false."""
         assert getattr(parsed({"IncludeValue": value}), "include_value", None) is included
         assert getattr(parsed({}), "include_value", None) is False
 

@@ -171,7 +171,7 @@ class TestDeadline:
             deadline.allow("x")
 
     def test_given_up_while_it_waits(self) -> None:
-        """After each slice of a watched deadline's pause CloudFormation's mind is asked; the others do not ask."""
+        """A watched deadline asks after each slice of its pause whether CloudFormation still waits."""
         clock = Clock(0.0)
 
         def superseded() -> None:
@@ -186,10 +186,10 @@ class TestDeadline:
 
 
 class TestTurn:
-    """Out of the queue, the function's time may be up before CloudFormation's: then the request goes back there."""
+    """If the function's time ends before CloudFormation's, a request goes back to the queue."""
 
     def test_the_pause_ends_with_the_turn(self) -> None:
-        """What there is of it is waited, so that a Retry-After does not come again at once, with a look after each slice."""
+        """It waits for the remaining time, in slices, so that no Retry-After repeats at once."""
         clock, looked = Sleepless(), []
         deadline = Deadline(3600, clock, turn=90).watched(lambda: looked.append(clock.now))
         with pytest.raises(TurnOverError):
@@ -264,7 +264,7 @@ class TestPersist:
         )
 
     def test_patience(self) -> None:
-        """What is tried for a while alone fails with its own error, and has its last attempt when that while is over."""
+        """A limited retry makes its last attempt at its limit, and fails with its own error."""
         clock = Clock(0.0)
         with pytest.raises(RefusedError):
             retry(failing(999), "x", Deadline(999, clock, Dice()), again(patience=30))
@@ -294,7 +294,7 @@ class TestPersist:
 
     @pytest.mark.parametrize("unclear", [True, False], ids=["unclear", "clear"])
     def test_whether_one_may_have_been_served(self, unclear: bool) -> None:
-        """It is remembered of any attempt, for a success, a refusal for good and the end of the time alike."""
+        """It remembers an unclear attempt after success, after a final refusal and at the end of the time."""
         verdicts = iter([Again(unclear=unclear), Again()])
         attempts = Attempts()
         retry(failing(2), "x", Deadline(99, Clock(0.0)), lambda _: next(verdicts), attempts)

@@ -96,7 +96,7 @@ class TestWanting:
         ],
     )
     def test_who_holds_it(self, entry: AssociationRecord, stands: Standing) -> None:
-        """A stack is its ARN, not its name; whoever else holds it, this resource's own hold counts first, then a sibling's."""
+        """A stack is its ARN, not its name; the resource's own hold counts first, then a sibling's."""
         assert rules.standing(entry, THIS) is stands
 
     @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ class TestWanting:
         assert rules.take_hold(state, update()) == state
 
     def test_strangers_are_not_joined_unasked(self) -> None:
-        """Where other stacks alone hold it, `Fail` refuses, naming the resource and the stack, and what would do instead."""
+        """If only other stacks hold it, `Fail` refuses, and names resource, stack and alternatives."""
         with pytest.raises(FailedError, match=r"A of stack one\b.*Adopt or Take"):
             rules.take_hold(ledger(by(NAMESAKE)), create())
 
@@ -202,7 +202,7 @@ class TestBefore:
     """What was there before us."""
 
     def test_fail_refuses_it(self) -> None:
-        """With `Fail` a key that is in the plan already is refused, and the Reason says what `Adopt` and `Take` would do."""
+        """`Fail` refuses a key that is in the plan already, and says what `Adopt` and `Take` would do."""
         with pytest.raises(
             FailedError, match=r"Adopt would .* leave it there on Delete; Take would .* own it"
         ):
@@ -252,7 +252,7 @@ class TestBefore:
         [pytest.param("this", True, id="this request"), pytest.param("other", False, id="another one since")],
     )
     def test_the_marks_are_put_back_where_it_was_not_attached(self, by_whom: str, marked: bool) -> None:
-        """Attaching anew was refused: what was there before us, or was put back meanwhile, still is not ours."""
+        """API Gateway refused to attach it again, so a key from before, or put back, is not ours."""
         request = create(FREE)
         cleared = by(THIS, begun_by="c again" if by_whom == "this" else "other")
         earlier = by(THIS, preexisting=True, taken_over=True, moved_by="u")
@@ -295,7 +295,7 @@ class TestBefore:
         ],
     )
     def test_whose_it_is(self, entry: AssociationRecord, take: bool, owned: bool) -> None:
-        """What we attached is ours; what was there before us only if it was taken and the Delete still says `Take`."""
+        """Delete detaches our keys; a key from before us only if taken and if Delete still says `Take`."""
         assert entry.owned(take=take) is owned
 
 
@@ -356,19 +356,19 @@ class TestMoving:
     def test_who_may(
         self, request_: CreateOrUpdate, entry: AssociationRecord, hold: Hold | None, may: bool
     ) -> None:
-        """A resource detaches for a move only what it holds alone, what is its own, and what is of its present life."""
+        """For a move a resource detaches only its own association, of this life, without other holders."""
         assert rules.may_move(ledger(entry, hold=hold), request_, FREE) is may
 
     @pytest.mark.parametrize(("request_", "entry", "hold", "may"), MAY)
     def test_marked_before_it_is_detached(
         self, request_: CreateOrUpdate, entry: AssociationRecord, hold: Hold | None, may: bool
     ) -> None:
-        """The mark says when and for which request, and is set only where the move is allowed at that very moment."""
+        """The mark has time and request; the ledger sets it only if it allows the move at that moment."""
         after = rules.move_away(ledger(entry, hold=hold), request_, FREE, NOW).entry(FREE)
         assert after == (entry._replace(detaching=NOW, moved_by="u") if may else entry)
 
     def test_the_detached_one_stays_held(self) -> None:
-        """What was detached for a move is held until CloudFormation's Delete for it, which then lets go without detaching."""
+        """A moved-away association stays held until its Delete, which lets go without detaching."""
         state = rules.move_away(ledger(by(THIS)), update(FREE, PRO), FREE, NOW)
         state = rules.detached(state, THIS, FREE)
         assert state == ledger(by(THIS, moved_by="u"))
@@ -484,7 +484,7 @@ class TestDelete:
 
     @pytest.mark.parametrize(("request_", "record", "released"), HOLDS)
     def test_releases(self, request_: Delete, record: ResourceRecord, released: list[Association]) -> None:
-        """An id that names an association releases that one, an invented one what its cancelled Create took."""
+        """An id that names an association releases it; an invented id, its cancelled Create's hold."""
         assert rules.releases(record, request_) == released
 
 
@@ -522,7 +522,7 @@ class TestFence:
         ],
     )
     def test_who_is_superseded(self, first: Create | Update, second: Request, superseded: bool) -> None:
-        """A request that is not older than what stands there supersedes it; without issue times there is no fence."""
+        """A request supersedes the one on the page unless it is older; without issue times nothing fences."""
         record = arrived(first, second)
         if not superseded:
             rules.check_superseded(record, first)
@@ -556,7 +556,7 @@ class TestFence:
         ],
     )
     def test_what_is_wanted(self, requests: list[Request], wants: Association | None) -> None:
-        """A Delete leaves standing what is wanted unless it names it, or carries a foreign id that no Update has brought."""
+        """A Delete clears the wanted association only by its id, or by a foreign id without an Update."""
         assert arrived(*requests).wants == wants
 
     def test_an_event_names_what_its_id_says(self) -> None:
@@ -574,7 +574,7 @@ class TestFence:
         assert arrived(update("former"), delete("invented")).foreign == {digest("former")}
 
     def test_a_create_begins_a_new_life(self) -> None:
-        """What is held from an earlier one was retained, so it is named; what the Create itself holds already is not."""
+        """A Create marks holds of an earlier life as retained, but not its own holds."""
         record = arrived(create(id_="c2"), record=ResourceRecord({FREE: Hold("c1"), PRO: Hold("c2")}))
         assert record.holds == {FREE: Hold("c1", named=True), PRO: Hold("c2")}
 
@@ -635,12 +635,12 @@ class TestAnswers:
     def test_a_failed_create_spares_what_was_retained(
         self, request_: Request, hold: Hold | None, success: bool, spared: Association | None
     ) -> None:
-        """CloudFormation follows a failed Create with a Delete of its id; what an earlier life retained outlives that."""
+        """CloudFormation deletes a failed Create's id; holds that an earlier life retained stay."""
         record = ResourceRecord({FREE: hold} if hold else {}, issued=1, arrived=(request_.id,))
         assert rules.answered(record, request_, self.answer(success=success)).retained == spared
 
     def test_a_create_that_was_superseded_spares_nothing(self) -> None:
-        """A newer Create of the same resource has attached what it had wanted, and the Delete to come is for that."""
+        """A newer Create of the resource has attached the association, and its Delete is to come."""
         record = ResourceRecord({FREE: Hold("c0")}, issued=2, arrived=("c2",), wants=FREE)
         after = rules.answered(record, create(at=1), self.answer(success=False))
         assert (after.retained, after.wants) == (None, FREE)

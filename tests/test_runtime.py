@@ -1,4 +1,4 @@
-"""The built artifact under Lambda's own runtime: every file in events/, cold and warm, to the answer; and the time guard."""
+"""The built artifact answers every file in events/ under Lambda's runtime, cold, warm and out of time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EMULATORS = " (function usage-plan-key, log group /aws/lambda/Functions, log str
 
 
 class World:
-    """A function under the runtime, the strict API Gateway that it talks to, and who listens for its answers."""
+    """A function under the runtime, its strict API Gateway, and the sink for its answers."""
 
     def __init__(self, running: Function, api: Api, sink: Sink) -> None:
         self.running = running
@@ -56,7 +56,7 @@ def started(artifact: Path, timeout: int = 120, **environment: str) -> Iterator[
 
 @pytest.fixture(scope="module", autouse=True)
 def hanging(artifact: Path) -> Iterator[Sink]:
-    """Who listens for the answer to a request whose call to API Gateway hangs; the other tests run meanwhile."""
+    """The sink for a request whose call to API Gateway hangs; the other tests run meanwhile."""
     with ThreadPoolExecutor(1) as background, started(artifact, SHORT) as world:
         world.api.hangs = True
         background.submit(world.running.invoke, {**EVENTS["create"], "ResponseURL": world.sink.url})
@@ -65,7 +65,7 @@ def hanging(artifact: Path) -> Iterator[Sink]:
 
 @pytest.mark.parametrize("name", EVENTS)
 def test_each_file_is_answered_cold_and_warm(name: str, artifact: Path) -> None:
-    """The second time it is the same process, and the answer is the same: nothing of the first request is left in it."""
+    """The same process gives the same answer again: it keeps nothing of the first request."""
     with started(artifact) as world:
         cold, pid = world.answer(name), world.running.pid
         warm = world.answer(name)

@@ -1,7 +1,7 @@
-"""What a newcomer sees at the terminal: the set-up of .venv, also where it is disturbed, and the demo's colours.
+"""A newcomer's terminal shows the set-up of .venv, each disturbance of it, and the demo's colours.
 
-Each test has a copy of the Makefile in a folder whose name holds a space and quotes. Where pip only has to
-take its time, a shell script plays it; without a network it is pip itself.
+Each test has a copy of the Makefile in a folder whose name holds a space and quotes. A shell script plays a
+slow pip; the tests without a network run pip itself.
 """
 
 import os

@@ -271,7 +271,7 @@ class TestRequests:
         assert "usage plan nowhere in eu-central-1" in answer["Reason"]
 
     def test_what_a_stack_that_is_gone_still_holds_can_be_let_go_of(self, plans_and_keys: Customers) -> None:
-        """By an operator's event: a stack whose resource was retained has sent no Delete. One that is there keeps its holds."""
+        """An operator's event lets go of a deleted stack's retained hold; an existing stack keeps it."""
         aws = plans_and_keys.aws
         key, plan = plans_and_keys.id("alice in Free").split(":")
         assert aws.deploy("former", retained(key, plan)).status == "CREATE_COMPLETE"

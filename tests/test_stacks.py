@@ -155,7 +155,7 @@ class Stacks(RuleBasedStateMachine):
         self.removed: set[Association] = set()
         """Removed by hand, and not looked at since."""
         self.ever_retained: set[Association] = set()
-        """Retained once: then a holder may stay, also when it was not attached, or declared again for a while."""
+        """After a retained removal a holder may stay, even if its key was not attached or came back."""
         self.retains: dict[Holder, set[Association]] = {}
         """Left attached by a resource that is gone, for its policy was Retain."""
         self.answers: dict[str, tuple[Request, Response]] = {}
@@ -406,7 +406,7 @@ class Stacks(RuleBasedStateMachine):
         express: bool,
         rng: Random,
     ) -> None:
-        """Create, update or empty a stack. `fails`: something else does not come up. `express`: then nothing is rolled back."""
+        """Create, update or empty a stack. `fails`: another resource fails. `express`: nothing rolls back."""
         self.play(self.stacks[stack], template, fails=fails, retains=retains, express=express, rng=rng)
 
     def play(
@@ -465,7 +465,7 @@ class Stacks(RuleBasedStateMachine):
         old: dict[str, Resource],
         rng: Random,
     ) -> None:
-        """Another resource has failed while this request was on its way: not begun, waiting, or dying in the middle."""
+        """Another resource fails while this request has not begun, waits, or dies in the middle."""
         how = rng.choice(("not sent", "not there yet", "waits", "dies"))
         if how != "not sent" and self.retains.get(request.holder):
             # An invented id and no sign of its Create: it cannot be told from the id of a Create whose answer
@@ -541,7 +541,7 @@ class Stacks(RuleBasedStateMachine):
             assert answer.success or properties.association in self.removed, answer.reason
 
     def late_ones_before(self, stack: Stack, removes: list[tuple[str, str, Properties]], rng: Random) -> None:
-        """Hand in late Updates before the clean-up; late Creates would be served, for nothing newer has come."""
+        """Hand in late Updates before the clean-up; no late Creates, since nothing newer supersedes them."""
         early: list[Request] = [request for request in stack.late if isinstance(request, Update)]
         stack.late, rest = early, [request for request in stack.late if request not in early]
         self.late_ones(stack, rng)

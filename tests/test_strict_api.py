@@ -1,4 +1,4 @@
-"""API Gateway's rules are in force: in the pure functions, in the fake client and in the proxy before MiniStack."""
+"""The pure rules, the fake client and the proxy before MiniStack all keep API Gateway's rules."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor

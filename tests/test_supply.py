@@ -1,4 +1,4 @@
-"""Where the packages of the artifact come from, that two builds have the same bytes, and that SECURITY.md names what exists."""
+"""Pinned packages go into the artifact, two builds have the same bytes, and SECURITY.md is true."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ LAMBDA = {"python_version": "3.13", "python_full_version": "3.13.0", "extra": ""
 def build(
     path: Path, wheels: Path = WHEELS, umask: int = 0o022, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Build the artifact as `make build` does: with Lambda's Python if there is one here, else without byte code."""
+    """Build as `make build` does: with Lambda's Python if this machine has it, else without byte code."""
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels.as_uri()}  # pip splits it at spaces
     offline["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     make = ["make", "-C", str(HANDLER), "build-UsagePlanKeyFunction", f"ARTIFACTS_DIR={path}"]

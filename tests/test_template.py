@@ -279,7 +279,7 @@ def test_the_ledger_outlives_its_stack_and_has_the_keys_that_the_code_writes() -
 
 
 def test_the_time_out_leaves_room_for_a_batch_of_which_one_call_hangs() -> None:
-    """A call that times out, the longest pause after it and a call for each other request, a second long, fit in."""
+    """The time holds a call that times out, the longest pause, and a second for each other request."""
     batch = FUNCTION["Events"]["Requests"]["Properties"]["BatchSize"]
     hanging = retry.CONNECT_TIMEOUT + retry.READ_TIMEOUT + retry.BUSY_PAUSE[1]
     assert hanging + (batch - 1) <= TIMEOUT - retry.BEFORE_CALL - CLOSING_TIME
@@ -651,7 +651,7 @@ def dashboard() -> Any:
 
 
 def charted() -> Iterator[list[str]]:
-    """Each metric in the dashboard, written out: `.` repeats what stands above it, and `...` all that it leaves open.
+    """Write out each metric of the dashboard: `.` repeats the value above it, `...` all values left open.
 
     https://docs.aws.amazon.com/AmazonCloudWatch/latest/APIReference/CloudWatch-Dashboard-Body-Structure.html
     """

@@ -635,7 +635,7 @@ class TestSlowly:
         return {later - earlier >= 1 for earlier, later in itertools.pairwise(world.called)}
 
     def test_10_000_associations_in_300_plans_fit_into_one_run(self, world: World) -> None:
-        """The most plans and keys that a region has by default; each stack has ten resources, so a thousand are asked about."""
+        """A region's default limits of plans and keys, in a thousand stacks of ten resources."""
         many(world, keys=10_000, plans=300)
         world.api.attached.remove(("k77", "p77"))
         summary = world.watch()
@@ -736,7 +736,7 @@ class TestSecrets:
 
     @pytest.fixture
     def everything(self) -> Iterator[StringIO]:
-        """All that is logged by anybody, at DEBUG, with each error's traceback and the local variables in it."""
+        """Collect every logger's records at DEBUG, with each error's traceback and its local variables."""
         seen = StringIO()
         root = logging.getLogger()
         stream = logging.StreamHandler(seen)
@@ -785,7 +785,7 @@ class TestSecrets:
 
     @pytest.mark.parametrize("kind", ["text/html", "application/json"])
     def test_none_is_shown_where_botocore_cannot_parse_it(self, everything: StringIO, kind: str) -> None:
-        """A reply of some proxy's, and one that is cut short, through botocore itself, which app.py hushes so."""
+        """Let botocore read a proxy's reply and a cut one; app.py silences botocore's log in this way."""
         client = boto3.client("apigateway", "eu-central-1", aws_access_key_id="x", aws_secret_access_key="y")
         client.meta.events.register("before-send", lambda **_: _cut(kind))  # type: ignore[arg-type]  # a reply may be given
         shown = ""
@@ -821,7 +821,7 @@ class _Everything(logging.Formatter):
 
 
 def unfolded(error: BaseException) -> str:
-    """An error with all that led to it, and the local variables of the project's own frames, but for this test's."""
+    """Show an error, its causes, and the local variables of the project's frames except this test's."""
     found: traceback.TracebackException | None = traceback.TracebackException.from_exception(
         error, capture_locals=True
     )
@@ -1141,7 +1141,7 @@ class TestServingARepair:
 
 
 class TestDeaths:
-    """The function may die before and after every call and every write of a repair; then the repair comes again."""
+    """The function dies before and after every call and write of a repair, and the repair comes again."""
 
     @pytest.mark.parametrize("how", ["held", "taken"])
     def test_the_same_repair_again_comes_out_right(self, how: str) -> None:
@@ -1225,7 +1225,7 @@ def countdown(at: int) -> Callable[[], None]:
 
 
 class TestRaces:
-    """A request of the resource arrives at any moment of a repair; CloudFormation's are served behind it, in order."""
+    """A request arrives at any moment of a repair; the queue serves CloudFormation's after it, in order."""
 
     KINDS: ClassVar[dict[str, Callable[[World], Any]]] = {
         "Delete": lambda world: world.a_delete("A", FREE),

@@ -1,4 +1,4 @@
-"""Everything at once, in virtual time: small versions of what `make benchmark` shows. The code is the function's own."""
+"""Small versions of `make benchmark`: the function's code does everything at once, in virtual time."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def test_the_same_seed_gives_the_same_figures() -> None:
 
 
 def an_account(seed: int) -> Account:
-    """Batches of both kinds; and in every other pair of accounts Lambda hands in requests minutes late, and in any order."""
+    """Vary the batches by seed; in two seeds of four Lambda also hands in requests late and in any order."""
     return Account(seed, worst=bool(seed % 2), without_room=0.7 * (seed // 2 % 2))
 
 

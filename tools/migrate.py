@@ -1,4 +1,4 @@
-"""From AWS::ApiGateway::UsagePlanKey to Custom::UsagePlanKey: rewrites a template for each of three deploys.
+"""Migrates from AWS::ApiGateway::UsagePlanKey to Custom::UsagePlanKey: rewrites a template for three deploys.
 
     pip install PyYAML
     python migrate.py retain template.yaml --in-place                              # then deploy
@@ -7,17 +7,17 @@
     aws cloudformation get-template --stack-name STACK > deployed.json
     python migrate.py take template.yaml --deployed deployed.json --in-place       # then deploy
 
-The keys stay attached all the time. Without --in-place the new template goes to the standard output; notes go
-to the standard error. The template is JSON or YAML with CloudFormation's tags. The command changes only the
-lines that it has to.
+The keys stay attached all the time. Without --in-place the command writes the new template to the standard
+output. It writes notes to the standard error. The template is JSON or YAML with CloudFormation's tags. The
+command changes only the lines that it has to.
 
-retain   gives each native resource DeletionPolicy: Retain, and an entry in Metadata, because CloudFormation may
-         see no change in a policy.
+retain   gives each native resource DeletionPolicy: Retain. It also adds an entry to Metadata, because
+         CloudFormation may see no change in a policy.
 replace  turns each into a Custom::UsagePlanKey with OnExisting: Take, under a new logical id. References
-follow:
-         Ref, Fn::GetAtt, Fn::Sub, DependsOn. The function's ARN: --import, --parameter, --ssm or --arn.
-take     sets VerifyTrigger, so that CloudFormation sends an Update and the resources own their keys. From then on
-         Delete detaches them.
+         follow: Ref, Fn::GetAtt, Fn::Sub, DependsOn. The function's ARN comes from --import, --parameter,
+         --ssm or --arn.
+take     sets VerifyTrigger, so that CloudFormation sends an Update and the resources own their keys. From
+         then on Delete detaches them.
 
 replace and take refuse if the deployed template shows that the step before is not in force.
 """
@@ -324,7 +324,7 @@ def retain(template: Template) -> list[str]:
 
 
 def replace(template: Template, deployed: Template, token: Any, suffix: str) -> list[str]:
-    """Turn each native resource into a custom one with a new logical id. Returns what the user should know."""
+    """Turn each native resource into a custom one with a new logical id; return notes for the user."""
     natives = _natives(template)
     _check_retained(natives, deployed)
     names = _new_names(template, natives, suffix)
@@ -384,7 +384,7 @@ def _follow(template: Template, names: Mapping[str, str]) -> None:
 
 
 def service_timeout(keys: int) -> int:
-    """Allow a minute, and a second for every two keys; at least two minutes, at most CloudFormation's hour."""
+    """Allow a minute, and a second for every two keys; between two minutes and CloudFormation's hour."""
     return min(3600, max(120, 60 + keys // 2))
 
 
