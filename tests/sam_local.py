@@ -112,7 +112,7 @@ def main() -> None:
 
 
 def _gateway() -> ApiGateway:
-    """What the events' ids stand for: one key, and two plans of one stage."""
+    """Make an API Gateway with the events' key and two plans for one stage."""
     gateway = ApiGateway()
     gateway.plans = {FREE: Plan("Free", (("api1", "prod"),)), PRO: Plan("Pro", (("api1", "prod"),))}
     gateway.keys = {KEY: Key("alice", VALUE)}
@@ -126,7 +126,7 @@ def _write_variables(file: Path, url: str) -> None:
 
 
 def _serve(variables: Path) -> None:
-    """Serve until Ctrl-C, saying what is attached whenever that changes."""
+    """Serve until Ctrl-C, and print the attached keys at each change."""
     gateway, said = _gateway(), None
     with Api(gateway, _bridge()) as api, suppress(KeyboardInterrupt):
         _write_variables(variables, api.url)

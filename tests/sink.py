@@ -188,7 +188,7 @@ class Proxy:
     def __init__(self) -> None:
         """Bind a free port of 127.0.0.1."""
         self.connects: list[tuple[str, str | None]] = []
-        """Where each tunnel went, and its Proxy-Authorization."""
+        """The target of each tunnel, and its Proxy-Authorization."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Tunnel, self))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self.netloc = f"127.0.0.1:{self._server.server_port}"

@@ -111,7 +111,7 @@ class Aws:
 
     @property
     def waited(self) -> float:
-        """How long was slept."""
+        """The length of each sleep."""
         return self.clock.now - self.began
 
     def attach(self, seconds: float = 600.0) -> Any:
@@ -190,7 +190,7 @@ class TestEveryCall:
     def test_a_quota_is_tried_for_30_seconds_and_fails_with_its_text(
         self, aws: Aws, operation: str, do: Do, reply: Any, result: Any, message: str
     ) -> None:
-        """Whatever the text; nothing has come of it, and CloudFormation's time has long not been up."""
+        """The text does not matter; the call did nothing, and CloudFormation would have waited longer."""
         for _ in range(99):  # no end of them
             aws.refuses(operation, 429, "LimitExceededException", message)
         with pytest.raises(FailedError, match=f"LimitExceededException: {message}") as raised:
@@ -316,7 +316,7 @@ class TestEveryCall:
 
 
 class TestAttach:
-    """Which refusal of CreateUsagePlanKey it was."""
+    """The function tells apart the refusals of CreateUsagePlanKey."""
 
     @pytest.mark.parametrize(
         "text",
@@ -510,7 +510,7 @@ class TestAttach:
 
 
 class TestKnownRival:
-    """What a conflict has taught about plans is remembered, for a minute."""
+    """The function remembers for a minute what a conflict showed about plans."""
 
     @pytest.fixture
     def taught(self, aws: Aws) -> Aws:
@@ -779,7 +779,7 @@ def test_a_checksum_that_does_not_match_is_transient(error: Exception) -> None:
 
 
 class TestSecrets:
-    """A key's value is in replies alone."""
+    """Only replies hold a key's value."""
 
     @pytest.mark.parametrize("shown", [repr, str])
     def test_a_key_does_not_show_its_value(self, shown: Callable[[object], str]) -> None:

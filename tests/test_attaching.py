@@ -169,7 +169,7 @@ class TestReplacing:
 
 
 class TestRefused:
-    """What API Gateway says instead."""
+    """API Gateway refuses to attach."""
 
     @pytest.mark.parametrize(
         ("wanted", "words"),
@@ -324,7 +324,7 @@ class TestValue:
     def test_without_one_the_answer_has_none_and_the_log_says_so(
         self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """What is attached stays; where Fn::GetAtt asks for it, CloudFormation takes it back."""
+        """The key stays attached; if Fn::GetAtt needs the value, CloudFormation rolls back."""
         cfn.at(CREATE, self.without)
         cfn.at(GET, self.without)
         served = cfn.send(cfn.a_create("A", FREE, include_value=True))

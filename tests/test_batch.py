@@ -200,7 +200,7 @@ class TestServing:
 
 
 class TestOthersOfTheBatch:
-    """What one stack's request waits for costs the others little."""
+    """A stack that waits costs the others little."""
 
     def test_who_has_to_wait_waits_when_all_others_are_served(self, world: World) -> None:
         """Also where API Gateway asks for a longer wait than the function's time."""
@@ -604,7 +604,7 @@ class TestStrays:
 
 
 class TestTold:
-    """What a batch logs."""
+    """The function logs a batch."""
 
     def test_what_waits_says_for_what(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "usage_plan_key")

@@ -151,7 +151,7 @@ def levels() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long crhelper sleeps on a Delete; nobody waits for it."""
+    """Record crhelper's sleeps on a Delete, without waiting."""
     naps: list[float] = []
     monkeypatch.setattr("crhelper.resource_helper.CfnResource._wait_for_cwlogs.__defaults__", (naps.append,))
     return naps
@@ -162,7 +162,7 @@ def attached() -> Response:
 
 
 class TestMended:
-    """What is wrong with crhelper is right here."""
+    """Each defect of crhelper is mended."""
 
     @mended
     def test_a_delete_does_not_sleep(self, kind: type[Prepare], sink: Sink, naps: list[float]) -> None:
@@ -360,7 +360,7 @@ class TestMended:
 
 
 class TestAlwaysAnswered:
-    """What goes wrong where nobody expects it becomes one FAILED answer."""
+    """An unexpected error becomes one FAILED answer."""
 
     def failed(self, serve: Serve, give_up: Serve = failed, seconds: float = 900, **changes: Any) -> str:
         """The one answer's Reason."""
@@ -386,7 +386,7 @@ class TestAlwaysAnswered:
         assert self.failed(lambda: named).startswith("An internal error, please report it: TypeError: ")
 
     def test_time_that_is_up_unexpectedly(self) -> None:
-        """TurnOverError alone, which is one, says that the request is served again."""
+        """Only the subclass TurnOverError says that the queue delivers the request again."""
 
         def serve() -> Response:
             raise OutOfTimeError("the time is up")
@@ -445,7 +445,7 @@ class TestAlwaysAnswered:
 
 
 class TestGuard:
-    """When a call hangs until the function's time is nearly up."""
+    """The guard answers when a call hangs until the function's time is nearly up."""
 
     def test_what_was_written_down_first_stands(self, sink: Sink) -> None:
         """The guard sends the ledger's answer, which the call under way may have just written."""

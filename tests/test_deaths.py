@@ -115,7 +115,7 @@ def _deleting_all(cfn: CloudFormation) -> Request:
     ],
 )  # fmt: skip
 def test_a_death_between_any_two_steps_is_harmless(given: Given) -> None:
-    """Whichever call or write was the last, the next delivery comes to what would have been."""
+    """After a death at any call or write, the next delivery ends as if undisturbed."""
     undisturbed = CloudFormation()
     expected = undisturbed.send(given(undisturbed))
     assert expected.success
@@ -321,7 +321,7 @@ class TestAnEarlierDelivery:
 
 
 class TestADeadMark:
-    """What is wanted is being detached by a Delete that has died."""
+    """A Delete died while it detached the wanted association."""
 
     @pytest.fixture
     def dead(self, cfn: CloudFormation) -> Delete:
@@ -420,7 +420,7 @@ class TestADeadMark:
         assert cfn.entry(FREE).detaching is None
 
     def test_a_superseded_request_finishes_nothing(self, cfn: CloudFormation, dead: Delete) -> None:
-        """What its dead predecessor began included."""
+        """It does not even finish the work that its dead predecessor began."""
         late = cfn.an_update("B", FREE, GOLD)
         cfn.arrives(cfn.an_update("B", FREE, PRO))
         cfn.calls()
@@ -484,14 +484,14 @@ class TestOutOfTime:
         assert cfn.holders(FREE) == {holder("A")}
 
     def test_a_move_goes_on(self, cfn: CloudFormation) -> None:
-        """What was detached is not attached again meanwhile, and stays held."""
+        """The detached association stays held, and nobody attaches it again meanwhile."""
         cfn.create("A", FREE)
         assert self.goes_on(cfn, cfn.an_update("A", FREE, PRO), CREATE, usual).success
         assert cfn.attached == {PRO}
         assert cfn.holders(FREE) == {holder("A")}
 
     def test_a_move_goes_on_to_its_end(self, cfn: CloudFormation) -> None:
-        """Where the attaching is refused for good at last, what was detached earlier is attached again."""
+        """If API Gateway refuses for good in the end, the move attaches the earlier association again."""
         cfn.create("A", FREE)
         request = cfn.an_update("A", FREE, PRO)
         cfn.at(CREATE, usual, *[fails(BUSY)] * 999)

@@ -36,7 +36,7 @@ cfn = cloudformation.cfn
 
 
 class TestDeleting:
-    """What a Delete does."""
+    """Delete detaches, or lets go."""
 
     def test_the_last_holder_detaches_with_one_call_and_leaves_nothing_in_the_ledger(
         self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture
@@ -186,7 +186,7 @@ class TestRefused:
         )
 
     def test_there_is_no_success_before_all_is_released(self, cfn: CloudFormation) -> None:
-        """What is detached already is not named."""
+        """The Reason does not name a detached association."""
         cfn.create("A", FREE)
         cfn.update("A", "other", "bob:free")
         cfn.at(DELETE, usual, fails(DENIED))

@@ -1,4 +1,4 @@
-"""The manual against the code, the template and AWS's API; every link, snippet, file and command in it."""
+"""The manual fits the code, the template and AWS's API, in every link, snippet, file and command."""
 
 import ast
 import hashlib
@@ -64,7 +64,7 @@ def headings(page: Path, level: str = "h") -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub makes of the headings."""
+    """Make anchors of the headings, as GitHub does."""
     return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings(page)}
 
 
@@ -291,7 +291,7 @@ HOLDERS = {
 
 
 def outcome(held_by: str, in_plan: str, on_existing: str) -> str:
-    """What the rules make of an Update."""
+    """Ask the rules for the outcome of an Update."""
     properties = {**EVENT["ResourceProperties"], "OnExisting": on_existing}
     physical_id = f"{properties['KeyId']}:{properties['UsagePlanId']}"
     update = request.parse(

@@ -78,7 +78,7 @@ class World:
         self.api.plans = {FREE: Plan("Free", (("api1", "prod"),)), PRO: Plan("Pro", (("api1", "prod"),))}
         self.api.keys = {KEY: Key("alice", VALUE)}
         self.lines = io.StringIO()
-        """What the function logged."""
+        """The function's log."""
         self._monkeypatch = monkeypatch
 
     def deploy(self, **environment: str) -> None:

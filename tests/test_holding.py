@@ -147,7 +147,7 @@ class TestShared:
 
 
 class TestWhoseItIs:
-    """What is there is ours from the moment at which one of us has set about attaching it."""
+    """An attached key is ours from the moment at which one of our resources began to attach it."""
 
     def test_who_joined_a_hold_that_came_to_nothing_detaches_nothing(self, cfn: CloudFormation) -> None:
         """Another request supersedes stack one before it attaches; stack two joins meanwhile with Adopt."""
@@ -179,7 +179,7 @@ class TestWhoseItIs:
             assert outcome(answer) == "ADOPTED"
 
     def test_a_hold_whose_reply_was_lost_is_read_back(self, cfn: CloudFormation) -> None:
-        """Its turn ends with nothing begun: what is found there next was there before."""
+        """The request ends before it begins to attach, so the key was there before."""
         cfn.by_hand(FREE)
         cfn.lose_writes = 1
         assert failed(cfn.create("A", FREE), "nobody knows")
@@ -225,7 +225,7 @@ class TestAtTheSameTime:
     def test_both_deliveries_of_a_request_give_the_answer_of_the_first(
         self, cfn: CloudFormation, on_existing: OnExisting
     ) -> None:
-        """What that attached is held and ours."""
+        """The request's key is held and ours."""
         request = cfn.a_create("A", FREE, on_existing)
         first: list[Response] = []
         cfn.at(CREATE, preceded_by(lambda: first.append(cfn.send(request))))
@@ -280,7 +280,7 @@ class TestAtTheSameTime:
 
 
 class TestRetained:
-    """What an earlier life of a resource left attached outlives it."""
+    """A resource's keys from an earlier life stay attached."""
 
     def test_what_an_id_has_named_is_left_alone(self, cfn: CloudFormation) -> None:
         """It may have been retained: UpdateReplacePolicy's Delete never comes."""
@@ -308,7 +308,7 @@ class TestRetained:
 
 
 class TestFailedBefore:
-    """What a failed request may have attached is nobody's, and goes: CloudFormation never believed in it."""
+    """The function detaches a failed request's key, because CloudFormation never believed in it."""
 
     def unclear(self, cfn: CloudFormation, request: Create | Update) -> None:
         """It is attached, its reply is lost, and the request fails."""
@@ -391,7 +391,7 @@ class TestNoLedger:
         assert not cfn.records
 
     def test_a_create_holds_nothing_yet(self, cfn: CloudFormation) -> None:
-        """What is there already was there before."""
+        """A key that is in the plan already was there before."""
         cfn.by_hand(FREE)
         assert failed(cfn.create("A", FREE), "Adopt", "Take")
         assert outcome(cfn.create("A", FREE, ADOPT)) == "ADOPTED"

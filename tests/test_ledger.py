@@ -100,12 +100,12 @@ def as_is(state: Snapshot) -> Snapshot:
 
 
 def said(state: Snapshot) -> Snapshot:
-    """What the pages say, whichever version of them it was."""
+    """Read the pages without their versions."""
     return state._replace(versions={})
 
 
 class TestPages:
-    """What is written is read again."""
+    """The ledger reads each page as it wrote it."""
 
     ids = st.text("abcXYZ019_-", min_size=1, max_size=19)
     associations = st.builds(Association, ids, ids)
@@ -260,7 +260,7 @@ class TestAtOnce:
         assert FREE in state.record.holds
 
     def test_a_page_that_has_gone(self, table: Table) -> None:
-        """What was read and is no more is not written as it was."""
+        """The ledger does not write back an outdated page."""
         table.change(B, [FREE], hold(B), deadline())
         rule = self.interrupted(lambda: table.change(B, [FREE], let_go(B), deadline()), hold(A))
         assert table.change(A, [FREE], rule, deadline()).entry(FREE).holders == {A}
@@ -320,7 +320,7 @@ class TestAtOnce:
 
 
 class TestSeen:
-    """What an earlier change gave back spares the reading, and no more."""
+    """An earlier change's result spares a read, and nothing else."""
 
     @pytest.fixture
     def reads(self, dynamodb: DynamoDBClient, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -371,7 +371,7 @@ class TestSeen:
 
 
 class TestErrors:
-    """What DynamoDB says instead."""
+    """DynamoDB refuses."""
 
     @pytest.fixture
     def stub(self) -> Iterator[Stubber]:
@@ -536,7 +536,7 @@ class TestErrors:
     def test_pages_of_before_shapes_were_numbered_are_read(
         self, table: Table, dynamodb: DynamoDBClient
     ) -> None:
-        """An order had a rank in it, one RequestId was kept, and what was held was attached."""
+        """Old pages have a rank in each order, one RequestId, and no state: each hold is attached."""
         who = {"stack": A.stack_id, "resource": A.logical_id}
         held = {
             "holds": {"alice:free": {"request": "r", "named": True}},

@@ -58,7 +58,7 @@ class TestLost:
         assert cfn.delete("A", FREE).success
 
     def test_what_is_lost_does_not_count_as_attached(self, cfn: CloudFormation) -> None:
-        """Whoever puts the key back later has put it there, so it stays when the resource goes."""
+        """A key that somebody puts back later stays when the resource goes."""
         cfn.create("A", FREE, digest="P1")
         cfn.delete("A", FREE)
         cfn.create("A", GOLD, digest="P1")
@@ -70,7 +70,7 @@ class TestLost:
     def test_an_update_that_succeeded_is_taken_back_though_the_key_is_gone(
         self, cfn: CloudFormation, carried: str
     ) -> None:
-        """What it had left is wanted again, and no Delete has come for it."""
+        """It wants its former association again, and no Delete has come for that."""
         cfn.create("A", FREE, digest="P1")
         cfn.update("A", FREE, GOLD, digest="P2")
         self.gone(cfn)

@@ -1,4 +1,4 @@
-"""The function's metrics: one line for an answer, and nothing else of the request in it."""
+"""The function writes its metrics in one line for each answer, without the request's data."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Counted:
 
 
 def values(line: dict[str, Any]) -> dict[str, float]:
-    """What a line counts, as CloudWatch reads it."""
+    """Read a line's metrics, as CloudWatch does."""
     (directive,) = line["_aws"]["CloudWatchMetrics"]
     assert directive["Namespace"] == "UsagePlanKey"
     assert directive["Dimensions"] == [["service"]]
@@ -73,7 +73,7 @@ class TestAnswers:
     ) -> None:
         world.arrives("alice")
         world.clock.now += 7
-        assert counted() == [], "who only queues has counted nothing"
+        assert counted() == [], "intake counts nothing"
         world.serve()
         assert counted() == [{"Attached": 1, "Attempts": 1, "QueueSeconds": 7}]
 

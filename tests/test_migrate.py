@@ -274,7 +274,7 @@ def without_tags(value: Any) -> Any:
 
 
 class TestReferences:
-    """What names the resource by its old logical id follows."""
+    """References follow to the new logical id."""
 
     @pytest.mark.parametrize(
         ("before", "after"),
@@ -350,7 +350,7 @@ class TestReferences:
 
 
 class TestNewResources:
-    """What the custom resources are given."""
+    """The custom resources get their properties."""
 
     @pytest.mark.parametrize(
         ("count", "seconds"), [(1, 120), (120, 120), (240, 180), (500, 310), (9000, 3600)]
@@ -588,7 +588,7 @@ class TestRefusals:
 
 
 class TestWarnings:
-    """What the command cannot see, and CloudFormation's limits."""
+    """The command warns of what it cannot see, and of CloudFormation's limits."""
 
     @pytest.mark.parametrize(
         ("more", "warning"),
@@ -696,7 +696,7 @@ def aws() -> Iterator[Aws]:
 
 @contextmanager
 def watched(aws: Aws, plan: str) -> Iterator[list[int]]:
-    """How many keys are in the plan, over and over while something is done."""
+    """Count the plan's keys again and again during an action."""
     counts: list[int] = []
     done = Event()
     api = aws.client("apigateway")
@@ -756,7 +756,7 @@ def deploy(aws: Aws, text: str) -> Deployment:
 
 
 def answered(aws: Aws, function: str, step: str) -> dict[str, int]:
-    """What the requests of a step came to; MiniStack writes a function's log a moment after its answer."""
+    """Wait for the outcomes of a step; MiniStack writes a function's log after its answer."""
     kind = {"retain": None, "replace": "Create", "take": "Update"}[step]
     deadline = time.monotonic() + 10
     while True:

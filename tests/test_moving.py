@@ -228,7 +228,7 @@ class TestTheWayBack:
 
 
 class TestBlocked:
-    """What a move may not detach blocks it, and is named."""
+    """An association that a move may not detach blocks it; the Reason names it."""
 
     def test_what_was_adopted_is_not_broken_for_a_move(self, cfn: CloudFormation) -> None:
         """A move leaves an adopted key alone; the Reason names plan, stage, holder and remedy."""
@@ -261,7 +261,7 @@ class TestBlocked:
         assert cfn.entry(FREE).detaching is None
 
     def test_a_create_never_moves(self, cfn: CloudFormation) -> None:
-        """What an earlier life of the resource retained stays retained."""
+        """An association that an earlier life retained stays retained."""
         cfn.create("A", FREE)
         assert failed(cfn.create("A", PRO), "usage plan free (Free)", "A of stack one")
         assert cfn.attached == {FREE}
@@ -317,7 +317,7 @@ class TestMovingAgain:
 
 
 class TestTakenThenMoved:
-    """What was taken over can be moved by the next deployment, whose rollback leaves it as it was."""
+    """The next deployment can move a taken-over key; its rollback restores the key."""
 
     @pytest.fixture
     def cfn(self, cfn: CloudFormation) -> CloudFormation:
@@ -361,7 +361,7 @@ class TestTakenThenMoved:
         assert cfn.entry(FREE).moved_by is None
 
     def test_a_rollback_takes_nothing_over(self, cfn: CloudFormation) -> None:
-        """What it wants this resource has held before."""
+        """This resource held its wanted association before."""
         cfn.update("A", FREE, GOLD, TAKE)
         assert cfn.entry(FREE).preexisting
         assert cfn.update("A", GOLD, FREE, TAKE, took=True).success
@@ -369,7 +369,7 @@ class TestTakenThenMoved:
 
 
 class TestMovedAway:
-    """What was moved away from is let go of with the present association, at the latest."""
+    """The resource lets go of the association it moved from with its present one, at the latest."""
 
     def test_with_update_replace_policy_retain_nothing_stays_held(self, cfn: CloudFormation) -> None:
         cfn.create("A", FREE)

@@ -42,7 +42,7 @@ class TestArriving:
         assert first["MessageGroupId"] == sibling["MessageGroupId"] != stranger["MessageGroupId"]
         assert len(first["MessageGroupId"]) <= 128
         assert len(world.ledger.records) == 3
-        assert not world.prepared, "who only queues delivers nothing"
+        assert not world.prepared, "intake delivers nothing"
         assert not world.api.calls
         assert not world.answers
 
@@ -422,7 +422,7 @@ class TestLettingGo:
 
 
 class TestTold:
-    """What an invocation logs, counts and prints, and how much time it gives to each call."""
+    """An invocation logs, counts and prints, and gives each call its time."""
 
     def test_a_foreign_id_is_in_no_line(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
         """A former provider's may be a key's value."""

@@ -1,4 +1,4 @@
-"""From an event to a request: what is read, what is refused and how it is told."""
+"""The function makes a request of an event, or refuses the event and names every fault."""
 
 import json
 import re
@@ -66,7 +66,7 @@ def faults(properties: Mapping[str, Any]) -> str:
 
 
 def deep() -> list[Any]:
-    """What is nested too deeply to be written."""
+    """A value that is nested too deeply for JSON."""
     nested: list[Any] = []
     for _ in range(99_999):
         nested = [nested]
@@ -121,7 +121,7 @@ class TestKinds:
         ids=repr,
     )
     def test_an_update_knows_whether_it_took(self, old: Any, took: bool) -> None:
-        """By the old properties alone, whatever stands in their place."""
+        """Only the old properties decide, in any shape."""
         request = parse(event("Update", OldResourceProperties=old))
         assert isinstance(request, Update)
         assert request.took is took
@@ -130,13 +130,13 @@ class TestKinds:
         "properties", [GOOD, {}, {"KeyID": "", "OnExisting": 1}, "nonsense", None], ids=repr
     )
     def test_a_delete_is_never_refused(self, properties: Any) -> None:
-        """Whatever its properties are, a Delete goes through with the event's id."""
+        """A Delete with any properties keeps the event's id."""
         request = parse(event("Delete", ResourceProperties=properties))
         assert isinstance(request, Delete)
         assert (request.physical_id, request.take) == ("a1b2c3d4e5:f7r3e3", False)
 
     def test_a_delete_may_still_say_take(self) -> None:
-        """That alone is read from its properties, beside ServiceTimeout."""
+        """The function reads only this and ServiceTimeout from a Delete's properties."""
         request = parse(event("Delete", {"OnExisting": "Take", "Nonsense": "1"}))
         assert isinstance(request, Delete)
         assert request.take
@@ -168,13 +168,13 @@ class TestKinds:
 
 
 class TestEvents:
-    """What lacks what an answer needs is an error of the invocation."""
+    """An event that lacks a field for the answer is an error of the invocation."""
 
     @pytest.mark.parametrize("kind", ["Create", "Update", "Delete"])
     @pytest.mark.parametrize("name", ["RequestId", "StackId", "LogicalResourceId", "ResponseURL"])
     @pytest.mark.parametrize("absent", [True, False], ids=["absent", "empty"])
     def test_lacking(self, kind: str, name: str, absent: bool) -> None:
-        """What is lacking is named."""
+        """The error names the missing fields."""
         lacking = event(kind, without=name) if absent else event(kind, **{name: ""})
         with pytest.raises(EventError, match=f"the {kind} event lacks {name}$"):
             parse(lacking)
@@ -263,7 +263,7 @@ class TestFaults:
     """Every fault of a request is named in one answer."""
 
     def test_all_at_once(self) -> None:
-        """Not the first alone."""
+        """It names each fault, not only the first."""
         text = faults(
             {
                 "KeyID": "a",
@@ -299,12 +299,12 @@ class TestFaults:
         ],
     )
     def test_the_nearest_name_is_suggested(self, name: str, meant: str) -> None:
-        """Whatever the case."""
+        """A suggestion ignores upper and lower case."""
         assert f"unknown property {name} (did you mean {meant}?)" in faults({**GOOD, name: "x"})
 
     @pytest.mark.parametrize("name", ["KeyId", "UsagePlanId"])
     def test_what_may_be_a_value_is_not_shown(self, name: str) -> None:
-        """Where an id belongs, a key's value may have been pasted: neither the faults nor the id show it."""
+        """Somebody may have pasted a key's value as an id: neither the faults nor the id show it."""
         request = parse(event(properties={**GOOD, name: VALUE}))
         assert isinstance(request, Invalid)
         refused = (
@@ -323,7 +323,7 @@ class TestFaults:
         ids=ascii,
     )
     def test_malformed_ids(self, value: Any) -> None:
-        """What cannot be an id is no part of a URL or of a physical id."""
+        """Only a possible id becomes a part of a URL or of a physical id."""
         assert "KeyId is malformed" in faults({**GOOD, "KeyId": value})
 
     @pytest.mark.parametrize(
@@ -351,7 +351,7 @@ class TestFaults:
         ids=str,
     )
     def test_what_is_wrong_with_an_id_is_said_and_none_of_it_shown(self, value: Any, wrong: str) -> None:
-        """Whoever reads the Reason can mend it; what cannot be an id may be a key's value."""
+        """The Reason's reader can mend it; a text that is no id may be a key's value, so it is hidden."""
         text = faults({**GOOD, "KeyId": value})
         assert text.startswith(f"KeyId is malformed: {wrong}")
         assert str(value).strip() not in text
@@ -421,7 +421,7 @@ class TestFaults:
 
 
 class TestProperties:
-    """What the properties say."""
+    """The properties' values."""
 
     @pytest.mark.parametrize("choice", OnExisting)
     def test_on_existing(self, choice: OnExisting) -> None:
@@ -625,7 +625,7 @@ broken = st.builds(
 
 
 class TestAnyEvent:
-    """Whatever comes: a request where an answer is possible, else one clear sentence."""
+    """Any event gives a request if an answer is possible, or else one clear sentence."""
 
     @given(
         kind=st.sampled_from(["Create", "Update", "Delete"]),
@@ -713,12 +713,12 @@ class TestAssociation:
         ids=repr,
     )
     def test_foreign_ids(self, foreign: str) -> None:
-        """What was never ours names nothing; a value never becomes part of an id."""
+        """A foreign id names no association; a value never becomes part of an id."""
         assert Association.parse(foreign) is None
 
     @given(st.text())
     def test_nothing_else_is_read(self, text: str) -> None:
-        """What is read is written the same."""
+        """An id is written as it was read."""
         association = Association.parse(text)
         assert association is None or association.id == text
 
@@ -746,7 +746,7 @@ def test_the_core_knows_nothing_of_aws(module: str) -> None:
 
 
 class TestInFull:
-    """What is said of a fault, to the letter."""
+    """The texts of faults, to the letter."""
 
     @pytest.mark.parametrize(
         ("key_id", "wrong"),

@@ -1,4 +1,4 @@
-"""What an answer says, where it may go, and what becomes of its PUT."""
+"""The function writes an answer, checks its address, and delivers it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class TestBody:
     @pytest.mark.parametrize("extra", range(4))
     @pytest.mark.parametrize("letter", ["ß", "€", "🔑"], ids=ascii)
     def test_is_full_to_the_last_character_that_fits(self, letter: str, extra: int) -> None:
-        """Whatever the bytes before it, the cut falls between two characters."""
+        """The cut falls between two characters."""
         served = failed("." * extra + letter * 4000)
         sent = body(parse(EVENTS["create"]), served, WHERE)
         assert LONGEST_RESPONSE - len(letter.encode()) < len(sent) <= LONGEST_RESPONSE
@@ -140,7 +140,7 @@ class TestBody:
 
     @pytest.mark.parametrize("left", range(8))
     def test_no_room_is_left_over_and_none_is_missing(self, left: int) -> None:
-        """Where there is no room for one letter there is none for the sign that something was cut."""
+        """If no letter fits, the sign of a cut does not fit either."""
         empty = len(body(parse(EVENTS["create"]), Response(success=True, id=ID, outcome="ATTACHED"), WHERE))
         asked = {
             **EVENTS["create"],
@@ -237,7 +237,7 @@ def redirect(location: str, status: int = 307) -> bytes:
 
 
 class TestSender:
-    """What becomes of a PUT."""
+    """The sender delivers a PUT."""
 
     def deliver(self, sink: Sink, seconds: float = 60.0) -> Clock:
         clock = Clock()
@@ -420,7 +420,7 @@ class TestSender:
     def test_no_value_leaves_for_a_host_that_is_not_cloudformations(
         self, sink: Sink, everything: Lines
     ) -> None:
-        """Whatever came before: the request may have been put into the queue by a stranger."""
+        """Earlier checks do not count: a stranger may have put the request into the queue."""
         check = partial(
             check_value_host, region="eu-central-1", suffix="amazonaws.com", emulator="127.0.0.1:1"
         )
@@ -554,7 +554,7 @@ ODD = (
 
 
 class TestDestination:
-    """What is checked is what is connected to."""
+    """The sender connects to the address that it has checked."""
 
     @pytest.mark.parametrize(
         ("url", "host", "port"),

@@ -1,4 +1,4 @@
-"""Waiting: full jitter below a growing cap, for as long as another call can be over in time."""
+"""`retry` waits with full jitter below a growing cap, while another call can still end in time."""
 
 import math
 from collections.abc import Callable
@@ -54,7 +54,7 @@ class Sleepless(Clock):
 
 
 class RefusedError(Exception):
-    """What a call raises."""
+    """The error that a call raises."""
 
 
 def again(**verdict: Any) -> Callable[[Exception], Again]:
@@ -76,7 +76,7 @@ def failing(times: int, clock: Clock | None = None, seconds: float = 0.0) -> Cal
 
 
 class TestBackOff:
-    """How long it waits."""
+    """`retry` chooses its pauses."""
 
     def test_full_jitter(self) -> None:
         """Anything from nothing up to a cap, which doubles and ends at the last one."""
@@ -97,7 +97,7 @@ class TestBackOff:
 
     @pytest.mark.parametrize(("at_least", "slept"), [(0.2, 0.5), (15, 15)], ids=["less than rolled", "more"])
     def test_retry_after_is_a_minimum(self, at_least: float, slept: float) -> None:
-        """What the server asks for is waited at least, also beyond the cap."""
+        """It waits at least as long as the server asks, also beyond the cap."""
         clock = Sleepless()
         retry(failing(1), "x", Deadline(9999, clock, Dice()), again(after=at_least))
         assert clock.slept == [slept]
@@ -162,7 +162,7 @@ class TestDeadline:
         assert retry(failing(1), "x", deadline, again(after=2, busy=True)) == "served"
 
     def test_the_short_one_is_the_same_deadline(self) -> None:
-        """What writes down and delivers still fits in when API Gateway's time is over."""
+        """The ledger and the delivery still have time when API Gateway's time is over."""
         clock = Clock(0.0)
         deadline = Deadline(BEFORE_CALL, clock)
         clock.now += 1
@@ -206,7 +206,7 @@ class TestTurn:
         deadline.short().allow("x")
 
     def test_cloudformations_time_goes_first(self) -> None:
-        """What would outlast it fails at once, instead of going back."""
+        """A wait that would outlast CloudFormation's time fails at once, instead of going back."""
         clock = Clock(0.0)
         with pytest.raises(OutOfTimeError, match="ServiceTimeout") as raised:
             retry(failing(1), "x", Deadline(100, clock, turn=50), again(after=99))
@@ -245,7 +245,7 @@ class TestPersist:
         assert attempts == Attempts(count=4)
 
     def test_refused_for_good(self) -> None:
-        """What is not to be tried again goes through as it is, without a pause."""
+        """A final error passes unchanged, without a pause."""
         clock = Sleepless()
         with pytest.raises(RefusedError, match="refusal 1"):
             retry(failing(9), "x", Deadline(99, clock), lambda _: None)
@@ -271,7 +271,7 @@ class TestPersist:
         assert clock.now == 30
 
     def test_patience_counts_from_the_first_such_error(self) -> None:
-        """What was waited for something else before is none of it."""
+        """Earlier waits for another error do not count."""
         clock = Clock(0.0)
         verdicts = iter([*[Again(after=20)] * 3, *[Again(patience=30)] * 999])
         with pytest.raises(RefusedError):
@@ -323,7 +323,7 @@ class TestPersist:
         assert raised.value.nothing_changed is not unclear
 
     def test_no_time_for_the_next_of_several(self) -> None:
-        """What an earlier attempt left unclear stays so when the next one cannot begin."""
+        """An unclear attempt stays unclear when the next one cannot begin."""
         with pytest.raises(OutOfTimeError) as raised:
             retry(failing(1), "x", Deadline(1, Clock(0.0)), again(), Attempts(count=1, unclear=True))
         assert not raised.value.nothing_changed

@@ -1,4 +1,4 @@
-"""The rules, row by row of CONTRACT.md's tables, on the pure functions."""
+"""The pure functions keep every rule, row by row of the rules' tables."""
 
 from typing import Any
 
@@ -167,7 +167,7 @@ class TestWanting:
     def test_what_it_comes_to(
         self, request_: CreateOrUpdate, entry: AssociationRecord, present: bool, expected: Outcome
     ) -> None:
-        """Who held it and whether it was in the plan decide the outcome."""
+        """Its holders, and whether it was in the plan, decide the outcome."""
         assert rules.outcome(request_, rules.standing(entry, THIS), entry, present=present) is expected
 
     @pytest.mark.parametrize("on_existing", OnExisting)
@@ -199,7 +199,7 @@ class TestWanting:
 
 
 class TestBefore:
-    """What was there before us."""
+    """Some keys were in the plan before us."""
 
     def test_fail_refuses_it(self) -> None:
         """`Fail` refuses a key that is in the plan already, and says what `Adopt` and `Take` would do."""
@@ -230,12 +230,12 @@ class TestBefore:
         ],
     )
     def test_it_is_marked(self, entry: AssociationRecord, before: bool) -> None:
-        """What was in the plan when the first who held it came to attach it was there before all."""
+        """A key that its first holder found in the plan was there before all holders."""
         after = rules.found_attached(ledger(entry), create(FREE, ADOPT)).entry(FREE)
         assert after == (entry._replace(preexisting=True, begun_by=None) if before else entry)
 
     def test_attaching_anew_makes_it_ours(self) -> None:
-        """What is attached again by us was not there before us any more, and is not `taken` from anybody."""
+        """A key that we attach again is ours: it loses the marks `preexisting` and `taken_over`."""
         state = ledger(by(THIS, preexisting=True, taken_over=True))
         assert rules.reattaching(state, create(FREE), FREE).entry(FREE) == by(THIS, begun_by="c again")
 
@@ -308,7 +308,7 @@ class TestTakingBack:
         assert rules.take_back(state, create()) == Snapshot(ResourceRecord(), {FREE: by()})
 
     def test_others_keep_theirs(self) -> None:
-        """Who held it before holds it still, as it was."""
+        """Earlier holders still hold it."""
         earlier = by(SIBLING, preexisting=True)
         state = rules.take_hold(ledger(earlier), create())
         assert rules.take_back(state, create()) == Snapshot(ResourceRecord(), {FREE: earlier})
@@ -376,7 +376,7 @@ class TestMoving:
         assert state == ledger(by())
 
     def test_a_refused_detaching_leaves_no_mark(self) -> None:
-        """What is still attached is neither being detached nor moved."""
+        """The refusal clears the marks of detaching and moving."""
         state = rules.move_away(ledger(by(THIS)), update(FREE, PRO), FREE, NOW)
         assert rules.still_attached(state, FREE) == ledger(by(THIS))
 
@@ -441,12 +441,12 @@ class TestLettingGo:
         "entry", [by(THIS), by(SIBLING, detaching=NOW)], ids=["the mark is gone", "another's mark"]
     )
     def test_a_detaching_that_somebody_else_finished_changes_nothing(self, entry: AssociationRecord) -> None:
-        """Whoever comes late to the end of a detaching leaves alone who holds it by then."""
+        """A late end of a detaching leaves later holders alone."""
         assert rules.detached(ledger(entry), THIS, FREE) == ledger(entry)
 
 
 class TestDelete:
-    """What a Delete releases."""
+    """A Delete releases associations."""
 
     HOLDS: tuple[Any, ...] = (
         pytest.param(
@@ -489,12 +489,12 @@ class TestDelete:
 
 
 class TestLeftovers:
-    """What an Update finds that a superseded one left."""
+    """An Update finds the leftovers of a superseded one."""
 
     RECORD = ResourceRecord({FREE: Hold("c", named=True), PRO: Hold("u0"), GOLD: Hold("u1", named=True)})
 
     def test_what_no_id_has_named_is_released(self) -> None:
-        """What an id has named is CloudFormation's to delete or to retain."""
+        """CloudFormation deletes or retains each association that an id has named."""
         assert rules.leftovers(self.RECORD, update(FREE, FREE)) == [PRO]
 
     @pytest.mark.parametrize("request_", [create(FREE), update(GOLD, FREE)], ids=["Create", "replacement"])
@@ -503,7 +503,7 @@ class TestLeftovers:
         assert rules.leftovers(self.RECORD, request_) == []
 
     def test_what_it_wants_is_none(self) -> None:
-        """What has never been named is no leftover while it is wanted."""
+        """A wanted association is no leftover, though no id has named it."""
         assert rules.leftovers(ResourceRecord({FREE: Hold("c")}), update(FREE, FREE)) == []
 
 
@@ -679,7 +679,7 @@ def test_holders_are_named_three_at_most(names: str, text: str) -> None:
     ],
 )
 def test_what_serving_begins_with(request_: Request, looked_at: list[Association]) -> None:
-    """What is wanted and what the id names are read from the ledger at once."""
+    """One read of the ledger covers the wanted and the named association."""
     assert rules.looked_at(request_) == looked_at
 
 

@@ -103,7 +103,7 @@ class Folder:
         (self.path / "hold").touch() if on else (self.path / "hold").unlink()
 
     def calls(self) -> list[str]:
-        """What pip has begun and ended, in order."""
+        """Read the beginnings and ends of pip's runs, in order."""
         return (self.path / "calls").read_text().split() if (self.path / "calls").exists() else []
 
     @property

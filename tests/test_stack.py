@@ -1,8 +1,7 @@
-"""The whole of it on MiniStack: template.yaml's function, real templates, API Gateway's own rules in force.
+"""template.yaml's function serves real templates on MiniStack, under API Gateway's own rules.
 
-What CloudFormation would send and MiniStack does not, a Delete after a failed Create or the same request
-again, is sent to the function by the tests: asynchronously and with a pre-signed ResponseURL, as
-CloudFormation does it.
+MiniStack sends no Delete after a failed Create, and no request twice. The tests send these to the function
+themselves, as CloudFormation does: asynchronously and with a pre-signed ResponseURL.
 """
 
 import time
@@ -96,13 +95,13 @@ def taking(template: Template) -> Template:
 
 
 def outcomes(stack: Customers, expected: int) -> dict[tuple[str, str], str]:
-    """What was asked for each resource, and what it came to."""
+    """List each resource's request and outcome."""
     return {(it.kind, it.logical_id): it.outcome or it.status for it in stack.requests(expected)}
 
 
 @pytest.mark.usefixtures("either_conflict")
 class TestDeploys:
-    """What happens to the customers of the example when its stack is deployed."""
+    """Deployments of the example change its customers."""
 
     def test_create_attaches(self, stack: Customers) -> None:
         assert stack.deploy(example()).status == "CREATE_COMPLETE"
@@ -140,7 +139,7 @@ class TestDeploys:
         assert deployed.plans()["Free"] == ["alice", "bob", "dora", "erin", "frank"]
 
     def test_a_value_goes_into_a_secret_and_follows_its_key(self, stack: Customers) -> None:
-        """That it is in no log, the stack's fixture sees to."""
+        """The stack's fixture checks that no log has it."""
         assert stack.deploy(kept_as_secret(example())).status == "CREATE_COMPLETE"
         assert stack.secret("AliceSecret") == stack.value("alice")
         other = kept_as_secret(example())
@@ -194,7 +193,7 @@ class TestDeploys:
 
 
 class TestRequests:
-    """What single requests come to where something is in their way."""
+    """Single requests meet obstacles."""
 
     def test_a_lost_reply_is_no_stranger(self, plans_and_keys: Customers) -> None:
         plans_and_keys.aws.proxy.lose_next("CreateUsagePlanKey")
@@ -290,7 +289,7 @@ class TestRequests:
         assert adopted["Data"]["Outcome"] == "ADOPTED"
 
     def test_a_value_goes_to_no_other_host(self, plans_and_keys: Customers) -> None:
-        """Where no emulator is named, to CloudFormation's own alone."""
+        """If no parameter names an emulator, only CloudFormation's own host gets it."""
         aws = plans_and_keys.aws
         aws.deploy("strict", provider(aws), **aws.emulated | {"ResponseHost": "", **SECOND})
         plans_and_keys.function = aws.physical_ids("strict")[FUNCTION]

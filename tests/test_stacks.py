@@ -1,7 +1,7 @@
-"""Stacks are played as CloudFormation plays them, on the strict API, with everything that can go wrong.
+"""Plays stacks as CloudFormation does, on the strict API, with everything that can go wrong.
 
-Whenever they are at rest, what CloudFormation believes to be attached is attached, what nobody declares is
-not, and what was there before us still is.
+At rest, every key that CloudFormation believes attached is attached, and no undeclared key is. Keys from
+before us still are.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RESOURCES = ("A", "B", "C")
 
 
 def read(put: dict[str, Any]) -> Response:
-    """What CloudFormation is told; without when it was given, which it is not told."""
+    """Read an answer as CloudFormation does, without its time."""
     data = put.get("Data", {})
     success = put["Status"] == "SUCCESS"
     outcome, name = data.get("Outcome", ""), data.get("KeyName", "")
@@ -62,7 +62,7 @@ class Chaos:
 
 
 class ShakyApi:
-    """The strict API behind a bad line."""
+    """The strict API over an unreliable connection."""
 
     def __init__(self, api: StrictApi, chaos: Chaos) -> None:
         self._api, self._chaos, self.meta = api, chaos, api.meta
@@ -108,7 +108,7 @@ class ShakyLedger(MemoryLedger):
 
 @dataclass(frozen=True)
 class Properties:
-    """What a template says of a resource."""
+    """A resource's properties in a template."""
 
     association: Association
     on_existing: OnExisting = OnExisting.FAIL
@@ -117,7 +117,7 @@ class Properties:
 
 @dataclass
 class Resource:
-    """What CloudFormation believes of a resource."""
+    """A resource as CloudFormation knows it."""
 
     physical_id: str
     properties: Properties
@@ -150,23 +150,23 @@ class Stacks(RuleBasedStateMachine):
         self.ledger = ShakyLedger(self.chaos)
         self.stacks = {name: Stack(f"arn:aws:cloudformation:eu-west-1:1:stack/{name}/0") for name in STACKS}
         self.outside: set[Association] = set()
-        """Attached by hand, while no resource held it: never to be detached by us, unless taken."""
+        """Keys attached by hand that no resource held: the function must not detach them, unless taken."""
         self.taken: set[Association] = set()
         self.removed: set[Association] = set()
-        """Removed by hand, and not looked at since."""
+        """Keys removed by hand, and not checked since."""
         self.ever_retained: set[Association] = set()
         """After a retained removal a holder may stay, even if its key was not attached or came back."""
         self.retains: dict[Holder, set[Association]] = {}
-        """Left attached by a resource that is gone, for its policy was Retain."""
+        """Keys that a removed resource left attached, because its policy was Retain."""
         self.answers: dict[str, tuple[Request, Response]] = {}
         self.serial = itertools.count(1)
 
         self.taken_over: set[tuple[Holder, Association]] = set()
-        """Attached by hand, and moved away from: attached again, it is what it was."""
+        """Keys attached by hand that a resource moved away from: a way back restores their marks."""
         self.sqs: list[dict[str, str]] = []
-        """What CloudFormation's invocations have queued."""
+        """Messages that CloudFormation's invocations have queued."""
         self.delivered: dict[str, tuple[str, str, int]] = {}
-        """What was served: RequestId to body, group and how often it was received."""
+        """Served messages: RequestId to body, group and the number of receives."""
         self.puts: list[dict[str, Any]] = []
         self.function = Provider(
             api=self.gateway,
@@ -189,13 +189,13 @@ class Stacks(RuleBasedStateMachine):
         return {"MessageId": "test"}
 
     def change_message_visibility(self, **_: Any) -> None:
-        """In these batches what goes back is received again by the next attempt."""
+        """Do nothing: the next attempt receives these messages again."""
 
     def prepare(self) -> None:
         pass
 
     def check(self, request: Request) -> None:
-        """Any ResponseURL will do."""
+        """Accept any ResponseURL."""
 
     def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:
         self.puts.append(json.loads(body))
@@ -327,7 +327,7 @@ class Stacks(RuleBasedStateMachine):
             self.taken_over.discard((request.holder, request.identified))
 
     def again(self, request: Request) -> None:
-        """The same request comes once more: the same answer."""
+        """Deliver the same request once more; expect the same answer."""
         before = set(self.api.attached)
         answer = self.attempt(request)
         assert answer is not None
@@ -335,7 +335,7 @@ class Stacks(RuleBasedStateMachine):
         assert self.api.attached == before
 
     def late_ones(self, stack: Stack, rng: Random) -> None:
-        """Requests that CloudFormation has given up are handed in at last."""
+        """Hand in requests that CloudFormation has given up."""
         rng.shuffle(stack.late)
         for request in stack.late:
             before = set(self.api.attached)

@@ -56,7 +56,7 @@ def test_every_package_is_pinned_that_a_package_needs(artifact: Path) -> None:
 
 
 def test_a_package_of_other_bytes_is_not_built_in(tmp_path: Path) -> None:
-    """Whoever serves it, under the same name and version."""
+    """Any index may serve it, under the same name and version."""
     wheels = tmp_path / "wheels"
     shutil.copytree(WHEELS, wheels)
     (forged,) = wheels.glob("six-*.whl")

@@ -71,7 +71,7 @@ LAMBDA_ITSELF = {
     ("sqs:DeleteMessage", "Requests.Arn"),
     ("sqs:GetQueueAttributes", "Requests.Arn"),
 }
-#: What the watch alone calls, in the same modules.
+#: Calls that only the watch makes, in the same modules.
 WATCHES_OWN = {("apigateway:GET", "/usageplans/${UsagePlanId}/keys"), ("dynamodb:Scan", "Ledger.Arn")}
 STACKS = ("cloudformation:DescribeStacks", "stack/*/*")
 #: The parts of a transaction, by the action that each needs.
@@ -334,7 +334,7 @@ def test_a_broken_deployment_raises_an_alarm_within_a_quarter_of_an_hour() -> No
 
 
 def test_the_age_raises_its_alarm_while_it_counts_for_sure() -> None:
-    """What is received for the third time, after two visibility time-outs, may be left out of the metric."""
+    """The metric may leave out a message at its third receive, after two visibility time-outs."""
     assert (
         ALARMS["RequestsAlarm"]["Threshold"] + ALARMS["RequestsAlarm"]["Period"]
         <= 2 * REQUESTS["VisibilityTimeout"]
@@ -581,7 +581,7 @@ print(*roots & {{"pydantic", "aws_xray_sdk", "difflib", "unittest", "asyncio"}})
 
 
 def resolved(value: Any, **parameters: str) -> Any:
-    """What CloudFormation makes of a value in a stack with these parameters; a resource stays its name."""
+    """Resolve a value as CloudFormation does with these parameters; a resource stays its name."""
     match value:
         case {"Ref": name}:
             default = PARAMETERS.get(name, {}).get(
@@ -611,7 +611,7 @@ def holds(condition: Any, **parameters: str) -> bool:
 
 
 def transformed() -> Any:
-    """What SAM makes of the template."""
+    """Transform the template with SAM."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
         template = yaml_parse((ROOT / "template.yaml").read_text())
@@ -668,7 +668,7 @@ def charted() -> Iterator[list[str]]:
 
 
 def shape(of: Any) -> Any:
-    """What a shape comes to, as deep as it goes."""
+    """Resolve a shape, as deep as it goes."""
     if of is None or of.type_name not in ("structure", "list", "map"):
         return of and (of.name, of.type_name, of.serialization)
     if of.name == "AttributeValue":
@@ -698,14 +698,14 @@ def allowed(role: str = "Role") -> set[tuple[str, str]]:
 
 
 def api_gateway_calls() -> Iterator[tuple[str, str]]:
-    """What api_gateway.py calls, as IAM sees it."""
+    """Find the calls of api_gateway.py, as IAM names them."""
     for _, operation in called("api_gateway.py", "apigateway"):
         path = operation.http["requestUri"].format(usageplanId="${UsagePlanId}", keyId="*")
         yield f"apigateway:{operation.http['method']}", path
 
 
 def ledger_calls() -> Iterator[tuple[str, str]]:
-    """What ledger.py calls: a transaction by its parts."""
+    """Find the calls of ledger.py: a transaction counts as its parts."""
     tree = ast.parse((ROOT / "handler" / "usage_plan_key" / "ledger.py").read_text())
     keys = [
         key.value
@@ -722,7 +722,7 @@ def ledger_calls() -> Iterator[tuple[str, str]]:
 
 
 def queue_calls() -> Iterator[tuple[str, str]]:
-    """What queue.py calls; it sends to the dead-letter queue too."""
+    """Find the calls of queue.py, which also sends to the dead-letter queue."""
     for _, operation in called("queue.py", "sqs"):
         yield f"sqs:{operation.name}", "Requests.Arn"
     yield "sqs:SendMessage", "Undelivered.Arn"

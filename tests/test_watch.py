@@ -1,4 +1,4 @@
-"""The watch: what it reports, what it has attached again, and what it never shows."""
+"""The watch reports missing and foreign keys, has keys attached again, and shows no secret."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ SCHEDULED = {"detail-type": "Scheduled Event", "source": "aws.events", "resource
 
 
 class World(CloudFormation):
-    """What the watch talks to: the driver of cloudformation.py with a queue, stacks, and Lambda's context."""
+    """The watch's surroundings: the driver of cloudformation.py, a queue, stacks, and Lambda's context."""
 
     aws_request_id = "8c5a3a0e"
     function_name = "usage-plan-key-watch"
@@ -89,15 +89,15 @@ class World(CloudFormation):
         self.sent: list[dict[str, str]] = []
         self.sending_fails: list[Exception] = []
         self.stacks: dict[str, str | ClientError] = {}
-        """What CloudFormation says of stacks that are not simply there."""
+        """CloudFormation's status or error for each unusual stack."""
         self.asked_about: list[str] = []
         self.called: list[float] = []
-        """When API Gateway was asked for a plan's keys."""
+        """The times at which the watch asked for a plan's keys."""
         self.unread: list[str] = []
         self.left = 900.0
         self.answers: list[dict[str, Any]] = []
         self.listed = ""
-        """Which plan was asked for last."""
+        """The plan that the watch asked for last."""
 
     def get_usage_plan_keys(self, **arguments: Any) -> Any:
         self.listed = arguments["usagePlanId"]
@@ -126,7 +126,7 @@ class World(CloudFormation):
         return {"MessageId": "sent"}
 
     def change_message_visibility(self, **_: Any) -> None:
-        """What goes back."""
+        """Ignore messages that go back."""
 
     def change(
         self,
@@ -221,7 +221,7 @@ class World(CloudFormation):
         return SimpleNamespace(api=ApiGateway(self), table=self, queue=None, cloudformation=lambda: self)  # type: ignore[arg-type]
 
     def batch(self, *, receives: int = 1) -> list[str]:
-        """The serving function is invoked with what was sent; what comes again."""
+        """Invoke the serving function with the messages; return those that come again."""
         records = [
             {
                 "messageId": str(number),
@@ -250,7 +250,7 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 def lines(log: pytest.LogCaptureFixture, begins: str) -> list[str]:
-    """What was logged by lines that begin so, and is forgotten then."""
+    """Take the log lines that begin with this text, and clear the log."""
     found = [record.getMessage() for record in log.records if record.getMessage().startswith(begins)]
     log.clear()
     return found
@@ -264,7 +264,7 @@ def drift(capsys: pytest.CaptureFixture[str]) -> list[float]:
 
 
 class TestMissing:
-    """What resources count on, and is not in its plan."""
+    """A resource counts on a key that is missing from its plan."""
 
     def test_all_is_well(
         self, world: World, log: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
@@ -366,7 +366,7 @@ class TestMissing:
 
 
 class TestNoDrift:
-    """What is at work, or what nobody counts on."""
+    """The watch ignores associations at work, and those that nobody counts on."""
 
     def test_touched_within_an_hour(self, world: World) -> None:
         world.missing_key()
@@ -493,7 +493,7 @@ class TestNoDrift:
 
 
 class TestUnheld:
-    """What is in a plan that the ledger knows, and nobody holds."""
+    """A plan that the ledger knows has a key that nobody holds."""
 
     def test_a_line_each(self, world: World, log: pytest.LogCaptureFixture) -> None:
         world.create("A", FREE)
@@ -587,7 +587,7 @@ class TestGone:
 
 
 class TestAsked:
-    """What an operator's event may say."""
+    """An operator's event has its fields."""
 
     def test_one_plan_alone(self, world: World, capsys: pytest.CaptureFixture[str]) -> None:
         """The alarm is about all of them, so its metric says nothing then."""
@@ -834,7 +834,7 @@ def unfolded(error: BaseException) -> str:
 
 
 class TestAskingForRepairs:
-    """What is missing is attached again through the queue, in order with its stack's requests."""
+    """The queue attaches missing keys again, in order with their stack's requests."""
 
     def test_it_names_holder_and_association_and_nobody_to_answer(self, world: World) -> None:
         world.missing_key()
@@ -1261,7 +1261,7 @@ class TestRaces:
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_a_rollback_comes_out_right(self, kind: str) -> None:
-        """What was served behind the repair is taken back."""
+        """A rollback takes back the request that the function served after the repair."""
         if kind == "Delete":
             return
         for at in (1, 3, 5, 7):

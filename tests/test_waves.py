@@ -48,7 +48,7 @@ def received(fifo: Fifo, most: int = 10) -> list[str]:
 
 
 def after(world: World, seconds: float, call: Callable[[], Any]) -> Any:
-    """What a call gives back in so many seconds."""
+    """Run a call for at most so many seconds; return its result."""
     got: list[Any] = []
     world.at(seconds, lambda: got.append(call()))
     world.run()

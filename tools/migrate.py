@@ -57,7 +57,7 @@ GET_TEMPLATE: Final = (
 
 
 class MigrationError(Exception):
-    """Raised where the command cannot or must not go on; its text is one sentence for the user."""
+    """Raised when the command cannot or must not go on; its text is one sentence for the user."""
 
 
 # --- Reading ---
@@ -136,7 +136,7 @@ def references(root: Node) -> Iterator[tuple[str, ScalarNode, frozenset[str]]]:
 
 @dataclass
 class Template:
-    """A template's text, what it says, and the edits that are to be made in the text."""
+    """A template's text, its nodes, and the edits to make in the text."""
 
     text: str
     root: Node
@@ -296,7 +296,7 @@ def _end(node: Node) -> int:
 
 
 def retain(template: Template) -> list[str]:
-    """Give each native resource the policies. Returns what the user should know."""
+    """Give each native resource the policies; return notes for the user."""
     for name, (_, resource) in _natives(template).items():
         if text_of(entry(resource, "DeletionPolicy")) in RETAINING:
             continue
@@ -389,7 +389,7 @@ def service_timeout(keys: int) -> int:
 
 
 def take(template: Template, deployed: Template) -> list[str]:
-    """Set VerifyTrigger of each custom resource that says Take. Returns what the user should know."""
+    """Set VerifyTrigger of each custom resource that says Take; return notes for the user."""
     notes, count, known = [], 0, deployed.resources(CUSTOM)
     for name, (_, resource) in template.resources(CUSTOM).items():
         properties = entry(resource, "Properties")
@@ -613,7 +613,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def migrate(arguments: argparse.Namespace) -> tuple[str, list[str]]:
-    """Do a step: the new text, and what the user should know."""
+    """Do a step; return the new text, and notes for the user."""
     template = Template.read(_read(arguments.template), str(arguments.template))
     if arguments.step == "retain":
         notes = retain(template)

@@ -88,7 +88,7 @@ class UsagePlanKeyProperties(CfnLintKeyword):  # type: ignore[misc]  # cfn-lint 
 
 
 def fault(name: str, value: Any, schema: dict[str, Any]) -> str | None:
-    """Say what is wrong with a property's value; None where nothing is."""
+    """Name the fault of a property's value; None if it has no fault."""
     if isinstance(value, bool | int | float):
         value = json.dumps(value)  # CloudFormation makes a string of every scalar.
     if not {"type", "enum"} & schema.keys() or (isinstance(value, str) and RESOLVED_LATER.search(value)):
