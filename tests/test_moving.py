@@ -120,7 +120,10 @@ class TestTheWayBack:
         cfn.create("A", FREE)
         cfn.at(CREATE, usual, fails(DENIED), fails(BAD))
         assert failed(
-            cfn.update("A", FREE, PRO), "apigateway:POST", "could not attach the detached key again", "usage plan free"
+            cfn.update("A", FREE, PRO),
+            "apigateway:POST",
+            "could not attach the detached key again",
+            "usage plan free",
         )
         assert (
             "usage_plan_key.service",

@@ -259,8 +259,9 @@ class TestPersist:
                 failing(999, clock, 10), "Could not do it", Deadline(100, clock, Random(1)), again(after=10)
             )
         assert str(raised.value) == (
-            "Could not do it: gave up after 5 attempts in 90 s, because the time of CloudFormation "
-            "(ServiceTimeout) or of the function is nearly up. The last error: refusal 5. Deploy again when that is over"
+            "Could not do it: gave up after 5 attempts in 90 s, because the time of CloudFormation"
+            " (ServiceTimeout) or of the function is nearly up."
+            " The last error: refusal 5. Deploy again when that is over"
         )
 
     def test_patience(self) -> None:

@@ -694,8 +694,9 @@ class TestLeftAlone:
 
     SAID = "That association is held by {}, so the function left it alone. {}"
     TWICE = (
-        "To rename a resource and move its key, deploy twice: first give it the new logical id with the plan that it has, then "
-        "change the plan. If CloudFormation retained it, declare it again first. Else remove it there first"
+        "To rename a resource and move its key, deploy twice: first give it the new logical id with"
+        " the plan that it has, then change the plan."
+        " If CloudFormation retained it, declare it again first. Else remove it there first"
     )
 
     @pytest.mark.parametrize(
