@@ -25,12 +25,12 @@ from urllib.request import getproxies
 
 VENV = Path(".venv")
 READY, LOG, RUNTIME = VENV / "ready", VENV / "pip.log", VENV / "runtime"
-#: As in the Makefile: older than one of these, .venv is made anew.
+#: If one of these is newer than .venv, make makes .venv anew; the Makefile has the same list.
 NEEDS = [Path("tests/requirements.txt"), Path("tests/runtime.txt"), Path("handler/requirements.txt")]
-#: Seconds between two lines of progress where they stay, as in a log.
+#: Seconds between two lines of progress in a log.
 SELDOM = 15
 WIPE = "\r\033[K"
-#: How urllib3, which pip has inside, begins to say why it tries again.
+#: urllib3, inside pip, begins with this to say why it tries again.
 BROKEN = "connection broken by "
 
 

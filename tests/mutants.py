@@ -29,8 +29,8 @@ PACKAGE: Final = Path("usage_plan_key")
 #: Percent of a module's mutants that the tests have to kill.
 GOAL: Final = 95.0
 WORKERS: Final = 2
-#: How a killed mutant's process ends: a test has failed, or its time is up. mutmut counts 255 too, where no
-#: test has run.
+#: The exit status of a killed mutant's process: a test failed, or its time was up. mutmut also counts 255,
+#: which means that no test ran.
 KILLED: Final = (1, -signal.SIGXCPU, -signal.SIGKILL)
 #: A line of survivors.md: the function, the changed line or its beginning and an ellipsis, and why no test
 #: notices.

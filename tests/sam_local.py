@@ -27,9 +27,9 @@ from .runtime import ROOT, Api
 from .test_events import EVENTS, FREE, IN_FREE, KEY, PRO, SITUATIONS, VALUE, whole
 
 FUNCTION = "UsagePlanKeyFunction"
-#: One after the other on one API: attached, verified, detached.
+#: Events in order on one API: they attach, verify and detach a key.
 LIFE = ("create", "update-verify", "delete")
-#: What needs no API at all.
+#: Events that need no API.
 ALONE = ("create-bad-property", "delete-after-failed-create")
 
 
@@ -95,8 +95,7 @@ def main() -> None:
     for name in ALONE:
         _check(name, sam.invoke(name))
     gateway = _gateway()
-    # A container reaches this machine's servers at the bridge's address: not at the loopback's, and no other
-    # machine does.
+    # A container reaches this machine's servers only at the bridge's address. No other machine reaches that.
     with tempfile.TemporaryDirectory() as folder, Api(gateway, _bridge()) as api:
         variables = Path(folder, "env.json")
         _write_variables(variables, api.url)

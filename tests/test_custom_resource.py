@@ -535,7 +535,7 @@ class TestGuard:
         resource = a_resource(parse(asked), serve, failed, deliver, WHERE)
         resource.answer(asked, Context(GUARD_TIME + 0.05))
         count = len(delivered)
-        time.sleep(0.3)  # So that no thread outlives the test.
+        time.sleep(0.3)  # Let no thread outlive the test.
         assert count == 1
 
     def test_the_invocation_fails_when_the_guards_answer_cannot_be_delivered(

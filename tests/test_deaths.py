@@ -381,7 +381,7 @@ class TestADeadMark:
         assert dead.holder not in cfn.records or not cfn.records[dead.holder].holds
 
     def test_a_mark_says_until_when_its_function_can_run(self, cfn: CloudFormation) -> None:
-        """So whoever waits after a death waits no longer than that function could have run."""
+        """After a death others wait no longer than that function could have run."""
         cfn.create("A", FREE)
         cfn.dies = 90
         dies_at(cfn, cfn.a_delete("A", FREE))

@@ -151,7 +151,7 @@ def test_each_make_target_that_a_page_names_exists(page: Path) -> None:
     assert set(re.findall(r"^make ([a-z][\w-]*)", said, re.MULTILINE)) - targets == set()
 
 
-#: Commands of the AWS CLI that are no operation of AWS's.
+#: Commands of the AWS CLI that are no operations of AWS.
 OWN_COMMANDS = {("cloudformation", "package"), ("cloudformation", "deploy")}
 GLOBAL_OPTIONS = {"query", "output", "region", "cli-binary-format", "cli-read-timeout"}
 
@@ -369,7 +369,7 @@ def reasons() -> Iterator[Any]:
         for name, found in vars(errors).items()
         if isinstance(found, type) and issubclass(found, Exception)
     }
-    not_told = {"TurnOverError", "UnclearError", "UndeliveredError"}  # Nobody is answered with these.
+    not_told = {"TurnOverError", "UnclearError", "UndeliveredError"}  # No answer carries these.
     for source in HANDLER:
         tree = ast.parse(source.read_text())
         if source.stem == "watch":

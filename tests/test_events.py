@@ -128,7 +128,7 @@ class World:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """As deployed, but for the queue: a table for the ledger, and somebody who listens at ResponseURL."""
+    """As deployed, but without the queue: a table for the ledger, and a server at ResponseURL."""
     with ExitStack() as stack:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.setenv(name, "testing")
@@ -155,8 +155,7 @@ def local(world: World) -> World:
 
 Situation = tuple[list[str], set[tuple[str, str]], dict[str, Any], set[tuple[str, str]]]
 
-#: For each file: which were served before, what else was attached before, the answer, and what is attached
-#: then.
+#: For each file: the files served before, other keys attached before, the answer, and the keys attached then.
 SITUATIONS: dict[str, Situation] = {
     "create": ([], set(), {"Status": "SUCCESS", "Data": data("ATTACHED")}, {IN_FREE}),
     "create-adopt": ([], {IN_FREE}, {"Status": "SUCCESS", "Data": data("ADOPTED")}, {IN_FREE}),
@@ -435,7 +434,7 @@ class TestDeployed:
     def test_a_call_that_hangs_is_answered_once_and_written_down(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        world.change(clock=time)  # The guard strikes in real time.
+        world.change(clock=time)  # The guard uses real time.
         monkeypatch.setattr(threading, "excepthook", lambda _: None)
         create = world.api.create_usage_plan_key
 

@@ -266,7 +266,7 @@ class TestAtOnce:
         assert table.change(A, [FREE], rule, deadline()).entry(FREE).holders == {A}
 
     def test_the_last_one_to_go_finds_another(self, table: Table) -> None:
-        """A page is not taken away from who came meanwhile."""
+        """The ledger keeps a page that another holder joined meanwhile."""
         table.change(A, [FREE], hold(A), deadline())
         rule = self.interrupted(lambda: table.change(B, [FREE], hold(B), deadline()), let_go(A))
         assert table.change(A, [FREE], rule, deadline()).entry(FREE).holders == {B}

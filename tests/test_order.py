@@ -175,7 +175,7 @@ class TestSameAnswer:
     def test_a_value_that_there_is_no_time_to_look_up_is_looked_up_in_the_next_turn(
         self, cfn: CloudFormation
     ) -> None:
-        """Else the answer would go out without the value, and Fn::GetAtt would fail."""
+        """Otherwise the answer would lack the value, and Fn::GetAtt would fail."""
         request = cfn.a_create("A", FREE, include_value=True)
         first = cfn.send(request)
         cfn.resumable = True

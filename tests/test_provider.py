@@ -107,7 +107,7 @@ class TestArriving:
     def test_an_unexpected_error_is_a_failed_answer(
         self, world: World, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Else CloudFormation would wait for an hour in silence."""
+        """Otherwise CloudFormation would wait for an hour."""
         monkeypatch.setattr("usage_plan_key.rules.fence", lambda *_, **__: 1 / 0)
         world.arrives("alice", kind, **({"PhysicalResourceId": "alice:free"} if kind == "Delete" else {}))
         assert world.served() == [("Alice", "FAILED")]

@@ -163,7 +163,7 @@ class TestKinds:
         assert parse(event_).answer_id == id_
 
     def test_the_response_url_is_not_shown(self) -> None:
-        """It is pre-signed: whoever logs a request logs no secret."""
+        """It is pre-signed; a logged request shows no secret."""
         assert "amazonaws" not in repr(parse(event()))
 
 
@@ -469,7 +469,7 @@ class TestProperties:
     )
     @pytest.mark.parametrize("kind", ["Create", "Delete"])
     def test_service_timeout(self, kind: str, value: Any, seconds: int) -> None:
-        """From 1 to 3,600 seconds; what is odd counts as absent, an hour, for it is checked elsewhere."""
+        """From 1 to 3,600 seconds; an odd value counts as an hour, because CloudFormation checks it."""
         assert parse(event(kind, {**GOOD, "ServiceTimeout": value})).service_timeout == seconds
 
 

@@ -537,7 +537,7 @@ class TestSender:
         assert sink.puts == []
 
 
-#: What one parser takes for part of a host and another does not.
+#: URLs in which parsers disagree about the host.
 ODD = (
     *(
         r"elsewhere\@x.amazonaws.com/",

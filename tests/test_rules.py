@@ -260,7 +260,7 @@ class TestBefore:
         assert after == (earlier if marked else cleared)
 
     def test_only_an_update_that_had_it_as_its_id_takes_it(self) -> None:
-        """So no rollback of what found it, nor of the change to `Take`, can detach it."""
+        """So no rollback, of the Create that found it or of the change to `Take`, can detach it."""
         before = by(THIS, preexisting=True)
         assert rules.takes(update(FREE, FREE, TAKE), before)
         assert not rules.takes(create(FREE, TAKE), before)
@@ -322,7 +322,7 @@ class TestTakingBack:
 
 
 class TestMoving:
-    """Refused, for the key is in a plan that covers the same API stage."""
+    """API Gateway refuses, because the key is in a plan that covers the same API stage."""
 
     MAY: tuple[Any, ...] = (
         pytest.param(update(FREE, PRO), by(THIS), Hold("c", named=True), True, id="what its id names"),
@@ -419,7 +419,7 @@ class TestLettingGo:
         ],
     )
     def test_release(self, entry: AssociationRecord, take: bool, left: AssociationRecord) -> None:
-        """The last holder of what is ours marks it first; whoever else lets go is taken out at once."""
+        """The last holder of our key marks it first; other holders leave at once."""
         state = rules.release(ledger(entry), THIS, FREE, take=take, until=NOW)
         assert state.entry(FREE) == left
         assert (FREE in state.record.holds) is (THIS in left.holders)
@@ -434,7 +434,7 @@ class TestLettingGo:
         assert rules.detached(ledger(by(THIS, detaching=NOW)), THIS, FREE) == ledger(by())
 
     def test_who_is_left_is_not_being_detached(self) -> None:
-        """A mark goes with who has set it."""
+        """A mark goes with the holder that set it."""
         assert ledger(by(THIS, SIBLING, detaching=NOW)).let_go(THIS, FREE).entry(FREE) == by(SIBLING)
 
     @pytest.mark.parametrize(
@@ -705,14 +705,15 @@ class TestLeftAlone:
             pytest.param(
                 by(THIS, preexisting=True),
                 "A of stack one, and was there before it",
-                "This resource adopted it: to move it, first set OnExisting to Take, deploy, then change the plan",
+                "This resource adopted it: to move it, first set OnExisting to Take, deploy,"
+                " then change the plan",
                 id="adopted",
             ),
             pytest.param(
                 by(THIS),
                 "A of stack one",
-                "CloudFormation retained it: to move it, first declare this resource with the plan that it has "
-                "there, deploy, then change the plan",
+                "CloudFormation retained it: to move it, first declare this resource with the plan that it"
+                " has there, deploy, then change the plan",
                 id="retained",
             ),
             pytest.param(by(SIBLING), "B of stack one", TWICE, id="another of this stack"),

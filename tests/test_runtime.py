@@ -17,10 +17,9 @@ from .runtime import Api, Function, function
 from .sink import Sink
 from .test_events import EVENTS, FREE, IN_FREE, KEY, PRO, SITUATIONS, VALUE, data, whole
 
-#: A function's time-out that leaves time to begin a call to API Gateway at all, on a busy machine too, in
-#: seconds.
+#: A function's time-out in seconds that leaves time to begin a call to API Gateway, even on a busy machine.
 SHORT = int(BEFORE_CALL) + 6
-#: What ends a FAILED Reason under Lambda's emulator, which has names of its own.
+#: The end of a FAILED Reason under Lambda's emulator, which has names of its own.
 EMULATORS = " (function usage-plan-key, log group /aws/lambda/Functions, log stream $LATEST)"
 
 

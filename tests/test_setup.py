@@ -25,9 +25,9 @@ from .aws import ministack
 ROOT = Path(__file__).parents[1]
 COPIED = ("Makefile", "handler", "tests/environment.py")
 TARGETS = set(re.findall(r"^([a-z-]+):(?! export)", (ROOT / "Makefile").read_text(), re.MULTILINE))
-#: Seconds after which something hangs.
+#: Seconds until a wait fails.
 PATIENCE = 30
-#: In place of python3: it sets up as ever, but what it makes is a Python that plays pip.
+#: Replaces python3: it sets up as usual, but makes a Python that plays pip.
 SETTER = """
 import pathlib, runpy, sys, venv
 
@@ -41,14 +41,14 @@ pathlib.Path("setter").write_text(str(__import__("os").getpid()))
 venv.create = create
 runpy.run_path("tests/environment.py", run_name="__main__")
 """
-#: What it makes: as pip it takes as long as there is a file `hold`.
+#: That Python: as pip it runs for as long as a file `hold` exists.
 PIP = """#!/bin/sh
 case "$*" in "-m pip "*) ;; *) echo "ran $*"; exit;; esac
 echo begin >> calls
 while test -e hold; do sleep 0.02; done
 echo end >> calls
 """
-#: One set-up: three times pip, each after the other.
+#: One set-up runs pip three times in turn.
 ONE_SET_UP = ["begin", "end"] * 3
 
 

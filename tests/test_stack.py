@@ -218,7 +218,7 @@ class TestRequests:
             assert {answer["Data"]["Outcome"] for answer in answers} == {"ATTACHED"}
         assert plans_and_keys.plans()["Free"] == many
         ids = {plans_and_keys.id(name) for name in many}
-        # The queue has kept them out of each other's way.
+        # The queue kept them from meeting at API Gateway.
         assert {call.status for call in plans_and_keys.aws.proxy.calls if call.key in ids} == {201}
 
     def test_the_same_request_has_the_same_answer(self, plans_and_keys: Customers) -> None:
@@ -226,8 +226,7 @@ class TestRequests:
         plans_and_keys.send(
             "Delete", "Alice", "alice in Free", PhysicalResourceId=first["PhysicalResourceId"]
         )
-        # SQS would take it for the same for five minutes; it comes again when its answer could not be
-        # delivered.
+        # SQS drops a duplicate for five minutes. A request comes again if nobody could deliver its answer.
         again = plans_and_keys.send("Create", "Alice", "alice in Free", RequestId="once", by_queue=True)
         assert again == first
         assert plans_and_keys.plans()["Free"] == []

@@ -203,7 +203,7 @@ class Stacks(RuleBasedStateMachine):
     # --- One request ---
 
     def request(self, kind: type[Any], stack: Stack, resource: str, rng: Random, **fields: Any) -> Any:
-        # Most requests are a second apart; some are issued within the same one.
+        # Most requests are a second apart; some come within the same second.
         self.clock.now += rng.choice((0.0, 1.0, 1.0))
         return kind(
             id=f"request-{next(self.serial)}",
@@ -280,8 +280,7 @@ class Stacks(RuleBasedStateMachine):
     def send(self, request: Request, rng: Random) -> Response:
         """Deliver a request until it is answered, as Lambda and the queue do."""
         wanted = getattr(request, "wanted", None)
-        # The one exception that the contract names: a death or a lost reply just where somebody else has
-        # attached the key.
+        # The documented exception: a death or a lost reply just when somebody else has attached the key.
         self.chaos.rng = None if wanted in self.outside and self.pair(wanted) in self.api.attached else rng
         answer = None
         for self.chaos.risk in (0.15, 0.15, 0.0):
@@ -303,7 +302,7 @@ class Stacks(RuleBasedStateMachine):
         if isinstance(request, Create | Update) and answer.success:
             assert self.pair(request.wanted) in self.api.attached
             self.removed.discard(request.wanted)
-            self.retains.get(request.holder, set()).discard(request.wanted)  # It is declared again.
+            self.retains.get(request.holder, set()).discard(request.wanted)  # A template declares it again.
             if answer.outcome == "ADOPTED":
                 assert request.wanted in self.outside
             if answer.outcome == "TAKEN":
@@ -442,7 +441,7 @@ class Stacks(RuleBasedStateMachine):
             else:
                 created[name] = answer.id, template[name]
             if express:
-                if not answer.success:  # No Delete follows, and no rollback; it is as it was, or not there.
+                if not answer.success:  # No Delete and no rollback follow, so it stays as it was.
                     template = {key: value for key, value in template.items() if key != name}
                     template |= {name: old[name].properties} if name in old else {}
                     updated.pop(name, None)
@@ -468,8 +467,8 @@ class Stacks(RuleBasedStateMachine):
         """Another resource fails while this request has not begun, waits, or dies in the middle."""
         how = rng.choice(("not sent", "not there yet", "waits", "dies"))
         if how != "not sent" and self.retains.get(request.holder):
-            # An invented id and no sign of its Create: it cannot be told from the id of a Create whose answer
-            # was lost.
+            # Without a sign of its Create, nobody can tell an invented id from that of a Create with a lost
+            # answer.
             self.waits(request)
         if how == "not sent":
             return
@@ -481,7 +480,7 @@ class Stacks(RuleBasedStateMachine):
             answer = self.attempt(request)
             self.chaos.rng = None
             if answer is not None:
-                self.answered(request, answer)  # It was served after all, and nobody listens.
+                self.answered(request, answer)  # The function served it after all, and nobody listens.
         stack.late.append(request)
         if name in old:
             updated[name] = old[name].physical_id
@@ -506,15 +505,14 @@ class Stacks(RuleBasedStateMachine):
         removes: list[tuple[str, str, Properties]] = []
         again: list[tuple[str, str, Properties]] = []
         carries_new = rng.random() < 0.5
-        # A Create and its Delete may be issued within the same second; two Updates of a resource are further
-        # apart.
+        # CloudFormation may send a Create and its Delete within a second, but not two Updates of a resource.
         self.clock.now += 1.0 if updated else 0.0
         for name, new_id in updated.items():
             carried = new_id if carries_new else old[name].physical_id
             properties = old[name].properties
             answer = self.send(self.wish(Update, stack, name, properties, rng, physical_id=carried), rng)
             if not answer.success:
-                # A key that was removed by hand was meanwhile attached for a resource that is about to go.
+                # The operator removed the key, and a resource that is about to go attached it meanwhile.
                 assert "once for each stage" in answer.reason, answer.reason
                 again.append((name, carried, properties))
             else:
@@ -528,16 +526,13 @@ class Stacks(RuleBasedStateMachine):
         for name, physical_id, properties in removes:
             self.delete(stack, name, physical_id, properties, rng)
         self.clock.now += 1.0
-        for (
-            name,
-            carried,
-            properties,
-        ) in again:  # The operator does as the Reason says, and continues the rollback.
+        for name, carried, properties in again:
+            # The operator does as the Reason says, and continues the rollback.
             for rival in [rival for rival in self.outside if rival.key_id == properties.association.key_id]:
                 self.remove_by_hand(rival.key_id, rival.plan_id)
             answer = self.send(self.wish(Update, stack, name, properties, rng, physical_id=carried), rng)
-            # Removed by hand, and another stack has the key in a plan for the stage by now: the operator
-            # skips this resource.
+            # If another stack has meanwhile put a removed key into a plan for the stage, the operator skips
+            # this resource.
             assert answer.success or properties.association in self.removed, answer.reason
 
     def late_ones_before(self, stack: Stack, removes: list[tuple[str, str, Properties]], rng: Random) -> None:
@@ -572,7 +567,7 @@ class Stacks(RuleBasedStateMachine):
             if retains:
                 if (
                     self.pair(properties.association) in self.api.attached
-                ):  # Not what a move has detached already.
+                ):  # A move has not detached it already.
                     self.retains.setdefault(Holder(stack.id, name), set()).add(properties.association)
                 self.ever_retained.add(properties.association)
             else:

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 HANDLER = ROOT / "handler"
 WHEELS = Path(sys.prefix) / "wheels"
-#: Where markers are evaluated: Lambda.
+#: Markers apply to Lambda.
 LAMBDA = {"python_version": "3.13", "python_full_version": "3.13.0", "extra": ""}
 
 

@@ -43,7 +43,7 @@ TIMEOUT = TEMPLATE["Globals"]["Function"]["Timeout"]
 REQUESTS = RESOURCES["Requests"]["Properties"]
 ALARMS = {name: it["Properties"] for name, it in RESOURCES.items() if it["Type"] == "AWS::CloudWatch::Alarm"}
 WATCH = RESOURCES["WatchFunction"]["Properties"]
-#: What the stack is told by: its function, log, ledger and dashboard; the watch and its log.
+#: Names that differ by stack: its function, log, ledger and dashboard; the watch and its log.
 NAMES = [
     FUNCTION["FunctionName"],
     RESOURCES["LogGroup"]["Properties"]["LogGroupName"],
@@ -53,16 +53,16 @@ NAMES = [
     RESOURCES["WatchLogGroup"]["Properties"]["LogGroupName"],
 ]
 
-#: The services that are called, and where.
+#: The services that the function calls, and the module that calls each.
 SERVICES = {
     "apigateway": "api_gateway.py",
     "cloudformation": "cloudformation.py",
     "dynamodb": "ledger.py",
     "sqs": "queue.py",
 }
-#: How the names of variables begin that are not the project's own.
+#: Prefixes of the variables that other software reads.
 OTHERS = ("AWS_", "POWERTOOLS_", "REQUESTS_CA_BUNDLE")
-#: What Lambda itself does in the function's name.
+#: Actions that Lambda itself does with the function's role.
 LAMBDA_ITSELF = {
     ("logs:CreateLogStream", "LogGroup.Arn"),
     ("logs:PutLogEvents", "LogGroup.Arn"),
@@ -373,7 +373,7 @@ def test_what_an_alarm_watches_is_emitted_and_both_sides_name_the_same_service()
     for alarm in own.values():
         assert alarm["Dimensions"] == [{"Name": "service", "Value": service}]
         if alarm["MetricName"] != "Drift":
-            # What the log brings late counts for the period before.
+            # A late log line counts for the period before.
             assert (alarm["Statistic"], alarm["EvaluationPeriods"], alarm["DatapointsToAlarm"]) == (
                 "Sum",
                 2,
@@ -672,7 +672,7 @@ def shape(of: Any) -> Any:
     if of is None or of.type_name not in ("structure", "list", "map"):
         return of and (of.name, of.type_name, of.serialization)
     if of.name == "AttributeValue":
-        return of.name, sorted(of.members)  # It holds itself.
+        return of.name, sorted(of.members)  # The shape contains itself.
     match of.type_name:
         case "structure":
             return of.name, of.required_members, {name: shape(member) for name, member in of.members.items()}

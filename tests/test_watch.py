@@ -161,7 +161,7 @@ class World(CloudFormation):
         MemoryLedger.written(self, holder, after)
         self.tick()
 
-    # What the serving function delivers its answers by.
+    # The serving function delivers its answers through these.
 
     def prepare(self) -> None:
         pass
@@ -172,7 +172,7 @@ class World(CloudFormation):
     def deliver(self, request: Any, deadline: Deadline, body: bytes) -> None:
         self.answers.append(json.loads(body))
 
-    # Asking.
+    # Send requests.
 
     def watch(self, event: object = None, *, repairs: bool = False) -> dict[str, Any]:
         """One run, an hour and more after all that was before."""
@@ -441,7 +441,10 @@ class TestNoDrift:
             world.delete("A", FREE)
             world.delete("B", "bob:gold")
 
-        world.clock.meanwhile = [lambda: None, both]  # One plan is looked into before, one after.
+        world.clock.meanwhile = [
+            lambda: None,
+            both,
+        ]  # The watch looks into one plan before this, and into one after it.
         summary = world.watch_now()
         assert (summary["missing"], summary["unheld"], world.attached) == (0, 0, set())
 
