@@ -106,7 +106,7 @@ class Aws:
         return self
 
     def deadline(self, seconds: float = 600.0) -> Deadline:
-        """So much time, with jitter that is the same in each run."""
+        """Make a deadline with jitter that is the same in each run."""
         return Deadline(seconds, self.clock, random.Random(0))
 
     @property
@@ -126,7 +126,7 @@ class Aws:
 
 @pytest.fixture
 def aws() -> Iterator[Aws]:
-    """Every call that was scripted has to be made."""
+    """The test must make every scripted call."""
     aws = Aws()
     yield aws
     aws.stub.assert_no_pending_responses()
@@ -148,7 +148,7 @@ each_call = pytest.mark.parametrize(
 
 
 class TestEveryCall:
-    """Create, get and delete are asked, asked again, and refused alike."""
+    """The function asks, retries and reads refusals alike for create, get and delete."""
 
     @each_call
     def test_is_made_once_when_all_is_well(
@@ -635,10 +635,10 @@ class TestBadRequest:
 
 
 class TestMissing:
-    """A key or a plan that is not there is told apart from every other refusal."""
+    """The function tells a missing key or plan apart from every other refusal."""
 
     def test_swapped_ids_are_hinted_at(self) -> None:
-        """Where each is as long as the other's usually are."""
+        """Each id has the usual length of the other."""
         aws = Aws()
         association = Association("p9r0p1", "a1b2c3d4e5")
         said = aws.api._missing("x", "API key", association)
@@ -649,7 +649,7 @@ class TestMissing:
     def test_a_denials_own_text_is_told(
         self, aws: Aws, operation: str, do: Do, reply: Any, result: Any
     ) -> None:
-        """A service control policy is named nowhere else."""
+        """Only this text names a service control policy."""
         aws.refuses(
             operation, 403, "AccessDeniedException", "with an explicit deny in a service control policy"
         )
@@ -761,7 +761,7 @@ class TestReplies:
             api.detach(WANTED, Deadline(600, Clock(), random.Random(0)))
 
     def test_a_lone_surrogate_in_a_name_is_replaced(self, replies: Any) -> None:
-        """No encoding that follows fails for it."""
+        """Later encodings would fail at it."""
         api, script = replies
         body = b'{"id": "a1b2c3d4e5", "name": "\\ud800 Alice"}'
         script.append((201, "application/json", body, len(body)))

@@ -46,7 +46,7 @@ cfn = cloudformation.cfn
 
 
 class TestMoving:
-    """Between plans that share a stage."""
+    """An Update moves a key between plans that share a stage."""
 
     def test_the_old_one_is_detached_and_the_wanted_one_attached(self, cfn: CloudFormation) -> None:
         """The Delete for the old one then has nothing to detach."""
@@ -85,7 +85,7 @@ class TestMoving:
         assert cfn.entry(FREE).detaching is None
 
     def test_a_refusal_that_still_names_the_detached_plan_is_retried(self, cfn: CloudFormation) -> None:
-        """DeleteUsagePlanKey answers 202: a detaching takes a moment, and nothing is detached twice."""
+        """DeleteUsagePlanKey answers 202: detaching takes a moment, and the function detaches once."""
         cfn.create("A", FREE)
         cfn.calls()
         cfn.at(DELETE, lambda _: {})
@@ -95,14 +95,14 @@ class TestMoving:
         assert cfn.calls()["CreateUsagePlanKey"] == 4
 
     def test_each_wait_for_a_detached_plan_counts_as_an_attempt(self, cfn: CloudFormation) -> None:
-        """DeleteUsagePlanKey has answered 202, and it has not come into force."""
+        """DeleteUsagePlanKey answered 202, and has not taken effect yet."""
         cfn.create("A", FREE)
         cfn.at(DELETE, lambda _: {})
         assert rolled(cfn, cfn.an_update("A", FREE, PRO)) == [(0, 0.5), (0, 1), (0, 2), (0, 4)]
 
 
 class TestTheWayBack:
-    """A move that comes to nothing is undone."""
+    """The function undoes a move that fails."""
 
     def test_refused_for_good_the_old_one_is_attached_again(self, cfn: CloudFormation) -> None:
         cfn.create("A", FREE)
@@ -280,7 +280,7 @@ class TestBlocked:
 
 
 class TestMovingAgain:
-    """A function that has lately seen that two plans share a stage."""
+    """The function remembers that two plans share a stage."""
 
     @pytest.fixture
     def cfn(self, cfn: CloudFormation) -> CloudFormation:
@@ -390,7 +390,7 @@ class TestMovedAway:
         assert cfn.attached == {PRO}
 
     def test_what_was_retained_stays_held(self, cfn: CloudFormation) -> None:
-        """It was replaced, not moved away from."""
+        """A replacement, not a move, left it."""
         cfn.create("A", FREE)
         cfn.update("A", FREE, GOLD)
         cfn.delete("A", GOLD)

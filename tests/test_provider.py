@@ -47,7 +47,7 @@ class TestArriving:
         assert not world.answers
 
     def test_its_message_says_when_it_arrived(self, world: World) -> None:
-        """CloudFormation's time is counted from then."""
+        """CloudFormation's time counts from then."""
         arrived = world.clock.now
         world.arrives("alice")
         assert json.loads(world.sqs.sent[0]["MessageBody"])["arrived"] == arrived
@@ -133,7 +133,7 @@ class TestArriving:
         assert not world.sqs.sent
 
     def test_a_reply_without_a_message_id_is_no_sign_that_it_is_queued(self, world: World) -> None:
-        """A proxy's page, say: it is sent again, and the queue takes it once."""
+        """After a proxy's page the function sends it again, and the queue takes it once."""
         replies: Any = iter([{"ResponseMetadata": {}}] * 2)
         send = world.sqs.send_message
         world.sqs.send_message = lambda **message: next(replies, None) or send(**message)  # type: ignore[method-assign]  # a proxy's
@@ -231,7 +231,7 @@ class TestTime:
         assert (world.sqs.sent, world.api.calls.total()) == ([], 0)
 
     def test_a_delete_that_arrives_when_its_time_is_over_fences_nothing(self, world: World) -> None:
-        """Requests that were issued after it, and have time, are still served."""
+        """The function still serves later requests that have time."""
         world.arrives(
             "alice", "Delete", PhysicalResourceId="alice:free", **self.event(world, age=700, timeout=600)
         )
@@ -256,7 +256,7 @@ class TestTime:
         assert "was over before its turn came" in world.answers[0]["Reason"]
 
     def test_lambdas_record_says_when_it_has_given_up(self, world: World) -> None:
-        """Put back days later, a request that tells no issue time is over all the same."""
+        """A request without an issue time is over if somebody puts it back days later."""
         event = world.arrives("alice", ResponseURL="https://x/")
         world.sqs.sent.clear()
         gave_up = datetime.fromtimestamp(world.clock.now, UTC).isoformat()
@@ -357,7 +357,7 @@ class TestLettingGo:
         ],
     )
     def test_a_stack_of_another_account_or_region_is_not_asked_about(self, world: World, stack: str) -> None:
-        """Of it, CloudFormation would say here that it does not exist."""
+        """Here CloudFormation would say that such a stack does not exist."""
         with pytest.raises(FailedError, match="no id of a stack"):
             world.function.let_go({"StackId": stack, "LogicalResourceId": "Alice"}, world)
 
@@ -425,7 +425,7 @@ class TestTold:
     """An invocation logs, counts and prints, and gives each call its time."""
 
     def test_a_foreign_id_is_in_no_line(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
-        """A former provider's may be a key's value."""
+        """A former provider's id may be a key's value."""
         caplog.set_level(logging.INFO)
         for on_existing in ("Adopt", "Bad"):
             properties = {"KeyId": "alice", "UsagePlanId": "free", "OnExisting": on_existing}

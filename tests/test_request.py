@@ -37,7 +37,7 @@ VALUE = "s3cr3tAlicesKeyValue"
 def event(
     kind: str = "Create", properties: Any = None, *, without: str = "", **fields: Any
 ) -> dict[str, Any]:
-    """A good event with something changed."""
+    """Make a good event, with changes."""
     event = {
         "RequestType": kind,
         "ResponseURL": "https://x.s3.amazonaws.com/answer?X-Amz-Date=20260302T090000Z",
@@ -77,7 +77,7 @@ class TestKinds:
     """An event becomes a Create, an Update or a Delete."""
 
     def test_create(self) -> None:
-        """A Create has what it wants, and no id yet."""
+        """A Create has a wanted association, and no id yet."""
         request = parse(event(without="PhysicalResourceId"))
         assert isinstance(request, Create)
         assert vars(request) == {
@@ -99,7 +99,7 @@ class TestKinds:
         ids=["what it wants", "another", "foreign"],
     )
     def test_update(self, id_: str, in_place: bool) -> None:
-        """An Update has the event's id besides, which may name what it wants or something else."""
+        """An Update also has the event's id, which may name the wanted association or another one."""
         request = parse(event("Update", PhysicalResourceId=id_))
         assert isinstance(request, Update)
         assert (request.physical_id, request.wanted, request.in_place) == (
@@ -181,7 +181,7 @@ class TestEvents:
 
     @pytest.mark.parametrize("kind", ["Update", "Delete"])
     def test_an_update_and_a_delete_have_an_id(self, kind: str) -> None:
-        """CloudFormation guarantees it; all that is lacking is named at once."""
+        """CloudFormation guarantees these fields; the error names all missing ones at once."""
         with pytest.raises(EventError, match=r"lacks StackId, PhysicalResourceId$"):
             parse(event(kind, without="PhysicalResourceId", StackId=7))
 
@@ -197,7 +197,7 @@ class TestEvents:
         ids=repr,
     )
     def test_another_type(self, kind: Any, why: str) -> None:
-        """A request type that nobody knows is neither guessed at nor shown."""
+        """The error neither guesses nor shows an unknown request type."""
         with pytest.raises(EventError, match=f"RequestType {why}") as raised:
             parse(event(kind))
         assert "Read" not in str(raised.value)
@@ -369,12 +369,12 @@ class TestFaults:
         assert faults({**GOOD, "KeyId": " \n"}) == "KeyId is empty"
 
     def test_equal_ids_are_no_fault(self) -> None:
-        """API Gateway nowhere says that a key and a plan cannot have the same."""
+        """No document of API Gateway's says that a key and a plan cannot have the same id."""
         assert isinstance(parsed({"KeyId": "f7r3e3"}), Create)
 
     @pytest.mark.parametrize("properties", [None, [], "x"], ids=repr)
     def test_no_properties(self, properties: Any) -> None:
-        """They are missing, whatever stands in their place."""
+        """Anything but an object counts as no properties."""
         request = parse(event(ResourceProperties=properties))
         assert isinstance(request, Invalid)
         assert request.faults == ("UsagePlanId is missing", "KeyId is missing")
@@ -425,7 +425,7 @@ class TestProperties:
 
     @pytest.mark.parametrize("choice", OnExisting)
     def test_on_existing(self, choice: OnExisting) -> None:
-        """Each choice is taken; without one it is Fail."""
+        """OnExisting has each choice; the default is Fail."""
         assert getattr(parsed({"OnExisting": str(choice)}), "on_existing", None) is choice
         assert getattr(parsed({}), "on_existing", None) is OnExisting.FAIL
 
@@ -474,7 +474,7 @@ class TestProperties:
 
 
 class TestDigest:
-    """Properties are told apart by their digest."""
+    """A digest tells properties apart."""
 
     @pytest.mark.parametrize(
         "changed",
