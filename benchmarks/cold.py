@@ -59,7 +59,7 @@ class Contestant:
 class Run:
     """One fresh process: milliseconds from its start to ready and to the first answer, and kilobytes at most.
 
-    `warm` is what a warm request of each type takes, and `cpu` its time on the processor alone.
+    `warm` has the time of a warm request of each type, and `cpu` only its time on the processor.
     """
 
     init: float

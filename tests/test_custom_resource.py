@@ -162,7 +162,7 @@ def attached() -> Response:
 
 
 class TestMended:
-    """Each defect of crhelper is mended."""
+    """The overrides mend each defect of crhelper."""
 
     @mended
     def test_a_delete_does_not_sleep(self, kind: type[Prepare], sink: Sink, naps: list[float]) -> None:
@@ -419,7 +419,7 @@ class TestAlwaysAnswered:
 
     @pytest.mark.parametrize("name", EVENTS)
     def test_crhelpers_own_keys_in_an_event_change_nothing(self, name: str) -> None:
-        """A polling function of its own would be called, and there is none."""
+        """Plain crhelper would call a polling function, which does not exist."""
         delivered: list[bytes] = []
         keys = {"CrHelperPoll": True, "CrHelperData": "x", "CrHelperPermission": 1, "CrHelperRule": None}
         asked = {**EVENTS[name], **keys}
@@ -471,7 +471,7 @@ class TestGuard:
 
     @pytest.mark.parametrize("first", ["guard", "call"])
     def test_whoever_comes_second_says_nothing(self, first: str) -> None:
-        """Both are there at the same time; one body is made, and it is delivered once."""
+        """Both come at the same time; the function makes one body, and delivers it once."""
         delivered: list[bytes] = []
         in_call, in_guard = threading.Event(), threading.Event()
 

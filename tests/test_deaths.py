@@ -149,11 +149,11 @@ def test_a_death_between_any_two_steps_is_harmless(given: Given) -> None:
 
 
 class TestDeaths:
-    """A request that was received before is marked as begun; a mark that is found standing is a death."""
+    """The function marks a request that comes again as begun; a mark from before means a death."""
 
     @staticmethod
     def serve(cfn: CloudFormation, request: Request, seconds: float = 90) -> Response:
-        """Serve what was received before, within so many seconds of the function's."""
+        """Serve a request that came before, within so many seconds of the function's time."""
         deadline = Deadline(3600, cfn.clock, Random(0), turn=seconds)
         return served(Service(request, cfn, ApiGateway(cfn), deadline, again=True))  # type: ignore[arg-type]  # a fake
 
@@ -310,7 +310,7 @@ class TestAnEarlierDelivery:
         assert cfn.entry(FREE).moved_by == request.id
 
     def test_a_delete_of_what_a_dead_move_has_marked_lets_go_of_it(self, cfn: CloudFormation) -> None:
-        """No holder is left that no stack has."""
+        """No holder remains without a stack."""
         cfn.create("A", FREE)
         cfn.at(DELETE, fails(Death()))
         with pytest.raises(Death):
@@ -429,7 +429,7 @@ class TestADeadMark:
         assert cfn.holders(FREE) == {dead.holder}
 
     def test_a_mark_is_renewed_while_it_is_finished(self, cfn: CloudFormation) -> None:
-        """So nobody else takes it for stale at the same time."""
+        """The new time keeps others from taking it for stale at the same time."""
         cfn.create("A", FREE)
         dies_at(cfn, cfn.a_delete("A", FREE))
         cfn.clock.now += 100
@@ -479,7 +479,7 @@ class TestOutOfTime:
         return cfn.send(request)
 
     def test_a_create_goes_on(self, cfn: CloudFormation) -> None:
-        """It is not answered before it has come to an end."""
+        """The function answers only at its end."""
         assert outcome(self.goes_on(cfn, cfn.a_create("A", FREE), CREATE)) == "ATTACHED"
         assert cfn.holders(FREE) == {holder("A")}
 
@@ -515,7 +515,7 @@ class TestOutOfTime:
 
 
 class TestNoLedgerInReach:
-    """The ledger cannot be read, or not be written."""
+    """A read or a write of the ledger fails."""
 
     def test_a_ledger_that_is_out_of_reach_leaves_nobody_hanging(
         self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture

@@ -103,7 +103,7 @@ class World:
         return self.app.handler(event, Context(seconds, self.invocation.clock))
 
     def answer(self, event: Mapping[str, Any], seconds: float = 900) -> dict[str, Any]:
-        """The one answer that is sent for an event."""
+        """Send an event; return its one answer."""
         before = len(self.sink.puts)
         assert self.invoke(self.led_here(event), seconds) is None
         (put,) = self.sink.puts[before:]
@@ -207,7 +207,7 @@ def test_there_is_a_file_for_every_situation() -> None:
 
 
 def test_the_files_are_issued_one_after_the_other() -> None:
-    """So that none is superseded by those that a test serves before it."""
+    """No file supersedes one that a test serves after it."""
     dates = [(re.findall(r"X-Amz-Date=(\w+)", file["ResponseURL"])[0], name) for name, file in EVENTS.items()]
     assert len(dates) == len({date for date, _ in dates})
     for name, (before, *_) in SITUATIONS.items():
@@ -216,7 +216,7 @@ def test_the_files_are_issued_one_after_the_other() -> None:
 
 
 class TestDeployed:
-    """With the ledger, and answers that are sent."""
+    """Deployed, the function has its ledger and sends its answers."""
 
     @every_file
     def test_is_answered(self, world: World, name: str) -> None:
@@ -554,7 +554,7 @@ class TestSecrets:
 
 
 class TestLocal:
-    """Under sam local the answer is printed and returned, and the event is taken at its word."""
+    """Under sam local the function prints and returns the answer, and takes the event at its word."""
 
     @every_file
     def test_is_printed_and_returned(

@@ -55,7 +55,7 @@ class TestThereBefore:
     def test_adopted_it_is_used_and_left_there_by_a_delete(
         self, cfn: CloudFormation, on_existing: OnExisting
     ) -> None:
-        """Also by one that says `Take` where no Update has."""
+        """A Delete with `Take` leaves it too, if no Update had `Take`."""
         cfn.by_hand(FREE)
         assert outcome(cfn.create("A", FREE, on_existing)) == "ADOPTED"
         assert cfn.delete("A", FREE, take=on_existing is TAKE).success
@@ -125,7 +125,7 @@ class TestShared:
     def test_with_fail_what_other_stacks_hold_is_refused_without_a_call_and_they_are_named(
         self, cfn: CloudFormation, present: bool
     ) -> None:
-        """In the plan or not."""
+        """The key is in the plan, or not."""
         cfn.create("Theirs", FREE, stack="two")
         if not present:
             cfn.by_hand(FREE, attached=False)
@@ -205,7 +205,7 @@ class TestWhoseItIs:
 
 
 class TestAtTheSameTime:
-    """Without a queue, and between stacks, requests are served at the same time."""
+    """Without a queue, and between stacks, functions serve requests at the same time."""
 
     @pytest.mark.parametrize(
         ("stack", "on_existing"), [("one", FAIL), ("two", ADOPT)], ids=["a sibling", "another stack"]
@@ -270,7 +270,7 @@ class TestAtTheSameTime:
         assert not cfn.attached
 
     def test_what_was_there_before_two_that_want_it_is_neithers(self, cfn: CloudFormation) -> None:
-        """Though the other held it too when the refusal came."""
+        """API Gateway refuses while the other one holds it too."""
         cfn.by_hand(FREE)
         cfn.at(CREATE, preceded_by(lambda: cfn.create("B", FREE)))
         cfn.create("A", FREE)
@@ -283,7 +283,7 @@ class TestRetained:
     """A resource's keys from an earlier life stay attached."""
 
     def test_what_an_id_has_named_is_left_alone(self, cfn: CloudFormation) -> None:
-        """It may have been retained: UpdateReplacePolicy's Delete never comes."""
+        """CloudFormation may have retained it: with UpdateReplacePolicy no Delete comes."""
         cfn.create("A", FREE)
         cfn.update("A", FREE, GOLD)
         cfn.update("A", GOLD, GOLD)
@@ -292,7 +292,7 @@ class TestRetained:
     def test_what_a_resource_of_the_same_name_left_outlives_a_cancelled_create(
         self, cfn: CloudFormation
     ) -> None:
-        """It was left with DeletionPolicy: Retain."""
+        """DeletionPolicy: Retain left it."""
         cfn.create("A", GOLD)
         cfn.create("A", FREE)
         cfn.delete("A", "invented")
@@ -311,7 +311,7 @@ class TestFailedBefore:
     """The function detaches a failed request's key, because CloudFormation never believed in it."""
 
     def unclear(self, cfn: CloudFormation, request: Create | Update) -> None:
-        """It is attached, its reply is lost, and the request fails."""
+        """API Gateway attaches it, its reply is lost, and the request fails."""
         cfn.at(CREATE, served_then(LOST), fails(DENIED))
         assert not cfn.send(request).success
         cfn.at(CREATE)
@@ -372,7 +372,7 @@ class TestFailedBefore:
 
 
 class TestNoLedger:
-    """No table is configured: the event is taken at its word."""
+    """Without a table the function takes the event at its word."""
 
     @pytest.fixture
     def cfn(self, cfn: CloudFormation) -> CloudFormation:

@@ -83,7 +83,7 @@ def table(dynamodb: DynamoDBClient) -> Table:
 
 
 def pages(dynamodb: DynamoDBClient) -> dict[str, dict[str, Any]]:
-    """All that is in the table, by key."""
+    """Read the whole table, by key."""
     return {item["pk"]["S"]: dict(item) for item in dynamodb.scan(TableName=NAME)["Items"]}
 
 
@@ -147,7 +147,7 @@ class TestPages:
 
     @given(records)
     def test_of_a_resource(self, record: ResourceRecord) -> None:
-        """Nothing of a holder's page is lost on the way."""
+        """A holder's page survives the way to DynamoDB and back."""
         assert ledger._record(self.through_dynamodb(ledger._record_page(A, record, NOW))) == record
 
     def test_a_value_is_not_written(self) -> None:
@@ -156,7 +156,7 @@ class TestPages:
 
     @given(entries)
     def test_of_an_association(self, entry: AssociationRecord) -> None:
-        """Nothing of an association's page is lost on the way."""
+        """An association's page survives the way to DynamoDB and back."""
         assert ledger._entry(self.through_dynamodb(ledger._entry_page(FREE, entry))) == entry
 
     def test_a_mark_without_its_end_is_trusted_for_15_minutes(self) -> None:
@@ -183,7 +183,7 @@ class TestPages:
         assert [key["AttributeName"] for key in DECLARED["KeySchema"]] == ["pk"]
 
     def test_several_associations(self, table: Table) -> None:
-        """As many as are asked for, each once."""
+        """The ledger reads each association once."""
         table.change(A, [FREE, PRO, FREE], lambda state: hold(A, PRO)(hold(A, FREE)(state)), deadline())
         assert set(table.change(B, [PRO, FREE], as_is, deadline()).entries) == {FREE, PRO}
         assert table.change(B, [PRO], as_is, deadline()).entries == {PRO: AssociationRecord(frozenset({A}))}
@@ -194,7 +194,7 @@ class TestPages:
         assert table.change(B, [], as_is, deadline()).record == ResourceRecord()
 
     def test_a_page_without_holders_goes(self, table: Table, dynamodb: DynamoDBClient) -> None:
-        """Of an association that nobody holds nothing is known."""
+        """The ledger keeps nothing about an association without holders."""
         table.change(A, [FREE], hold(A), deadline())
         table.change(A, [FREE], let_go(A), deadline())
         assert set(pages(dynamodb)) == {f"holder#{A.stack_id}#A"}
@@ -208,7 +208,7 @@ class TestPages:
         assert pages(dynamodb) == before
 
     def test_what_a_rule_raises_goes_through(self, table: Table, dynamodb: DynamoDBClient) -> None:
-        """And nothing is written."""
+        """The ledger writes nothing."""
 
         def refuse(_: Snapshot) -> Snapshot:
             raise FailedError("refused")
@@ -249,7 +249,7 @@ class TestAtOnce:
 
     @pytest.mark.parametrize("earlier", [False, True], ids=["a new page", "a page that is there"])
     def test_both_changes_are_there(self, table: Table, earlier: bool) -> None:
-        """The second one reads again what the first has written, and changes that; no change is lost."""
+        """The second one reads the first one's pages again, and changes those, so no change is lost."""
         third = Holder("another stack", "C")
         if earlier:
             table.change(third, [FREE], hold(third), deadline())
@@ -343,7 +343,7 @@ class TestSeen:
         assert table.change(A, [FREE], as_is, deadline()) == seen
 
     def test_it_is_read_where_something_was_not_seen(self, table: Table, reads: list[Any]) -> None:
-        """Of another association nothing is known yet."""
+        """The earlier change did not see this association."""
         table.change(B, [PRO], hold(B, PRO), deadline())
         seen = table.change(A, [FREE], hold(A), deadline())
         reads.clear()
@@ -351,13 +351,13 @@ class TestSeen:
         assert len(reads) == 1
 
     def test_it_may_have_changed(self, table: Table) -> None:
-        """Then nothing is written on it: all is read again."""
+        """The ledger then reads all pages again before it writes."""
         seen = table.change(A, [FREE], as_is, deadline())
         table.change(B, [FREE], hold(B), deadline())
         assert table.change(A, [FREE], hold(A), deadline(), seen).entry(FREE).holders == {A, B}
 
     def test_no_rule_ends_with_it(self, table: Table) -> None:
-        """A rule that raises or changes nothing is asked again on what stands there by now."""
+        """The ledger asks a rule that raises or changes nothing again, with the present pages."""
         seen = table.change(A, [FREE], as_is, deadline())
         table.change(B, [FREE], hold(B), deadline())
         assert table.change(A, [FREE], as_is, deadline(), seen).entry(FREE).holders == {B}
@@ -431,7 +431,7 @@ class TestErrors:
     )
     @pytest.mark.parametrize("verb", ["get", "write"])
     def test_passing_trouble(self, stub: Stubber, verb: str, code: str, status: int) -> None:
-        """It is tried again after a pause."""
+        """The ledger tries it again after a pause."""
         clock = Clock(NOW)
         for operation in ("get", "write"):
             if operation == verb:
@@ -464,7 +464,7 @@ class TestErrors:
         tokens: list[str] = []
 
         class Writes:
-            """DynamoDB; the first reply to a write is lost."""
+            """A DynamoDB client that loses the first reply to a write."""
 
             meta = client().meta
 

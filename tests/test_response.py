@@ -245,7 +245,7 @@ class TestSender:
         return clock
 
     def deliver_value(self, sink: Sink) -> None:
-        """Deliver a value, where the sink is an emulator that may have it."""
+        """Deliver a value to a sink that plays an emulator with leave to have it."""
         own = sink.url.split("/")[2]
         check = partial(check_value_host, region="eu-central-1", suffix="amazonaws.com", emulator=own)
         Sender(check).deliver(
@@ -255,7 +255,7 @@ class TestSender:
     def test_what_could_not_be_made_ready_is_made_anew(
         self, sink: Sink, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Or no later request of the same process would be answered."""
+        """Otherwise the process could answer no later request."""
         sender, made = Sender(), response._tls
 
         def no_context() -> ssl.SSLContext:

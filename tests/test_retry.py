@@ -42,7 +42,7 @@ class Dice(Random):
 
 
 class Sleepless(Clock):
-    """Sleeps are remembered."""
+    """The clock remembers its sleeps."""
 
     def __init__(self) -> None:
         super().__init__(0.0)
@@ -62,7 +62,7 @@ def again(**verdict: Any) -> Callable[[Exception], Again]:
 
 
 def failing(times: int, clock: Clock | None = None, seconds: float = 0.0) -> Callable[[], str]:
-    """A call that is refused so often, each time after so many seconds, and then served."""
+    """Make a call that fails so often, each time after so many seconds, and then succeeds."""
     refusals = iter(range(times))
 
     def call() -> str:
@@ -111,7 +111,7 @@ class TestBackOff:
         assert clock.slept == [2, 2, 15, 4]
 
     def test_retry_after_beyond_the_deadline(self) -> None:
-        """It is not slept through for nothing."""
+        """`retry` does not sleep in vain."""
         clock = Sleepless()
         with pytest.raises(OutOfTimeError, match="after 1 attempts in 0 s"):
             retry(failing(1), "x", Deadline(60, clock), again(after=60 - BEFORE_CALL + 0.1))
@@ -119,7 +119,7 @@ class TestBackOff:
 
 
 class TestDeadline:
-    """No call is begun with less time left than its own time-out and the answer's together."""
+    """No call begins with less time left than its own time-out and the answer's together."""
 
     def test_what_a_call_needs(self) -> None:
         """Its own time-outs, and the ledger's and the answer's after it; the short ones come to less."""
@@ -137,7 +137,7 @@ class TestDeadline:
         ids=["API Gateway", "the ledger", "the delivery"],
     )
     def test_to_the_second(self, kind: Callable[..., Deadline], needed: float) -> None:
-        """With just enough it is begun, with less it is not, and the Reason says what to do."""
+        """With just enough time a call begins, with less it does not, and the Reason says what to do."""
         nobody = () if kind is not Deadline.watched else (lambda: None,)
         enough, less = (kind(Deadline(left, Clock(0.0)), *nobody) for left in (needed, needed - 0.1))
         assert retry(failing(0), "x", enough, again()) == "served"
@@ -149,7 +149,7 @@ class TestDeadline:
         assert attempts.count == 0
 
     def test_jitter_ends_at_the_last_moment_at_which_an_attempt_can_be_made(self) -> None:
-        """Then there is one more, and no pause after it."""
+        """One more attempt follows, and no pause after it."""
         clock = Clock(0.0)
         with pytest.raises(OutOfTimeError, match="after 3 attempts in 1 s"):
             retry(failing(9), "x", Deadline(BEFORE_CALL + 1, clock, Dice()), again())
@@ -214,7 +214,7 @@ class TestTurn:
         assert clock.now == 0
 
     def test_who_is_to_make_way_does_not_wait_for_longer_than_that(self) -> None:
-        """And says until when API Gateway has asked not to be called."""
+        """The error says until when API Gateway wants no call."""
         clock = Clock(0.0)
         with pytest.raises(TurnOverError) as raised:
             retry(failing(99), "x", Deadline(3600, clock, turn=90, patience=5), again(after=30))
@@ -236,10 +236,10 @@ class TestTurn:
 
 
 class TestPersist:
-    """Call until it is served, or refused for good, or no time is left."""
+    """`retry` calls until success, a final refusal, or the end of the time."""
 
     def test_until_it_is_served(self) -> None:
-        """The attempts are counted for the caller."""
+        """`retry` counts the attempts for its caller."""
         attempts = Attempts()
         assert retry(failing(3), "x", Deadline(99, Clock(0.0)), again(), attempts) == "served"
         assert attempts == Attempts(count=4)
@@ -280,7 +280,7 @@ class TestPersist:
         assert clock.now == 60 + 30
 
     def test_no_call_begins_too_late_where_the_look_has_taken_long(self) -> None:
-        """The ledger is asked after each slice whether the request was given up; it may be throttled."""
+        """The function asks the ledger after each slice, and DynamoDB may throttle that."""
         clock = Clock(0.0)
 
         def slow() -> None:
@@ -314,7 +314,7 @@ class TestPersist:
 
     @pytest.mark.parametrize("unclear", [True, False], ids=["unclear", "clear"])
     def test_given_up_and_whether_one_may_have_been_served(self, unclear: bool) -> None:
-        """Nor is it forgotten when CloudFormation gives the request up."""
+        """An unclear attempt also counts when CloudFormation gives the request up."""
 
         def superseded() -> None:
             raise SupersededError("newer")
@@ -331,7 +331,7 @@ class TestPersist:
 
 
 class TestWords:
-    """An error says what was being done, and what has gone wrong."""
+    """An error names the action, and its cause."""
 
     def test_a_request_that_makes_way_says_for_what(self) -> None:
         with pytest.raises(TurnOverError, match=r"^Could not do it: refusal 1\.$") as raised:

@@ -175,13 +175,13 @@ class TestWanting:
         "entry", [by(), by(SIBLING), by(SIBLING, NAMESAKE)], ids=["nobody", "sibling", "both"]
     )
     def test_hold_comes_first(self, entry: AssociationRecord, on_existing: OnExisting) -> None:
-        """Before anything is attached the holder stands on both pages, with the RequestId."""
+        """The ledger has the holder on both pages, with the RequestId, before the function attaches."""
         state = rules.take_hold(ledger(entry), create(FREE, on_existing))
         assert state.entry(FREE).holders == entry.holders | {THIS}
         assert state.record.holds == {FREE: Hold("c")}
 
     def test_a_hold_that_stands_is_left_as_it_is(self) -> None:
-        """Holding again does not forget which request took hold, nor that an id has named it."""
+        """Holding again keeps the request that took hold, and the mark that an id has named it."""
         state = ledger(by(THIS), hold=Hold("earlier", named=True))
         assert rules.take_hold(state, update()) == state
 
@@ -240,7 +240,7 @@ class TestBefore:
         assert rules.reattaching(state, create(FREE), FREE).entry(FREE) == by(THIS, begun_by="c again")
 
     def test_a_move_that_is_undone_leaves_the_marks_as_they_were(self) -> None:
-        """It was moved away from, and comes back: whose it was, it is."""
+        """After a move and its way back the owner is the same."""
         marks = {"preexisting": True, "taken_over": True}
         state = ledger(by(THIS, moved_by="u", **marks))
         assert rules.reattaching(state, create(FREE), FREE).entry(FREE) == by(
@@ -270,12 +270,12 @@ class TestBefore:
         assert not rules.takes(update(FREE, FREE, TAKE), by(SIBLING, preexisting=True))
 
     def test_taking_is_written_down(self) -> None:
-        """The mark `taken` is added to `before`, which stays."""
+        """`taken_over` joins `preexisting`, which stays."""
         state = rules.present(ledger(by(THIS, preexisting=True)), update(FREE, FREE, TAKE))
         assert state.entry(FREE) == by(THIS, preexisting=True, taken_over=True)
 
     def test_a_change_back_from_take_keeps_the_mark(self) -> None:
-        """`taken` is history; whether it still stands is for the Delete's own properties to say."""
+        """`taken_over` is history; the Delete's own properties say whether it still counts."""
         state = ledger(by(THIS, preexisting=True, taken_over=True))
         assert rules.present(state, update()) == state
 
@@ -300,10 +300,10 @@ class TestBefore:
 
 
 class TestTakingBack:
-    """Attaching was refused for good, so nothing was attached."""
+    """API Gateway refused for good, so the request attached nothing."""
 
     def test_what_this_request_held_is_let_go(self) -> None:
-        """The hold is taken back by the request that took it; nothing remains of a page without holders."""
+        """The request takes its own hold back; a page without holders goes."""
         state = rules.take_hold(ledger(by()), create())
         assert rules.take_back(state, create()) == Snapshot(ResourceRecord(), {FREE: by()})
 
@@ -317,7 +317,7 @@ class TestTakingBack:
         "entry", [by(THIS), by(SIBLING)], ids=["held by an earlier request", "let go of meanwhile"]
     )
     def test_what_it_has_not_taken_is_not_touched(self, entry: AssociationRecord) -> None:
-        """A repair that fails does not make a resource lose what it held, nor anybody else."""
+        """After a failed repair every resource keeps its holds."""
         assert rules.take_back(ledger(entry), create()) == ledger(entry)
 
 
@@ -430,7 +430,7 @@ class TestLettingGo:
         assert rules.release(state, THIS, FREE, take=False, until=NOW) == state
 
     def test_after_the_detaching_the_holder_is_taken_out(self) -> None:
-        """With its last holder all that is known of an association goes."""
+        """The page of an association goes with its last holder."""
         assert rules.detached(ledger(by(THIS, detaching=NOW)), THIS, FREE) == ledger(by())
 
     def test_who_is_left_is_not_being_detached(self) -> None:
@@ -607,7 +607,7 @@ class TestAnswers:
         assert record.answers == {"c": self.answer()}
 
     def test_they_are_remembered_for_a_day(self) -> None:
-        """An older one is dropped when another is written."""
+        """A new answer drops an older one."""
         record = ResourceRecord(
             answers={"old": self.answer(NOW - REMEMBERED), "new": self.answer(NOW - REMEMBERED + 1)}
         )
@@ -684,7 +684,7 @@ def test_what_serving_begins_with(request_: Request, looked_at: list[Association
 
 
 def test_a_page_that_was_not_read_is_an_error() -> None:
-    """Of what was not read nobody knows the holders."""
+    """Nobody knows the holders of an unread page."""
     with pytest.raises(KeyError):
         ledger(by(), of=PRO).entry(FREE)
 

@@ -190,7 +190,7 @@ class World(CloudFormation):
         ).run(event if event is not None else {}, self)
 
     def missing_key(self) -> None:
-        """Alice's key was attached for a stack, and is removed by hand."""
+        """Attach Alice's key for a stack, and remove it by hand."""
         self.create("A", FREE)
         self.by_hand(FREE, attached=False)
 
@@ -346,7 +346,7 @@ class TestMissing:
     def test_what_was_lost_in_a_rollback_is_missing(
         self, world: World, log: pytest.LogCaptureFixture
     ) -> None:
-        """CloudFormation goes on as if it were attached."""
+        """CloudFormation continues as if it were attached."""
         world.create("A", FREE, digest="old")
         world.update("A", FREE, PRO, digest="new")
         del world.api.keys["alice"]
@@ -419,7 +419,7 @@ class TestNoDrift:
         assert world.watch()["missing"] == 0
 
     def test_left_by_an_update(self, world: World) -> None:
-        """CloudFormation's Delete for it is to come, or it was retained; no template declares it any more."""
+        """Its Delete is to come, or CloudFormation retained it; no template declares it any more."""
         world.create("A", FREE)
         world.update("A", FREE, GOLD)
         world.by_hand(FREE, attached=False)
@@ -432,7 +432,7 @@ class TestNoDrift:
         assert world.watch()["missing"] == 0
 
     def test_detached_while_the_plans_are_looked_into(self, world: World) -> None:
-        """It is neither missing nor somebody else's."""
+        """The watch reports it neither as missing nor as foreign."""
         world.create("A", FREE)
         world.create("B", "bob:gold")
         world.clock.now += RECENT + 60
@@ -593,7 +593,7 @@ class TestAsked:
     """An operator's event has its fields."""
 
     def test_one_plan_alone(self, world: World, capsys: pytest.CaptureFixture[str]) -> None:
-        """The alarm is about all of them, so its metric says nothing then."""
+        """The alarm is about all plans, so one plan writes no metric."""
         world.missing_key()
         world.create("B", "bob:gold")
         summary = world.watch({"UsagePlanId": "gold"})
@@ -624,7 +624,7 @@ class TestSlowly:
 
     @pytest.fixture(autouse=True)
     def _timed(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Each call takes API Gateway 300 ms, and is noted."""
+        """Let each call take 300 ms, and record it."""
         list_ = world.api.get_usage_plan_keys
 
         def timed(**arguments: Any) -> Any:
@@ -720,7 +720,7 @@ class TestSlowly:
 
 
 def many(world: World, *, keys: int, plans: int) -> None:
-    """So many keys, each in one of so many plans, and attached; ten resources a stack."""
+    """Attach so many keys, each to one of so many plans, in stacks of ten resources."""
     at = int(world.clock.now)
     for number in range(keys):
         key, plan = f"k{number}", f"p{number % plans}"
@@ -953,7 +953,7 @@ class TestAskingForRepairs:
         assert parse_repair(repair_event("r", holder("A"), pair(FREE)) | broken) is None
 
     def test_without_a_ledger_there_are_none(self, world: World) -> None:
-        """The event's word is not enough to attach a key."""
+        """The function attaches no key on the event's word."""
         world.sent = [
             {
                 "MessageBody": json.dumps({"event": repair_event("r", holder("A"), pair(FREE))}),
@@ -988,7 +988,7 @@ def adopted(world: World) -> None:
 
 
 def marked(world: World) -> None:
-    """A Delete was answered FAILED while nobody knew whether it had detached."""
+    """Answer a Delete FAILED while nobody knows whether it has detached."""
     world.create("A", FREE)
     world.at("delete_usage_plan_key", fails(LOST), *[fails(DENIED)] * 9)
     assert not world.delete("A", FREE).success
@@ -1148,7 +1148,7 @@ class TestDeaths:
 
     @pytest.mark.parametrize("how", ["held", "taken"])
     def test_the_same_repair_again_comes_out_right(self, how: str) -> None:
-        """And a Delete afterwards detaches, whatever was left."""
+        """A later Delete detaches the key after any death."""
         deaths = 0
         for at in itertools.count(1):
             world = World()
