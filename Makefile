@@ -1,17 +1,18 @@
-# `make help` lists the targets. Needed: make, PyPI, and python3, 3.11 or newer, with venv.
-# The path of this folder may hold spaces and quotes: paths here are relative, and Python is told which program to run.
+# `make help` lists the targets. They need make, PyPI, and python3, 3.11 or newer, with venv.
+# The path of this folder may hold spaces and quotes, so this file has only relative paths and starts programs
+# through Python.
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 
-# A setting for a person's own packages has no place in a virtual environment.
+# pip refuses a person's PIP_USER inside a virtual environment.
 export PIP_USER := 0
 unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH
 
 .PHONY: help demo test cdk coverage mutants campaign benchmark honest cold sam-local lint build audit clean
 
-help: ## this list
+help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY) ## a whole stack on an embedded AWS, step by step
@@ -39,10 +40,10 @@ coverage: $(READY) ## the tests; fails if a line or a branch of handler/ is not 
 	$(BIN)/python -m coverage run -m pytest $(ARGS)
 	$(BIN)/python -m coverage report
 
-mutants: $(READY) ## changes of the code that no test notices; an hour
+mutants: $(READY) ## find changes of the code that no test notices; an hour
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
-campaign: $(READY) ## every fault at every call of every story; ten minutes
+campaign: $(READY) ## play every fault at every call of every story; ten minutes
 	@PYTHONPATH=.:handler $(BIN)/python -m tests.campaign $(ARGS)
 
 benchmark: $(READY) ## everything at once, in virtual time: table and chart; a minute

@@ -37,7 +37,7 @@ WAVES: Final = (
     ("Update", 500, 1),
     ("Update", 2000, 4),
 )
-#: Times the serial limit that a wave may take at most.
+#: A wave may take at most this many times the serial limit.
 GOALS: Final = {
     "create 500": 1.14,
     "create 10000 in 20 stacks, kind": 1.15,
@@ -45,7 +45,7 @@ GOALS: Final = {
     "create 500 in 500 stacks, kind": 1.2,
     "create 500 in 500 stacks, worst": 1.2,
 }
-#: Calls to API Gateway for each key that these waves may take at most.
+#: These waves may make at most this many calls to API Gateway for each key.
 MOST_CALLS: Final = 1.25
 #: How long API Gateway throttles every call, in seconds.
 SHUT: Final = 2400.0
@@ -53,7 +53,7 @@ VERBS: Final = {"Create": "create", "Delete": "delete", "Update": "move"}
 
 
 def queued(kind: str, keys: int, stacks: int, worst: bool, seed: int) -> Result:
-    """A wave through the queue."""
+    """Run a wave through the queue."""
     title = f"{VERBS[kind]} {keys}" + (
         f" in {stacks} stacks, {'worst' if worst else 'kind'}" if stacks > 1 else ""
     )
@@ -61,7 +61,7 @@ def queued(kind: str, keys: int, stacks: int, worst: bool, seed: int) -> Result:
 
 
 def throttled(stacks: int, retry_after: int | None, seed: int) -> Result:
-    """A wave while API Gateway throttles every call."""
+    """Run a wave while API Gateway throttles every call."""
     account = Account(seed, worst=True)
     account.gateway.shut = SHUT, retry_after
     return wave(
@@ -69,60 +69,66 @@ def throttled(stacks: int, retry_after: int | None, seed: int) -> Result:
         20,
         stacks,
         account,
-        f"{stacks} stack{'s' if stacks > 1 else ''}, {f'Retry-After: {retry_after}' if retry_after else 'without Retry-After'}",
+        f"{stacks} stack{'s' if stacks > 1 else ''},"
+        f" {f'Retry-After: {retry_after}' if retry_after else 'without Retry-After'}",
     )
 
 
 def _account(seed: int) -> Account:
-    """Batches of both kinds; and in every other pair of accounts Lambda hands in requests minutes late, and in any order."""
+    """Vary the batches by seed; in two seeds of four Lambda also hands in requests late and in any order."""
     return Account(seed, worst=bool(seed % 2), without_room=0.7 * (seed // 2 % 2))
 
 
 def rollbacks(seeds: range) -> list[Storm]:
-    """Small stacks, each rolled back in an order of its own."""
+    """Roll back small stacks, each in an order of its own."""
     return [storms.rollback(3 + seed % 10, _account(seed)) for seed in seeds]
 
 
 def update_rollbacks(seeds: range) -> list[Storm]:
-    """The same with updates: keys that are moved to another plan for the same stage, and back."""
+    """Roll back updates that move keys to another plan for the same stage."""
     return [storms.update_rollback(3 + seed % 8, _account(seed)) for seed in seeds]
 
 
 def rollback_of_500(wrong: int, seed: int) -> Storm:
-    """A whole stack."""
+    """Roll back a whole stack."""
     return storms.rollback(500, Account(seed), before=0.0, late=0.02, twice=0.02, wrong=wrong)
 
 
 def deaths(seeds: range) -> list[Storm]:
-    """Stacks whose functions die, each third of them."""
+    """Run stacks while a third of their functions die."""
     return [storms.deaths(60, _account(seed), share=0.3) for seed in seeds]
 
 
 def crashing(bad: int, seed: int, *, apart: bool = False, hang: bool = False) -> Crashing:
-    """Stacks beside requests that kill the function."""
+    """Run stacks beside requests that kill the function."""
     return storms.crashing(200, 20, bad, Account(seed, worst=True), apart=apart, hang=hang)
 
 
 def row(result: Result) -> str:
-    """A line of the table."""
+    """Write a line of the table."""
     return (
-        f"{result.name:<33} {result.succeeded:>6}/{result.keys:<6} {result.ratio:>6.3f} {result.calls_per_key:>7.2f}"
-        f" {result.throttled:>7} {result.busy:>6} {f'{result.served}/{result.asked}':>9} {result.receives:>8} {result.rounds:>6}"
+        f"{result.name:<33} {result.succeeded:>6}/{result.keys:<6} {result.ratio:>6.3f}"
+        f" {result.calls_per_key:>7.2f}"
+        f" {result.throttled:>7} {result.busy:>6} {f'{result.served}/{result.asked}':>9}"
+        f" {result.receives:>8} {result.rounds:>6}"
     )
 
 
-HEAD: Final = f"{'':33} {'succeeded':>13} {'time':>6} {'calls':>7} {'429s':>7} {'409s':>6} {'others':>9} {'receives':>8} {'rounds':>6}"
+HEAD: Final = (
+    f"{'':33} {'succeeded':>13} {'time':>6} {'calls':>7} {'429s':>7} {'409s':>6}"
+    f" {'others':>9} {'receives':>8} {'rounds':>6}"
+)
 
 
 def main() -> int:
-    """Run, print, draw; 0 when the goals are reached."""
+    """Run, print, draw; return 0 when the figures reach the goals."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--quick", action="store_true", help="leave out what takes longest: 10,000 keys, and most storms"
     )
     options = parser.parse_args()
-    os.environ["POWERTOOLS_METRICS_DISABLED"] = "true"  # they would be among the table's rows
+    os.environ["POWERTOOLS_METRICS_DISABLED"] = "true"  # else metrics appear among the table's rows
     seed, quick = options.seed, options.quick
     every = range(0, ROLLBACKS // 10 if quick else ROLLBACKS, 50)
 
@@ -167,7 +173,8 @@ def main() -> int:
         print("others: how many calls of another caller in the account were served.")
         print("kind: a batch takes what it can of one stack; worst: one of each in turn.")
         print(
-            "receives: the most of a message; rounds: the most invocations in a chain of messages (Lambda ends it at 16)."
+            "receives: the most of a message; rounds: the most invocations in a chain of messages"
+            " (Lambda ends it at 16)."
         )
         print(f"\nThrough the queue\n{HEAD}")
         for future in waves:
@@ -186,15 +193,18 @@ def main() -> int:
         for wrong, one in large.items():
             storm = one.result()
             print(
-                f"500 keys, wrong is number {wrong + 1}: {_told([storm])}, over in {storm.seconds:.0f} s, {storm.calls} calls"
+                f"500 keys, wrong is number {wrong + 1}: {_told([storm])},"
+                f" over in {storm.seconds:.0f} s, {storm.calls} calls"
             )
         told = [storm for future in dying for storm in future.result()]
         print(
-            f"\nFunctions that die: {len(told)} stacks of 60 keys, {sum(storm.deaths for storm in told)} deaths\n{_told(told)}"
+            f"\nFunctions that die: {len(told)} stacks of 60 keys,"
+            f" {sum(storm.deaths for storm in told)} deaths\n{_told(told)}"
         )
         base = alone.result()
         print(
-            f"\n200 keys in 20 stacks, worst, alone: {base.good} attached, in {base.seconds:.0f} s; beside 20 requests that …"
+            f"\n200 keys in 20 stacks, worst, alone: {base.good} attached, in {base.seconds:.0f} s;"
+            " beside 20 requests that …"
         )
         for name, killer in killers.items():
             print(_crashing_row(name, killer.result(), base.seconds))
@@ -216,7 +226,8 @@ def _reached(result: Result) -> bool:
 
 def _throttled_row(result: Result) -> str:
     return (
-        f"  {result.name}: {result.succeeded} attached, in {result.seconds:.0f} s; {result.calls} calls to API Gateway,"
+        f"  {result.name}: {result.succeeded} attached, in {result.seconds:.0f} s;"
+        f" {result.calls} calls to API Gateway,"
         f" {result.invocations} invocations, {result.receives} receives at most"
     )
 
@@ -230,7 +241,7 @@ def _crashing_row(name: str, result: Crashing, alone: float) -> str:
 
 
 def queued_500(waves: list[Future[Result]]) -> Result:
-    """The wave that is drawn."""
+    """Find the wave that the plot shows."""
     return next(result for result in (future.result() for future in waves) if result.name == "create 500")
 
 
@@ -239,7 +250,8 @@ def _told(storm: list[Storm]) -> str:
         sum(len(one) for one in which)
         for which in zip(*((s.left, s.gone, s.held) for s in storm), strict=True)
     )
-    return f"left behind: {left}, gone: {gone}, still in the ledger: {held}, two answers: {sum(s.contradicted for s in storm)}"
+    two = sum(one.contradicted for one in storm)
+    return f"left behind: {left}, gone: {gone}, still in the ledger: {held}, two answers: {two}"
 
 
 if __name__ == "__main__":

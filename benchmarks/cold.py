@@ -1,9 +1,9 @@
-"""What a cold start and a warm request cost under Lambda's own runtime, next to a bare function's: `make cold`.
+"""Measures a cold start and a warm request under Lambda's runtime, beside a bare function's: `make cold`.
 
-Every figure is the median of fresh processes (RIE and awslambdaric: tests/runtime.py), the functions in turn;
-ratios are taken round by round. The others have boto3 and crhelper as pip installs them, with byte code. A
-function has one processor, which the servers that it talks to do not use. These are local, answer at once,
-and over TLS with as many authorities to load as AWS's: it is the function's own time that is measured.
+Every figure is the median of fresh processes (RIE and awslambdaric: tests/runtime.py). The functions take
+turns, and each round gives one ratio. The others have boto3 and crhelper as pip installs them, with byte
+code. A function has a processor of its own; the servers use another one. The servers are local and answer at
+once, over TLS with as many authorities to load as AWS's, so the figures show the function's own time.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ KEY: Final = "a1b2c3d4e5"
 
 @dataclass(frozen=True)
 class Contestant:
-    """A function as it is deployed. `queued`: it is the queue that invokes it."""
+    """A deployed function. `queued`: the queue invokes it."""
 
     name: str
     artifact: Path
@@ -59,7 +59,7 @@ class Contestant:
 class Run:
     """One fresh process: milliseconds from its start to ready and to the first answer, and kilobytes at most.
 
-    `warm` is what a warm request of each type takes, and `cpu` its time on the processor alone.
+    `warm` has the time of a warm request of each type, and `cpu` only its time on the processor.
     """
 
     init: float
@@ -70,7 +70,7 @@ class Run:
 
 
 class World:
-    """What the functions talk to."""
+    """The servers that the functions talk to."""
 
     def __init__(self, stack: ExitStack, authorities: Path) -> None:
         """Start it all; `authorities` is what AWS's clients trust."""
@@ -93,7 +93,7 @@ class World:
         self._requests = self._resources = 0
 
     def event(self, kind: str) -> dict[str, Any]:
-        """A request of this moment; a Create is a new resource's."""
+        """Make a request of this moment; a Create is for a new resource."""
         self._requests += 1
         self._resources += kind == "Create"
         event = {
@@ -108,7 +108,7 @@ class World:
         return event if kind == "Create" else {**event, "PhysicalResourceId": f"{KEY}:{PLAN}"}
 
     def clear(self) -> None:
-        """Begin anew: nothing is attached and nothing is held."""
+        """Begin anew: detach everything and empty the ledger."""
         self.gateway.attached = set()
         self.api.table.clear()
 
@@ -139,7 +139,7 @@ class Bench:
             return Run(init, first, running.peak_memory, *times)
 
     def limited(self, contestant: Contestant, size: int, warm: int) -> tuple[float, float]:
-        """Measure the first Create after init, and warm requests, in milliseconds, with what a size buys of a processor."""
+        """Measure the first Create after init and warm requests, in ms, with a size's CPU share."""
         with self._started(contestant) as running:
             running.invoke({})  # An error, but from now on it is started. Init has a whole processor.
             with _share(running.pid, size / WHOLE):
@@ -165,7 +165,7 @@ class Bench:
             yield running
 
     def _ask(self, running: Function, contestant: Contestant, kind: str) -> float:
-        """Have a request served; gives back how long that took from outside, in milliseconds."""
+        """Have a request served; return how many milliseconds that took, seen from outside."""
         event = self._world.event(kind)
         if contestant.queued:
             body = json.dumps({"event": event, "arrived": time.time()})
@@ -223,7 +223,7 @@ def _share(pid: int, share: float) -> Iterator[None]:
 
 
 def _build(folder: Path, python: Path) -> tuple[Path, Path]:
-    """Make the artifact, and what the others share: boto3 and crhelper whole. Both have byte code for this Python."""
+    """Build the artifact, and whole boto3 and crhelper for the others, with byte code for this Python."""
     ours, others = folder / "ours", folder / "others"
     environment = {
         **os.environ,
@@ -287,7 +287,7 @@ def _lambdas_python() -> Path:
 
 
 def _runtime_for(python: Path) -> Path:
-    """Find awslambdaric for a Python; for another one than this environment's it is installed beside."""
+    """Find awslambdaric for a Python; install a copy of its own if the Python is not this environment's."""
     asked = [str(python), "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
     version = subprocess.run(asked, check=True, capture_output=True, text=True).stdout.strip()
     if version == f"{sys.version_info[0]}.{sys.version_info[1]}":
@@ -326,7 +326,7 @@ def _contestants(ours: Path, others: Path, queue: str) -> list[Contestant]:
 
 
 def _figures(contestants: Sequence[Contestant], runs: Sequence[Sequence[Run]]) -> Iterator[str]:
-    """The table: medians, and in brackets the medians of the ratios."""
+    """Write the table: medians, and in brackets the medians of the ratios."""
     kinds = sorted(CYCLE)
     call, put, readme, this = runs[:4]
     yield "| | ready | first answer | peak memory | " + " | ".join(f"warm {kind}" for kind in kinds) + " |"
@@ -341,7 +341,8 @@ def _figures(contestants: Sequence[Contestant], runs: Sequence[Sequence[Run]]) -
         ]
         yield f"| {' | '.join(cells)} |"
     cpu = [_ratio([run.cpu[kind] for run in this], [least.cpu[kind] for least in put]) for kind in kinds]
-    yield f"\nThe processor's time alone, warm, of this against floor and PUT: {', '.join(f'{ratio:.2f}' for ratio in cpu)}"
+    ratios = ", ".join(f"{ratio:.2f}" for ratio in cpu)
+    yield f"\nThe processor's time alone, warm, of this against floor and PUT: {ratios}"
     less = 1 - _ratio([run.init for run in this], [other.init for other in readme])
     yield f"This is ready {less:.0%} sooner than crhelper's README"
 
@@ -356,7 +357,7 @@ def _ratio(values: Sequence[float], others: Sequence[float]) -> float:
 
 def main() -> None:
     """Measure, and print a table."""
-    # Ended from outside, it ends what it has started.
+    # If somebody ends it, it ends every process that it has started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -376,7 +377,7 @@ def main() -> None:
         options.rounds or (5 if options.sizes else 15),
         options.warm or (2 if options.sizes else 10),
     )
-    # Affinity is a thread's, and is inherited: so this comes before the servers' threads.
+    # Threads inherit affinity, so this comes before the servers' threads.
     processor, *others_have = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, others_have or [processor])
     with ExitStack() as stack:
@@ -390,7 +391,8 @@ def main() -> None:
             return
         world.api.takes = CALL
         print(
-            f"| first Create after init, then a warm request, in ms | {' | '.join(f'{size} MB' for size in SIZES)} |"
+            "| first Create after init, then a warm request, in ms |"
+            f" {' | '.join(f'{size} MB' for size in SIZES)} |"
         )
         print("|---" * (1 + len(SIZES)) + "|")
         for contestant in contestants:

@@ -1,8 +1,8 @@
-"""Whether virtual time tells the truth: the real handler in processes of its own, in real time, against the same rules.
+"""Checks virtual time: runs the real handler in processes, in real time, against the same rules.
 
-Each process is a function that CloudFormation has invoked, without queue and table, as under a wave that is
-served where it
-arrives: `app.handler`, boto3 and HTTP, urllib3 and TLS. All that differs from virtual time is the machine.
+Each process is a function that CloudFormation has invoked. It has no queue and no table, so it serves its
+request at once, with `app.handler`, boto3 and HTTP, urllib3 and TLS. Only the machine is another one than in
+virtual time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.sink import Sink
 from .model import SERIAL_CALL, Account
 from .waves import SPREAD, furnish, name, wave
 
-#: How many virtual runs the real one is held against.
+#: How many virtual runs the real one is compared with.
 RUNS: Final = 20
 CREATE: Final = {
     "RequestType": "Create",
@@ -106,7 +106,7 @@ def _served(api: ApiGateway) -> Iterator[str]:
 
 
 class _Context:
-    """Lambda's, of a function that may run for a quarter of an hour."""
+    """Lambda's context, of a function that may run for 15 minutes."""
 
     aws_request_id = "honest"
     function_name = "honest"
@@ -123,7 +123,7 @@ class _Context:
 
 def worker() -> None:
     """One function: get ready, say so, wait for the event, serve it."""
-    from usage_plan_key import app  # noqa: PLC0415  # in the function's process alone
+    from usage_plan_key import app  # noqa: PLC0415  # only in the function's process
 
     print("ready", flush=True)
     at, event = json.loads(sys.stdin.readline())
@@ -132,12 +132,12 @@ def worker() -> None:
 
 
 def most(keys: int) -> int:
-    """Nine of ten: when they are attached tells more than when the last one is, which is a matter of luck."""
+    """Nine of ten: the time of the last key is a matter of luck and tells less."""
     return keys * 9 // 10
 
 
 def real(keys: int, seed: int) -> tuple[int, float, float, float]:
-    """Run a wave in real time; gives back how many succeeded, the calls for each key, and when most and all were attached."""
+    """Run a wave; return successes, calls for each key, and when nine of ten and all were attached."""
     dice = Random(seed)
     api = Strict()
     furnish(api, keys)
@@ -189,7 +189,7 @@ def real(keys: int, seed: int) -> tuple[int, float, float, float]:
 
 
 def main() -> int:
-    """Compare; 0 when real time is within 20 % of what virtual time predicts."""
+    """Compare; return 0 when real time is within 20 % of virtual time's prediction."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--worker", action="store_true")
     parser.add_argument("--keys", type=int, default=100)

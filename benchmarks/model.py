@@ -1,9 +1,9 @@
-"""The parts around us, in virtual time: API Gateway, DynamoDB, SQS and Lambda, CloudFormation.
+"""The services around the function, in virtual time: API Gateway, DynamoDB, SQS and Lambda, CloudFormation.
 
-| part | takes |
+| step | takes |
 |---|---|
-| a create or a delete that API Gateway serves, whatever comes of it | 300 ms |
-| one that is one too many at a time, or more than the bucket has | nothing: the worst for whoever retries |
+| a create or a delete that API Gateway serves, whatever its result | 300 ms |
+| a create or a delete that API Gateway refuses as busy or throttled | nothing: the worst case for retries |
 | a read from API Gateway | 50 ms |
 | a call to DynamoDB or SQS | 10 ms |
 | from the queue to the function | 50 ms |
@@ -50,13 +50,12 @@ TIMEOUT: Final = 90.0
 MOST_RECEIVES: Final = 1000
 BATCH: Final = 10
 WORKERS: Final = 2
-#: Lambda tries an asynchronous invocation again so many seconds after an error; and after those, doubled from
-#: the first to the second, where the account has no concurrency left for it.
+#: Lambda tries an asynchronous invocation again after AGAIN seconds if it failed. If the account has no
+#: concurrency left, Lambda waits for NO_ROOM: the first of these seconds, doubled each time up to the second.
 #: https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html
 AGAIN: Final = (60.0, 120.0)
 NO_ROOM: Final = (1.0, 300.0)
-#: Lambda invokes a function so often in one chain of messages that it sends to the queue that invokes it, and
-#: then no more.
+#: Lambda stops a function after this many invocations in one chain, if it sends messages to its own queue.
 #: https://docs.aws.amazon.com/lambda/latest/dg/invocation-recursion.html
 MOST_ROUNDS: Final = 16
 
@@ -64,7 +63,7 @@ T = TypeVar("T")
 
 
 class Gateway(fake.ApiGateway):
-    """tests/aws/fake.py's API Gateway, taking its time."""
+    """The API Gateway of tests/aws/fake.py, whose calls take virtual time."""
 
     def __init__(self, world: World) -> None:
         """An empty account."""
@@ -72,11 +71,11 @@ class Gateway(fake.ApiGateway):
         self._world = world
         self.refused: Counter[int] = Counter()
         self.history: list[tuple[float, int]] = []
-        """When how many were attached."""
+        """How many keys were attached, and when."""
         self.crashers = ""
-        """What keys named crasher… do to the function: crash, or hang."""
+        """How keys named crasher… end the function: it crashes, or it hangs."""
         self.shut: tuple[float, int | None] = 0.0, None
-        """Until when every call is throttled, and with which `Retry-After`."""
+        """API Gateway throttles every call until this time, with this `Retry-After`."""
 
     def create_usage_plan_key(self, *, usagePlanId: str, keyId: str, keyType: str) -> dict[str, Any]:  # noqa: N803
         """CreateUsagePlanKey."""
@@ -120,7 +119,7 @@ class Gateway(fake.ApiGateway):
 
 
 class DynamoDb:
-    """One table: transactions on condition that a version is what it was."""
+    """One table, with transactions that check a version."""
 
     def __init__(self, world: World) -> None:
         """An empty one."""
@@ -168,7 +167,7 @@ class DynamoDb:
 
 @dataclass(eq=False)
 class _Message:
-    """A message in the queue; in flight while it has a receipt. `rounds`: how many invocations its chain has."""
+    """A message in the queue, in flight while it has a receipt. `rounds`: the invocations in its chain."""
 
     number: int
     group: str
@@ -182,8 +181,9 @@ class _Message:
 
 
 class Fifo:
-    """An SQS FIFO queue, and its dead-letter queue: a group's messages in order, and none while one of them is in flight.
+    """An SQS FIFO queue, and its dead-letter queue.
 
+    It delivers a group's messages in order, and none of them while another one is in flight:
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/FIFO-queues-understanding-logic.html
     """
 
@@ -194,9 +194,9 @@ class Fifo:
 
         Args:
             world: The time.
-            worst: A batch takes one message of each group in turn, the worst for other stacks; else as many
-                as it can of one, then of the next, as SQS says. How Lambda's poller does it is not
-                documented.
+            worst: A batch takes one message of each group in turn, the worst case for other stacks.
+                Otherwise it takes as many as it can of one group, then of the next, as SQS's page says. No
+                document says how Lambda's poller takes them.
         """
         self._world = world
         self._worst = worst
@@ -205,10 +205,10 @@ class Fifo:
         self._seen: dict[tuple[str, str], float] = {}
         self._number = itertools.count()
         self.dead: list[str] = []
-        """The bodies of what is in the dead-letter queue."""
+        """The bodies of the messages in the dead-letter queue."""
         self.filled = Signal(world)
         self.receives = self.rounds = 0
-        """The most of a message."""
+        """How often the queue delivered one message, at most."""
 
     def send_message(
         self,
@@ -218,7 +218,7 @@ class Fifo:
         MessageGroupId: str,  # noqa: N803
         MessageDeduplicationId: str,  # noqa: N803
     ) -> dict[str, Any]:
-        """SendMessage; within five minutes the same one is taken once."""
+        """SendMessage; the queue drops a duplicate within five minutes."""
         self._world.sleep(CALL / 2)
         key, now = (MessageGroupId, MessageDeduplicationId), self._world.now
         if QueueUrl != self.URL:
@@ -233,7 +233,7 @@ class Fifo:
         return {"MessageId": MessageDeduplicationId}
 
     def change_message_visibility(self, *, QueueUrl: str, ReceiptHandle: str, VisibilityTimeout: int) -> None:  # noqa: N803
-        """ChangeMessageVisibility: the message comes again in its place, at the earliest after so many seconds."""
+        """ChangeMessageVisibility: the message comes again in its place, after so many seconds or later."""
         self._world.sleep(CALL / 2)
         message = self._flying.get(ReceiptHandle)
         if message is None:
@@ -245,7 +245,7 @@ class Fifo:
         self._world.sleep(CALL / 2)
 
     def delete(self, receipt: str) -> None:
-        """Take a message away; without a word if its receipt is no longer good."""
+        """Take a message away; ignore a receipt that is no longer valid."""
         if message := self._flying.pop(receipt, None):
             self._remove(message)
             self.filled.set()
@@ -293,7 +293,7 @@ class Fifo:
     def _appear(self, message: _Message, hidden: float) -> None:
         if (
             message.receipt and message.hidden == hidden
-        ):  # Else its time-out has been changed, or it was received again.
+        ):  # Otherwise somebody has changed its time-out or received it again.
             self._flying.pop(message.receipt, None)
             message.receipt = ""
             self.filled.set()
@@ -317,7 +317,7 @@ def _record(message: _Message) -> dict[str, Any]:
 
 @dataclass
 class Context:
-    """Lambda's."""
+    """Lambda's context."""
 
     world: World
     ends: float
@@ -328,7 +328,7 @@ class Context:
     log_stream_name: str = "stream"
 
     def get_remaining_time_in_millis(self) -> int:
-        """How long the function may run yet."""
+        """Tell how much longer the function may run."""
         return int((self.ends - self.world.time()) * 1000)
 
 
@@ -343,7 +343,7 @@ class Sent:
 
     @property
     def answer(self) -> dict[str, Any] | None:
-        """What CloudFormation takes: the first answer, within the hour."""
+        """The answer that CloudFormation takes: the first one within the hour."""
         return self.answers[0][1] if self.answers and self.answers[0][0] <= self.at + 3600 else None
 
     @property
@@ -388,10 +388,10 @@ class Account:
         self.fifo = Fifo(self.world, worst=worst)
         self.sent: dict[str, Sent] = {}
         self.unanswered: list[Sent] = []
-        """What Lambda gave up: three attempts at handing a request over have failed."""
+        """The requests that Lambda gave up after three attempts."""
         self.without_room = without_room
         self.fate: Callable[[Sequence[Mapping[str, Any]]], int | None] = lambda events: None
-        """After how many steps a function dies that serves these; None for never."""
+        """A function that serves these dies after so many steps; None for never."""
         self.deaths = self.invocations = 0
         """How often the function died, and how often the queue invoked it."""
         self._timeout, self._batch, self._queue, self._ledger, self._threads = (
@@ -406,7 +406,7 @@ class Account:
             self.world.spawn(self._worker)
 
     def invocation(self) -> Provider:
-        """A new execution environment of the function."""
+        """Make a new execution environment of the function."""
         return Provider(
             api=ApiGateway(cast("Any", self.gateway)),
             table=Table(cast("Any", self.table), "ledger") if self._ledger else None,
@@ -431,7 +431,7 @@ class Account:
         on_existing: str = "Fail",
         heard: Callable[[Sent], None] = lambda sent: None,
     ) -> Sent:
-        """Send a request, now; it is handed in after `delays` (more than one: it comes again)."""
+        """Send a request now; Lambda hands it in after each of `delays`."""
         signed = datetime.fromtimestamp(self.world.time(), UTC).strftime("%Y%m%dT%H%M%SZ")
         id_ = f"request-{next(self._ids)}"
         event = {
@@ -450,7 +450,7 @@ class Account:
         return sent
 
     def prepare(self, kind: str, stack: str, logical: str, key: str, plan: str) -> None:
-        """Have a request served in no time, before the beginning."""
+        """Serve a request before time begins."""
         self.world.frozen = True
         sent = self.send(kind, stack, logical, key, plan, delays=())
         self.invocation().on_event(sent.event, Context(self.world, self.world.time() + 900))
@@ -459,7 +459,7 @@ class Account:
         self.world.frozen = False
 
     def run(self) -> None:
-        """Let time pass until all is done."""
+        """Let time pass until nothing remains to do."""
         with _simulated(self.world):
             self.world.run()
 
@@ -483,14 +483,14 @@ class Account:
         self.unanswered.append(sent)
 
     def _wait_for_room(self) -> None:
-        """While Lambda throttles the function, what invokes it tries again."""
+        """Try again for as long as Lambda throttles the function."""
         pause, most = NO_ROOM
         while self.world.dice.random() < self.without_room:
             self.world.sleep(pause)
             pause = min(2 * pause, most)
 
     def _worker(self) -> None:
-        """One of the functions that Lambda lets serve the queue at one time."""
+        """Serve the queue, as one of the functions that Lambda runs at the same time."""
         environment = self.invocation()
         while True:
             batch = self.fifo.receive(self._batch)
@@ -543,7 +543,7 @@ class _Put:
 
 @contextmanager
 def _simulated(world: World) -> Iterator[None]:
-    """What is not handed in to the function's code: its dice, and crhelper's guard, a timer in real time."""
+    """Replace what nobody hands in: the code's dice, and crhelper's timer, which runs in real time."""
     logging.disable(logging.CRITICAL)
     try:
         with (

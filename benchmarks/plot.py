@@ -1,4 +1,4 @@
-"""The plot: how many keys each policy attaches over time. An SVG, written by hand, for phones and printers too."""
+"""Draws how many keys each policy attaches over time, as an SVG that phones and printers show too."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ def svg(title: str, lines: Mapping[str, History], seconds: float, most: int) -> 
         f"<title>{escape(title)} (model)</title>",
         f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>',
         text(12, 26, "start", f"{title} (model)"),
-        f'<g transform="translate(20 {TOP + HIGH / 2}) rotate(-90)">{text(0, 0, "middle", "keys attached")}</g>',
+        (
+            f'<g transform="translate(20 {TOP + HIGH / 2}) rotate(-90)">'
+            f"{text(0, 0, 'middle', 'keys attached')}</g>"
+        ),
         text(LEFT + wide / 2, bottom + 50, "middle", "seconds since the deploy began (virtual time)"),
     ]
     for keys in range(0, most + 1, _step(most)):

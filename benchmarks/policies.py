@@ -1,6 +1,6 @@
-"""What others do: one CreateUsagePlanKey for each resource, all at once, and what they make of an error.
+"""Models others: each resource calls CreateUsagePlanKey, all at once; a policy decides after an error.
 
-Each policy says how long to wait after an attempt that was refused (they count from 1), or None to give up.
+Each policy says how long to wait after a refused attempt (the first is 1), or None to give up.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ Policy = Callable[[int, int, Random], float | None]
 
 
 def native(status: int, attempt: int, dice: Random) -> float | None:
-    """AWS::ApiGateway::UsagePlanKey: a 409 is final (serverless #12065). That it waits out a 429 is assumed, kindly."""
+    """AWS::ApiGateway::UsagePlanKey: fails at a 409 (serverless #12065). We assume that it retries a 429."""
     return dice.uniform(0, min(20.0, 0.5 * 2**attempt)) if status == 429 else None
 
 
 def crhelper(status: int, attempt: int, dice: Random) -> float | None:
-    """A handler as crhelper's README shows it: boto3's defaults, five attempts at a 429 (data/_retry.json), one at a 409."""
+    """The handler of crhelper's README: boto3's five attempts at a 429 (data/_retry.json), one at a 409."""
     return dice.random() * 2 ** (attempt - 1) if status == 429 and attempt < 5 else None
 
 
 def terraform(status: int, attempt: int, dice: Random) -> float | None:
-    """Terraform's provider: 25 attempts, at "try again later" too (internal/service/apigateway/service_package.go).
+    """Terraform's provider: 25 attempts, also at "try again later".
 
-    Its back-off is the old SDK's: 30 ms, after a 429 500 ms, doubled each time up to 300 s (internal/conns,
-    v1CompatibleBackoff). All at once, as CloudFormation starts them; Terraform itself would start ten at a
-    time.
+    internal/service/apigateway/service_package.go says when it tries again. Its back-off is the old SDK's
+    (internal/conns, v1CompatibleBackoff): 30 ms, or 500 ms after a 429, doubled each time up to 300 s. Here
+    all resources start at once, as in CloudFormation; Terraform itself starts ten at a time.
     """
     seconds = (0.5 if status == 429 else 0.03) * dice.uniform(1, 2) * 2**attempt
     if attempt >= 25:
@@ -49,7 +49,7 @@ POLICIES: Final[dict[str, Policy]] = {
 
 
 def wave(policy: str, keys: int, seed: int) -> Result:
-    """Create so many keys at once by a policy."""
+    """Attach so many keys at once by a policy."""
     account = Account(seed, queue=False)
     world, gateway = account.world, account.gateway
     furnish(gateway, keys)

@@ -1,4 +1,4 @@
-"""Rollbacks in every order, and functions that die."""
+"""Runs rollbacks in every order, and functions that die."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Storm:
     """What became of a storm.
 
     Attributes:
-        left: What is attached and should not be.
-        gone: What should be attached and is not.
-        held: What the ledger still has for a resource that is gone.
+        left: Associations that are attached and should not be.
+        gone: Associations that should be attached and are not.
+        held: Associations that the ledger still holds for a deleted resource.
         seconds: From the first failure to the last answer.
         calls: To API Gateway.
         deaths: Of functions.
@@ -40,12 +40,12 @@ class Storm:
 
     @property
     def clean(self) -> bool:
-        """Nothing is left, nothing is gone, and every answer was the only one."""
+        """Whether nothing is left or gone, and each request had one answer."""
         return not (self.left or self.gone or self.held or self.contradicted)
 
 
 class Stack:
-    """A stack as CloudFormation drives it: creates at once, and when one fails all are taken back."""
+    """A stack that CloudFormation creates at once; when one resource fails, it rolls all of them back."""
 
     def __init__(self, account: Account, name: str, *, late: float = 0.0, twice: float = 0.0) -> None:
         """Begin.
@@ -161,7 +161,7 @@ def rollback(
 
 
 class Moving:
-    """A stack whose update moves every key from Free to Pro, and is taken back when one of them fails."""
+    """A stack whose update moves every key from Free to Pro; when one fails, CloudFormation rolls it back."""
 
     def __init__(self, account: Account, late: float, twice: float) -> None:
         """See `Stack`."""
@@ -188,7 +188,7 @@ class Moving:
             world.at(world.dice.uniform(0.2, 1.5), self._roll_back)
 
     def _new(self, key: str) -> str | None:
-        """The id that CloudFormation has taken for the resource's new one."""
+        """Find the id that CloudFormation took as the resource's new one."""
         at, answer = self._updates[key].answers[0] if self._updates[key].answers else (float("inf"), {})
         taken = self.failed_at is not None and at <= self.failed_at and answer["Status"] == "SUCCESS"
         return str(answer["PhysicalResourceId"]) if taken else None
@@ -197,7 +197,7 @@ class Moving:
         world = self._account.world
         self._open = set(self._updates)
         for key in self._updates:
-            # Whether it carries the new id or the old one nobody has verified.
+            # Nobody has verified whether it carries the new id or the old one.
             id_ = world.dice.choice([self._new(key) or f"{key}:free", f"{key}:free"])
             world.at(
                 world.dice.uniform(0, SPREAD),
@@ -221,7 +221,7 @@ def handed_in(account: Account, late: float, twice: float) -> list[float]:
 
 
 def update_rollback(keys: int, account: Account, *, late: float = 0.1, twice: float = 0.1) -> Storm:
-    """Move a stack's keys between plans that share a stage, one of them to a plan that is not there, and back again."""
+    """Move a stack's keys between plans that share a stage; one plan is missing, so all move back."""
     world, gateway = account.world, account.gateway
     furnish(gateway, keys)
     for number in range(keys):
@@ -238,7 +238,7 @@ def update_rollback(keys: int, account: Account, *, late: float = 0.1, twice: fl
 
 
 class Mortal:
-    """A stack whose functions die. What fails is deleted, as CloudFormation does; half of what succeeds too, minutes later."""
+    """A stack whose functions die. It deletes each failed resource, and half of the others minutes later."""
 
     def __init__(self, account: Account, share: float, steps: int) -> None:
         """Let a share of the functions die, within so many steps."""
@@ -258,7 +258,7 @@ class Mortal:
     def _created(self, sent: Sent) -> None:
         world, key = self._account.world, sent.event["LogicalResourceId"]
         if not sent.answer:
-            return  # It has come after CloudFormation's time; the Delete is on its way.
+            return  # The answer came after CloudFormation's time; the Delete is on its way.
         id_ = sent.answer["PhysicalResourceId"]
         if not sent.success:
             world.at(1.0, partial(self._delete, key, id_))

@@ -1,4 +1,4 @@
-"""Creates, deletes and moves, all at once; what becomes of them, and of another caller in the account."""
+"""Runs creates, deletes and moves all at once, beside another caller in the account."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Result:
         seconds: From the first request to the last answer.
         limit: The serial limit: calls * 300 ms.
         calls: To API Gateway.
-        throttled: How many of them were answered 429,
-        busy: and how many 409.
-        asked: How often the other caller asked,
-        served: and was served.
+        throttled: How many of them got a 429.
+        busy: How many of them got a 409.
+        asked: How often the other caller asked.
+        served: How often API Gateway served the other caller.
         invocations: How often the queue invoked the function.
-        receives: The most of a message,
-        rounds: and the most invocations of a chain of messages.
-        history: When how many were attached.
+        receives: How often the queue delivered one message, at most.
+        rounds: How many invocations one chain of messages had, at most.
+        history: How many keys were attached, and when.
     """
 
     name: str
@@ -63,15 +63,15 @@ class Result:
 
     @property
     def luck(self) -> float:
-        """The share of the other caller's wishes that was served."""
+        """The share of the other caller's calls that API Gateway served."""
         return self.served / self.asked if self.asked else 1.0
 
 
 class OtherCaller:
-    """Somebody else in the account, who makes a call every two seconds and tries three times, for an hour at most."""
+    """Another caller in the account: makes a call every two seconds, in up to three attempts, for an hour."""
 
     def __init__(self, world: World, gateway: Gateway, busy: Callable[[], bool]) -> None:
-        """Begin; it stops when nothing is busy any more."""
+        """Begin; stop when nothing else is busy."""
         self.asked = self.served = 0
         self._world, self._gateway, self._busy = world, gateway, busy
         world.spawn(self._ask)
@@ -91,18 +91,18 @@ class OtherCaller:
 
 
 def name(number: int) -> str:
-    """A key's id."""
+    """Name a key."""
     return f"key{number}"
 
 
 def furnish(gateway: fake.ApiGateway, keys: int) -> None:
-    """Have two plans that share a stage, and keys."""
+    """Add two plans that share a stage, and keys."""
     gateway.plans |= {"free": Plan("Free", (("api", "prod"),)), "pro": Plan("Pro", (("api", "prod"),))}
     gateway.keys |= {name(number): Key(name(number), "secret") for number in range(keys)}
 
 
 def wave(kind: str, keys: int, stacks: int, account: Account, title: str = "") -> Result:
-    """Create, delete or move (Free to Pro) so many keys in so many stacks at once, with the project's own code."""
+    """Create, delete or move (Free to Pro) so many keys in so many stacks, all at once."""
     world, gateway = account.world, account.gateway
     furnish(gateway, keys)
     if kind != "Create":
@@ -124,7 +124,7 @@ def wave(kind: str, keys: int, stacks: int, account: Account, title: str = "") -
     def over(request: Sent) -> None:
         open_.discard(request.event["LogicalResourceId"])
         if kind == "Update" and not open_:
-            for key in gateway.keys:  # CloudFormation cleans up; what was moved has gone already.
+            for key in gateway.keys:  # CloudFormation cleans up; the moves have detached these already.
                 account.send(
                     "Delete", f"stack{int(key.removeprefix('key')) % stacks}", key, key, "free", f"{key}:free"
                 )

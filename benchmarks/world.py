@@ -1,4 +1,4 @@
-"""Virtual time. Every function runs in a thread of its own, one at a time; time passes when all of them sleep."""
+"""Makes virtual time: each function has a thread, one thread runs at a time, time passes when all sleep."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Death(BaseException):
 
 @dataclass(eq=False)
 class Process:
-    """What dies together: a function's threads.
+    """A function's threads, which die together.
 
     Attributes:
         ends: When Lambda ends it.
         steps: After so many steps (calls to others, and half-calls) it dies; None for never.
-        dead: It is.
-        rounds: The how-many-eth invocation it is in a chain of messages that the function sends to its own
+        dead: Whether it has died.
+        rounds: Its number among the invocations in a chain of messages that the function sends to its own
             queue.
     """
 
@@ -52,7 +52,7 @@ class _Thread:
 
 
 class World:
-    """A clock, and who wakes when.
+    """A clock, and the threads that wake at a time.
 
     >>> world = World(seed=1)
     >>> world.spawn(world.sleep, 5.0)
@@ -65,7 +65,7 @@ class World:
         """Begin."""
         self.dice = Random(seed)
         self.frozen = False
-        """While things are being prepared no time passes."""
+        """Whether time stands still, as during the preparations."""
         self._time = 0.0
         self._agenda: list[tuple[float, int, _Thread | Callable[[], object]]] = []
         self._number = count()
@@ -97,11 +97,11 @@ class World:
         self._perhaps_die(thread)
 
     def at(self, seconds: float, action: Callable[[], object]) -> None:
-        """Have something done after so many seconds. It must not sleep."""
+        """Do something after so many seconds. It must not sleep."""
         heappush(self._agenda, (self._time + seconds, next(self._number), action))
 
     def spawn(self, call: Callable[P, Any], *args: P.args, **kwargs: P.kwargs) -> None:
-        """Start a thread. It belongs to no process until it says so."""
+        """Start a thread. It belongs to no process until it joins one."""
         self._spawn(lambda: call(*args, **kwargs), None)
 
     def _spawn(self, call: Callable[[], Any], process: Process | None) -> None:
@@ -114,7 +114,7 @@ class World:
                 call()
             except Death:
                 pass
-            except BaseException as error:  # noqa: BLE001  # handed to whoever runs the world
+            except BaseException as error:  # noqa: BLE001  # `run` raises it
                 self._errors.append(error)
             self._alive.discard(thread)
             self._next()
@@ -139,7 +139,7 @@ class World:
 
     @property
     def process(self) -> Process | None:
-        """The running one."""
+        """The running thread's process."""
         return self._current.process
 
     def kill(self, process: Process) -> None:
@@ -164,7 +164,7 @@ class World:
             heappush(self._agenda, (self._time, next(self._number), thread))
 
     def run(self) -> None:
-        """Let time pass until nothing is left to be done; who still waits then waits in vain, and ends.
+        """Let time pass until nothing remains to do, then end the threads that still wait.
 
         Raises:
             BaseException: What a thread raised.
@@ -200,7 +200,7 @@ class World:
         thread.turn.acquire()
 
     def _next(self, running: _Thread | None = None) -> bool:
-        """Hand over to whoever is next; True when that is the running thread itself."""
+        """Hand over to the next thread; return True if that is the running one."""
         while self._agenda and not self._errors:
             self._time, _, whoever = heappop(self._agenda)
             if isinstance(whoever, _Thread):
@@ -215,7 +215,7 @@ class World:
 
 
 class Signal:
-    """Wakes those who wait for it."""
+    """Wakes the threads that wait for it."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -227,7 +227,7 @@ class Signal:
         self._world.park()
 
     def set(self) -> None:
-        """Wake all who wait."""
+        """Wake all waiting threads."""
         waiting, self._waiting = self._waiting, []
         for thread in waiting:
             self._world.wake(thread)
@@ -254,7 +254,7 @@ class Background(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """See `Executor`. What is dead waits for nobody."""
+        """See `Executor`. A dead process waits for nobody."""
         self._closed = True
         self._signal.set()
         while self._left and not (self._world.process and self._world.process.dead):

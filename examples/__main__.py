@@ -1,4 +1,4 @@
-"""The demo; apart from it, since loading it takes a second in which Ctrl-C is as welcome as later."""
+"""Starts the demo, and handles Ctrl-C in the second in which it loads."""
 
 import sys
 

@@ -1,9 +1,8 @@
-"""The life of Custom::UsagePlanKey on this machine: python -m examples, from the repository's root.
+"""Shows the life of Custom::UsagePlanKey on this machine: python -m examples, from the repository's root.
 
-Starts MiniStack with API Gateway's own rules in force before it, deploys template.yaml and then
-customers.yaml, and changes that step by step. Of each step it shows what CloudFormation asked, what was
-answered, and which keys are in which plan; and it checks all of that. Ends with 1, saying which step and why,
-when anything is not as promised.
+Starts MiniStack with API Gateway's own rules before it, deploys template.yaml and then customers.yaml, and
+changes customers.yaml step by step. For each step it shows and checks CloudFormation's requests, the answers,
+and the keys of each plan. If anything is not as promised, it says which step and why, and ends with 1.
 """
 
 import copy
@@ -31,31 +30,31 @@ WIDTH = 80
 BOLD, RED, GREEN = 1, 31, 32
 
 Line = tuple[str, str, str, str, str, str]
-"""A request as it is shown: type, logical id, the association asked about; status, association answered, outcome."""
+"""A request as the demo shows it: type, logical id, association; then status, association, outcome."""
 
 
 class WrongError(Exception):
-    """Something is not as promised."""
+    """Raised when something is not as promised."""
 
 
 # --- The example's later states ---
 
 
 def example() -> Template:
-    """The template as it is."""
+    """Read the template as it is."""
     template: Template = yaml_parse((ROOT / "examples/customers.yaml").read_text())
     return template
 
 
 def moved(template: Template) -> Template:
-    """Alice goes from Free to Pro."""
+    """Move Alice from Free to Pro."""
     changed = copy.deepcopy(template)
     changed["Resources"]["Alice"]["Properties"]["UsagePlanId"] = {"Ref": "ProPlan"}
     return changed
 
 
 def kept_as_secret(template: Template) -> Template:
-    """Alice's key's value goes into a secret, for her to fetch."""
+    """Put the value of Alice's key into a secret that she can fetch."""
     changed = copy.deepcopy(template)
     changed["Resources"]["Alice"]["Properties"]["IncludeValue"] = True
     value = {
@@ -67,14 +66,14 @@ def kept_as_secret(template: Template) -> Template:
 
 
 def renamed(template: Template) -> Template:
-    """Carol's logical id becomes CarolInc."""
+    """Rename Carol's logical id to CarolInc."""
     changed = copy.deepcopy(template)
     changed["Resources"]["CarolInc"] = changed["Resources"].pop("Carol")
     return changed
 
 
 def shifted(template: Template) -> Template:
-    """Frank is inserted in front of the list, so Dora and Erin get their successors' logical ids."""
+    """Insert Frank in front of the list, so Dora and Erin get their successors' logical ids."""
     changed = copy.deepcopy(template)
     resources = changed["Resources"]
     resources["FrankKey"] = copy.deepcopy(resources["ErinKey"])
@@ -101,14 +100,14 @@ def failing(template: Template) -> Template:
 
 
 class Customers:
-    """The customers' stack, and everything about it that a step is checked by."""
+    """The customers' stack, and everything that a step checks."""
 
     def __init__(self, aws: Aws, name: str = CUSTOMERS) -> None:
-        """The function of template.yaml is deployed, the customers are not."""
+        """Begin after the function's deployment, before the customers'."""
         self.aws, self.name = aws, name
         self.function = aws.physical_ids(PROVIDER)[FUNCTION]
         self.names: dict[str, str] = {}
-        """What the ids of keys and plans are called here: alice, Free."""
+        """The demo's names for the ids of keys and plans: alice, Free."""
         self._secrets: set[str] = set()
         self._requests, self._calls = len(aws.requests(self.function)), len(aws.proxy.calls)
 
@@ -123,19 +122,19 @@ class Customers:
         return self.aws.delete(self.name)
 
     def id(self, name: str) -> str:
-        """The id of a key, a plan (alice, Free) or an association (alice in Free)."""
+        """Find the id of a key, a plan (alice, Free) or an association (alice in Free)."""
         ids = {name: id_ for id_, name in self.names.items()}
         return ":".join(ids[part] for part in name.split(" in "))
 
     def detach_by_hand(self, association: str) -> None:
-        """What an operator does in the console."""
+        """Attach or detach keys as an operator does in the console."""
         key, plan = self.id(association).split(":")
         self.aws.client("apigateway").delete_usage_plan_key(usagePlanId=plan, keyId=key)
 
     def send(
         self, kind: str, logical_id: str, association: str, *, by_queue: bool = False, **more: Any
     ) -> dict[str, Any]:
-        """Send a request for a resource of the stack to the function; its answer."""
+        """Send a request for a resource of the stack to the function; return its answer."""
         key, plan = self.id(association).split(":")
         event = {
             "RequestType": kind,
@@ -146,7 +145,7 @@ class Customers:
         return self.aws.ask(self.function, event | more, by_queue=by_queue)
 
     def requests(self, count: int) -> list[Request]:
-        """What was asked since the last time; MiniStack writes a function's log a moment after its answer."""
+        """List the requests since the last time; MiniStack writes a function's log after its answer."""
         deadline = time.monotonic() + 5
         while True:
             found = self.aws.requests(self.function)[self._requests :]
@@ -156,7 +155,7 @@ class Customers:
             time.sleep(0.05)
 
     def detached(self) -> list[str]:
-        """The associations that the function has detached since the last time."""
+        """List the associations that the function has detached since the last time."""
         calls = self.aws.proxy.calls[self._calls :]
         self._calls += len(calls)
         return [
@@ -166,7 +165,7 @@ class Customers:
         ]
 
     def plans(self) -> dict[str, list[str]]:
-        """Which keys are in which plan."""
+        """List the keys of each plan."""
         api = self.aws.client("apigateway")
         return {
             self.names[plan["id"]]: sorted(self.names[key["id"]] for key in _keys(api, plan["id"]))
@@ -175,7 +174,7 @@ class Customers:
         }
 
     def declared(self) -> list[str]:
-        """The associations that CloudFormation believes in."""
+        """List the associations that CloudFormation knows."""
         listed = self.aws.client("cloudformation").describe_stack_resources(StackName=self.name)[
             "StackResources"
         ]
@@ -191,7 +190,7 @@ class Customers:
         return " in ".join(self.names.get(part, part) for part in association.split(":"))
 
     def line(self, request: Request) -> Line:
-        """A request with the ids' names."""
+        """Show a request with the ids' names."""
         return (
             request.kind,
             request.logical_id,
@@ -202,21 +201,21 @@ class Customers:
         )
 
     def secret(self, logical_id: str) -> str:
-        """What is in a secret of the stack."""
+        """Read a secret of the stack."""
         secret = self.aws.physical_ids(self.name)[logical_id]
         return str(self.aws.client("secretsmanager").get_secret_value(SecretId=secret)["SecretString"])
 
     def value(self, key: str) -> str:
-        """A key's value, from API Gateway."""
+        """Read a key's value from API Gateway."""
         return str(self.aws.client("apigateway").get_api_key(apiKey=self.id(key), includeValue=True)["value"])
 
     def leaked(self) -> list[str]:
-        """Lines of the log that hold a key's value or a URL for answers."""
+        """Find log lines that hold a key's value or a URL for answers."""
         secrets = self._secrets | {"/cfn-response/", "X-Amz-Signature"}
         return [line for line in self.aws.log(self.function) if any(secret in line for secret in secrets)]
 
     def left_in_ledger(self) -> list[Any]:
-        """Pages of the ledger about these keys and plans, without those that go by themselves."""
+        """List the ledger's pages about these keys and plans, without pages that expire."""
         table = self.aws.outputs(PROVIDER)["LedgerTable"]
         pages = self.aws.client("dynamodb").get_paginator("scan").paginate(TableName=table).search("Items[]")
         return [
@@ -246,7 +245,7 @@ class Story:
     """Tells the steps, and checks them."""
 
     def __init__(self) -> None:
-        """Nothing has happened yet."""
+        """Begin before the first step."""
         self._steps = 0
         self.title = "Start"
 
@@ -263,7 +262,7 @@ class Story:
         why: tuple[str, ...] = (),
         note: str = "",
     ) -> None:
-        """Do it, tell what came of it, and check it.
+        """Do a step, show its result, and check it.
 
         Args:
             stack: The customers' stack.
@@ -310,7 +309,7 @@ class Story:
 
 
 def _coloured(text: str, colour: int) -> str:
-    """Colour it on a terminal that has colours; https://no-color.org and https://force-color.org overrule that."""
+    """Colour a text if the terminal has colours, by https://no-color.org and https://force-color.org."""
     wanted = (sys.stdout.isatty() and os.environ.get("TERM") != "dumb") or bool(os.environ.get("FORCE_COLOR"))
     return f"\033[{colour}m{text}\033[0m" if wanted and not os.environ.get("NO_COLOR") else text
 
@@ -343,7 +342,7 @@ def _check_status(deployment: Deployment, expected: str) -> None:
 
 @contextmanager
 def progress(what: str) -> Iterator[None]:
-    """Say what is being done, with a dot for each second, and how long it took."""
+    """Name the work, with a dot for each second, and say how long it took."""
     print(f"{what} ", end="", flush=True)
     began, done = time.monotonic(), threading.Event()
 
@@ -366,7 +365,7 @@ def progress(what: str) -> Iterator[None]:
 
 
 def tell(story: Story, stack: Customers) -> None:
-    """All steps, in order."""
+    """Tell all steps, in order."""
     step = partial(story.step, stack)
     template = example()
 
@@ -479,7 +478,8 @@ def tell(story: Story, stack: Customers) -> None:
         {"Free": "bob dora erin frank", "Pro": "alice carol"},
         detached=("grace in Free",),
         why=(f"{CUSTOMERS}-free", ":prod", f"Bob of stack {CUSTOMERS}", "log stream"),
-        note="MiniStack sends no Delete after a failed Create. CloudFormation does, so the demo sends BobInPro's.",
+        note="MiniStack sends no Delete after a failed Create. CloudFormation does,"
+        " so the demo sends BobInPro's.",
     )
     step(
         "Delete",
@@ -507,7 +507,7 @@ def tell(story: Story, stack: Customers) -> None:
 
 
 def main() -> int:
-    """0 when all is as promised."""
+    """Return 0 if all is as promised."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     began = time.monotonic()

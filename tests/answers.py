@@ -1,4 +1,4 @@
-"""What the tests of answers share: events, a listener on the log, and CloudFormation's end of the line."""
+"""Shared by the tests of answers: events, a listener on the log, and a server for the answers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def failed(reason: str = "The plan is full") -> Response:
 
 
 class Lines(logging.Handler):
-    """Every record, of every logger that lets it through."""
+    """Collects every record that the loggers let through."""
 
     def __init__(self) -> None:
         super().__init__(level=1)
@@ -73,14 +73,14 @@ class Lines(logging.Handler):
         return [record.getMessage() for record in self.records if record.levelno == logging.ERROR]
 
     def secrets(self, url: str) -> list[str]:
-        """Each record that shows a secret in its text, its traceback or its attributes."""
+        """Find the records that show a secret in their text, traceback or attributes."""
         shown = [f"{record.name}: {record.__dict__}" for record in self.records]
         return [line for line in shown if VALUE in line or SIGNATURE in line or url in line]
 
 
 @pytest.fixture
 def everything() -> Iterator[Lines]:
-    """The root logger at DEBUG, as Lambda's ApplicationLogLevel can have it."""
+    """Set the root logger to DEBUG, as Lambda's ApplicationLogLevel can, and collect all records."""
     lines, root, package = Lines(), logging.getLogger(), logging.getLogger("usage_plan_key")
     level, package_level = root.level, package.level
     root.addHandler(lines)

@@ -1,4 +1,4 @@
-"""The driver of the service's tests: sends requests as CloudFormation does, and sees what becomes of them."""
+"""Drives the service's tests: sends requests as CloudFormation does, and shows the results."""
 
 from __future__ import annotations
 
@@ -25,11 +25,8 @@ from usage_plan_key.retry import Deadline
 from usage_plan_key.service import Service
 
 FAIL, ADOPT, TAKE = OnExisting
-FREE, PRO, GOLD = (
-    "alice:free",
-    "alice:pro",
-    "alice:gold",
-)  # Free and Pro share a stage, Gold has one of its own.
+# Free and Pro share a stage; Gold has one of its own.
+FREE, PRO, GOLD = "alice:free", "alice:pro", "alice:gold"
 CREATE, GET, DELETE = "create_usage_plan_key", "get_usage_plan_key", "delete_usage_plan_key"
 
 
@@ -55,11 +52,11 @@ class Death(BaseException):
 
 R = TypeVar("R", bound=Request)
 Step = Callable[[Callable[[], Any]], Any]
-"""What happens at a call: it gets the call and makes it, or not."""
+"""A step takes a call, and makes it or not."""
 
 
 def fails(with_: BaseException) -> Step:
-    """The call is not served."""
+    """Refuse the call."""
 
     def step(_: Callable[[], Any]) -> Any:
         raise with_
@@ -68,7 +65,7 @@ def fails(with_: BaseException) -> Step:
 
 
 def served_then(with_: BaseException) -> Step:
-    """The call is served, and its reply is not seen."""
+    """Serve the call, and lose its reply."""
 
     def step(call: Callable[[], Any]) -> Any:
         call()
@@ -78,7 +75,7 @@ def served_then(with_: BaseException) -> Step:
 
 
 def preceded_by(action: Callable[[], object]) -> Step:
-    """Somebody does something just before the call."""
+    """Do something just before the call, as somebody else."""
 
     def step(call: Callable[[], Any]) -> Any:
         action()
@@ -88,7 +85,7 @@ def preceded_by(action: Callable[[], object]) -> Step:
 
 
 def followed_by(action: Callable[[], object]) -> Step:
-    """Somebody does something just after the call."""
+    """Do something just after the call, as somebody else."""
 
     def step(call: Callable[[], Any]) -> Any:
         reply = call()
@@ -103,7 +100,7 @@ def usual(call: Callable[[], Any]) -> Any:
 
 
 class Watch(Clock):
-    """A clock; somebody may do something while the function sleeps."""
+    """A clock that does the things in `meanwhile` while the function sleeps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +113,7 @@ class Watch(Clock):
 
 
 def served(service: Service) -> Response:
-    """Serve as crhelper's dispatch has it."""
+    """Serve a request by its type, as crhelper's dispatch does."""
     request = service._request
     return (
         service.delete()
@@ -128,7 +125,7 @@ def served(service: Service) -> Response:
 
 
 class CloudFormation(MemoryLedger):
-    """The driver: sends requests and knows what is attached and who holds it. It is its own ledger, to see each write."""
+    """Sends requests, and shows attached keys and their holders. It is its own ledger, to see each write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -146,7 +143,7 @@ class CloudFormation(MemoryLedger):
         self.has_ledger = True
         self.refused_writes = 0
         self.lose_writes = 0
-        """How many replies to writes that hold something are lost."""
+        """The replies to so many writes are lost, of those that hold something."""
         self.seconds = 900.0
         self.dies = 900.0
         self.is_over = False
@@ -154,7 +151,7 @@ class CloudFormation(MemoryLedger):
         self.warm: ApiGateway | None = None
         self.serial = itertools.count(1)
 
-    # Asking.
+    # Send requests.
 
     def a_create(self, name: str, wanted: str, on_existing: OnExisting = FAIL, **more: Any) -> Create:
         return self._request(Create, name, wanted=pair(wanted), on_existing=on_existing, **more)
@@ -190,7 +187,7 @@ class CloudFormation(MemoryLedger):
         return Service(request, ledger, self.warm or ApiGateway(self), deadline)  # type: ignore[arg-type]  # a fake
 
     def arrives(self, request: Request) -> None:
-        """It waits for its turn."""
+        """Fence the request, which then waits for its turn."""
         self.service(request).fence()
 
     def send(self, request: Request) -> Response:
@@ -198,10 +195,10 @@ class CloudFormation(MemoryLedger):
         service.fence()
         return served(service)
 
-    # What happens on the way.
+    # Disturb calls and writes.
 
     def at(self, operation: str, *steps: Step) -> None:
-        """What happens at the next calls of an operation; afterwards all is well."""
+        """Take these steps at the next calls of an operation; serve the later calls."""
         self.script[operation] = iter(steps)
 
     def __getattr__(self, operation: str) -> Callable[..., Any]:
@@ -216,7 +213,7 @@ class CloudFormation(MemoryLedger):
         return scripted
 
     def outage(self, writes: int) -> None:
-        """So many writes fail from now on; their calls take no time."""
+        """Fail so many writes from now on, at once."""
         self.refused_writes = writes
 
     def written(self, holder: Holder, after: Snapshot) -> None:
@@ -230,7 +227,7 @@ class CloudFormation(MemoryLedger):
             self.lose_writes -= 1
             raise FailedError("nobody knows whether it was written", nothing_changed=False)
 
-    # Seeing.
+    # Show the state.
 
     @property
     def attached(self) -> set[str]:
@@ -247,7 +244,7 @@ class CloudFormation(MemoryLedger):
         return set(self.entry(id_).holders)
 
     def calls(self) -> dict[str, int]:
-        """The calls since it was last asked."""
+        """Count the calls since the last count."""
         calls = dict(self.api.calls)
         self.api.calls.clear()
         return calls
@@ -264,7 +261,7 @@ def holder(name: str, stack: str = "one") -> Holder:
 
 
 def failed(answer: Response, *words: str) -> bool:
-    """It is FAILED, and its Reason has these words."""
+    """Check that an answer is FAILED, and that its Reason has these words."""
     assert not answer.success
     missing = [word for word in words if word not in answer.reason]
     assert not missing, f"{missing} not in {answer.reason!r}"
@@ -277,14 +274,14 @@ def outcome(answer: Response) -> str:
 
 
 def dies_at(cfn: CloudFormation, request: Request) -> None:
-    """The function dies when it has marked what the request is to detach, and before that is detached."""
+    """Let the function die after it has marked an association, before it detaches the key."""
     cfn.at(DELETE, fails(Death()))
     with pytest.raises(Death):
         cfn.send(request)
 
 
 class Rolls(Random):
-    """Rolls the least number, and dies at the fifth roll."""
+    """Rolls the lower bound, and dies at the fifth roll."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -298,7 +295,7 @@ class Rolls(Random):
 
 
 def rolled(cfn: CloudFormation, request: Request) -> list[tuple[float, float]]:
-    """Between what the first four waits are chosen."""
+    """Find the bounds of the first four waits."""
     dice = Rolls()
     deadline = Deadline(900, cfn.clock, dice)
     cfn.arrives(request)

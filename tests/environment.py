@@ -25,12 +25,12 @@ from urllib.request import getproxies
 
 VENV = Path(".venv")
 READY, LOG, RUNTIME = VENV / "ready", VENV / "pip.log", VENV / "runtime"
-#: As in the Makefile: older than one of these, .venv is made anew.
+#: If one of these is newer than .venv, make makes .venv anew; the Makefile has the same list.
 NEEDS = [Path("tests/requirements.txt"), Path("tests/runtime.txt"), Path("handler/requirements.txt")]
-#: Seconds between two lines of progress where they stay, as in a log.
+#: Seconds between two lines of progress in a log.
 SELDOM = 15
 WIPE = "\r\033[K"
-#: How urllib3, which pip has inside, begins to say why it tries again.
+#: urllib3, inside pip, begins with this to say why it tries again.
 BROKEN = "connection broken by "
 
 
@@ -47,7 +47,7 @@ class Progress:
         self._began = self._told = time.monotonic()
 
     def tell(self, text: str) -> None:
-        """Say what is being done."""
+        """Name the work."""
         now = time.monotonic()
         seconds = int(now - self._began)
         text = f"   {text}, {seconds} s" if seconds else f"   {text}"
@@ -59,7 +59,7 @@ class Progress:
             self._told = now
 
     def end(self, text: str) -> None:
-        """Say how it came out, in place of the line that changes."""
+        """Say the result, in place of the line that changes."""
         say(WIPE * self._live + text)
 
 
@@ -71,7 +71,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def alone() -> Iterator[int]:
-    """Wait for any other set-up of this .venv; gives the lock's descriptor.
+    """Wait for any other set-up of this .venv; yield the lock's descriptor.
 
     The system keeps the lock, on this file. It ends with the last process that has it, and leaves no trace.
     """
@@ -178,7 +178,7 @@ def why(said: str) -> str:
 
 
 def main() -> int:
-    """0 when .venv is ready."""
+    """Return 0 when .venv is ready."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     progress = Progress()

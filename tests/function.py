@@ -1,4 +1,4 @@
-"""The function, with everything that it talks to in memory: what arrives, what is queued, and what is answered."""
+"""Drives the function's tests: the function, with every service that it talks to in memory."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Death(BaseException):
 
 
 class Sqs:
-    """What is sent and given back; `fails` is raised at the next calls."""
+    """A queue that records its messages; raises the errors in `fails` at its next calls."""
 
     def __init__(self) -> None:
         self.sent: list[dict[str, Any]] = []
@@ -62,7 +62,7 @@ class Sqs:
 
 
 class World:
-    """The function, with everything that it talks to in memory."""
+    """The function, with every service that it talks to in memory."""
 
     aws_request_id = "8c5a3a0e"
     function_name = "usage-plan-key"
@@ -79,12 +79,12 @@ class World:
         self.ledger = MemoryLedger()
         self.answers: list[dict[str, Any]] = []
         self.prepared = 0
-        """How often what delivers answers was made ready."""
+        """How often the function made the sender ready."""
         self.unreachable = False
         self.at_delivery: Callable[[], object] = lambda: None
         self.seconds = 90.0
         self.stacks: dict[str, str | Exception] = {}
-        """What CloudFormation says of stacks."""
+        """The status that CloudFormation gives for each stack, or its error."""
         self.function = Provider(
             api=ApiGateway(self),  # type: ignore[arg-type]  # a fake
             sender=self,  # type: ignore[arg-type]  # a fake
@@ -123,7 +123,7 @@ class World:
         self.prepared += 1
 
     def check(self, request: Request) -> None:
-        """Any ResponseURL will do."""
+        """Accept any ResponseURL."""
 
     def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:
         assert about.get()["RequestId"] == request.id
@@ -145,7 +145,7 @@ class World:
         return event
 
     def records(self, *receives: int, first: float | None = None) -> list[dict[str, Any]]:
-        """What was sent so far, as a batch; how often each was received, and since when."""
+        """Make a batch of the messages so far; `receives` and `first` say how often and since when."""
         counts = receives or [1] * len(self.sqs.sent)
         return [
             record(
@@ -159,7 +159,7 @@ class World:
         ]
 
     def batch(self, records: list[dict[str, Any]]) -> list[str]:
-        """Serve a batch; what is reported to come again. The function's time is its own."""
+        """Serve a batch within the function's time; return the messages that it reports as failed."""
         self.ends = self.clock.now + self.seconds
         try:
             return [
@@ -169,7 +169,7 @@ class World:
             self.ends = math.inf
 
     def serve(self, *receives: int, first: float | None = None) -> list[str]:
-        """Serve what was sent."""
+        """Serve the messages so far."""
         records = self.records(*receives, first=first)
         self.sqs.sent.clear()
         return self.batch(records)
@@ -189,7 +189,7 @@ def record(body: str, number: int = 0, **attributes: str) -> dict[str, Any]:
 
 
 def received(record: dict[str, Any], count: int) -> dict[str, Any]:
-    """The same message, received once more."""
+    """Make the same message, received so often."""
     return {**record, "attributes": {**record["attributes"], "ApproximateReceiveCount": str(count)}}
 
 

@@ -1,4 +1,4 @@
-"""A ledger in memory, a clock whose time passes only when somebody sleeps, and a background that is done at once."""
+"""Fakes in memory: a ledger, a clock that only sleeping moves, and an executor that does its work at once."""
 
 from collections.abc import Iterable
 from concurrent.futures import Executor, Future
@@ -23,7 +23,7 @@ class Clock:
 
 
 class MemoryLedger:
-    """The pages as they would stand in the table. `on_write` is called before and after each write, and may raise."""
+    """The ledger's pages in memory; `change` behaves as the table's."""
 
     def __init__(self) -> None:
         self.records: dict[Holder, ResourceRecord] = {}
@@ -48,14 +48,14 @@ class MemoryLedger:
         return after
 
     def written(self, holder: Holder, after: Snapshot) -> None:
-        """One transaction. Pages that hold nothing go, as in the table."""
+        """Write one transaction, and drop the pages that hold nothing, as the table does."""
         self.records[holder] = after.record
         self.entries |= after.entries
         self.entries = {association: entry for association, entry in self.entries.items() if entry.holders}
 
 
 class Inline(Executor):
-    """A background that is done at once."""
+    """An executor that does its work at once."""
 
     def submit(self, call: Any, /, *arguments: Any, **named: Any) -> Future[Any]:
         future: Future[Any] = Future()

@@ -29,8 +29,8 @@ PACKAGE: Final = Path("usage_plan_key")
 #: Percent of a module's mutants that the tests have to kill.
 GOAL: Final = 95.0
 WORKERS: Final = 2
-#: How a killed mutant's process ends: a test has failed, or its time is up. mutmut counts 255 too, where no
-#: test has run.
+#: The exit status of a killed mutant's process: a test failed, or its time was up. mutmut also counts 255,
+#: which means that no test ran.
 KILLED: Final = (1, -signal.SIGXCPU, -signal.SIGKILL)
 #: A line of survivors.md: the function, the changed line or its beginning and an ellipsis, and why no test
 #: notices.
@@ -47,14 +47,14 @@ class Survivor(NamedTuple):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make a test's ids anew: pytest escapes them again when it collects again in the same process, as mutmut has it do."""
+    """Make a test's ids anew, because pytest escapes them again when mutmut collects twice in a process."""
     for mark in metafunc.definition.iter_markers("parametrize"):
         if mark._param_ids_from:
             object.__setattr__(mark._param_ids_from, "_param_ids_generated", None)
 
 
 def copied(folder: Path) -> None:
-    """Copy what the tests need. mutmut names a module by its path, so the package stands at the top, as on Lambda."""
+    """Copy the files that the tests need, with the package at the top: mutmut names a module by its path."""
     shutil.copytree(
         ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "build"), dirs_exist_ok=True
     )

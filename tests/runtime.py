@@ -1,7 +1,7 @@
-"""The built artifact under Lambda's own runtime, without Docker: RIE, the emulator of Lambda's that sam has, and awslambdaric.
+"""Runs the built artifact under Lambda's own runtime, without Docker.
 
-`make test` puts both into .venv/runtime. They listen on the loopback interface alone: RIE's own choice would
-be all of them.
+The runtime is awslambdaric; RIE, the emulator inside sam's images, plays Lambda. `make test` puts both into
+.venv/runtime. Both listen only on the loopback interface; by default RIE would listen on all interfaces.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ ROOT = Path(__file__).parents[1]
 RUNTIME = ROOT / ".venv" / "runtime"
 RIE = RUNTIME / "aws-lambda-rie"
 HANDLER = "usage_plan_key.app.handler"
-#: Starts awslambdaric as Lambda does: the artifact first on the path, and nothing else of this machine's.
+#: Starts awslambdaric as Lambda does: the artifact comes first on the path, and no package of this machine.
 START = "import sys; sys.path[:0] = sys.argv[2:]; from awslambdaric.__main__ import main; main(sys.argv)"
 #: Seconds until the emulator has to listen.
 PATIENCE = 10.0
 
 
 class StartError(Exception):
-    """Raised when the emulator does not run here."""
+    """Raised when the emulator does not start."""
 
 
 @dataclass
 class Function:
-    """A function under the runtime. It is started, and its module imported, at its first invocation."""
+    """A function under the runtime. Its first invocation starts it and imports its module."""
 
     process: subprocess.Popen[bytes]
     port: int
     output: Path
 
     def invoke(self, event: Mapping[str, Any]) -> Any:
-        """Invoke it; gives back what it returned, or Lambda's account of its error."""
+        """Invoke it; return its result, or Lambda's account of its error."""
         path = "/2015-03-31/functions/function/invocations"
         with closing(HTTPConnection("127.0.0.1", self.port, timeout=120)) as connection:
             connection.request("POST", path, json.dumps(event))
@@ -68,11 +68,11 @@ class Function:
 
     @property
     def log(self) -> str:
-        """What it and the emulator have written."""
+        """Read the output of the function and the emulator."""
         return self.output.read_text()
 
     def milliseconds(self, phase: str, count: int = 1) -> float:
-        """Tell how long `INIT REPORT` or an `INVOKE RTDONE` took, the latest; it is written just after the answer."""
+        """Read the duration of the n-th `INIT REPORT` or `INVOKE RTDONE`, which follows the answer."""
         line = re.compile(rf"{phase}\([^)]*?(?:durationMs|duration): ([\d.]+)")
         ends = time.monotonic() + 2
         while len(found := line.findall(self.log)) < count and time.monotonic() < ends:
@@ -81,14 +81,14 @@ class Function:
 
     @property
     def pid(self) -> int:
-        """The Python process, which is the emulator's child."""
+        """Find the Python process, which is the emulator's child."""
         children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
         (pid,) = (int(pid) for listed in children for pid in listed.read_text().split())
         return pid
 
     @property
     def peak_memory(self) -> int:
-        """The most memory that it ever had, in kilobytes."""
+        """Read the most memory that it ever had, in kilobytes."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0])
 
@@ -107,13 +107,13 @@ def function(
     """Run a function.
 
     Args:
-        artifact: What is in /var/task.
-        environment: What it is configured with, besides what Lambda sets.
+        artifact: The folder that Lambda has as /var/task.
+        environment: Variables besides those that Lambda sets.
         handler: As in template.yaml.
-        timeout: The function's, in seconds.
+        timeout: The function's time-out, in seconds.
         python: Its interpreter.
-        runtime: Where awslambdaric for that is.
-        start: What the interpreter runs.
+        runtime: The folder of awslambdaric for that interpreter.
+        start: The code that the interpreter runs.
     """
     if not RIE.is_file():
         raise StartError(
@@ -173,7 +173,7 @@ def _wait(running: Function) -> None:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """At once, and what it has started too: the function is in a process group of its own."""
+    """Kill it and its children at once; the function is in a process group of its own."""
     children = [
         int(pid)
         for listed in Path(f"/proc/{process.pid}/task").glob("*/children")
@@ -186,15 +186,15 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 class Api:
-    """The strict API Gateway (`fake`) behind HTTP; a table and a queue that take everything, for what they cost."""
+    """The strict API Gateway of tests/aws/fake.py behind HTTP; a table and queue that take everything."""
 
     def __init__(self, gateway: ApiGateway, host: str = "127.0.0.1", certificate: Path | None = None) -> None:
-        """Make what listens on a free port of one address; with a certificate (and its key before it) over TLS."""
+        """Bind a free port of one address; use TLS if a certificate (after its key) is given."""
         self.gateway = gateway
         self.hangs = False
-        """Whether it answers byte after byte, for ever: no time-out of a socket strikes."""
+        """Whether it answers byte after byte, for ever, so that no socket times out."""
         self.takes = 0.0
-        """Seconds that it takes for each call to API Gateway; the others are answered at once."""
+        """Seconds that each call to API Gateway takes; the other calls take none."""
         self.lock = Lock()
         self.table: dict[str, Any] = {}
         self.queued: list[str] = []
@@ -223,7 +223,7 @@ class _Server(ThreadingHTTPServer):
             self._context.load_cert_chain(certificate)
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept; the handshake is left to the connection's own thread."""
+        """Accept, and leave the handshake to the connection's own thread."""
         connection, address = super().get_request()
         if self._context:
             connection = self._context.wrap_socket(
@@ -232,7 +232,7 @@ class _Server(ThreadingHTTPServer):
         return connection, address
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: a function that is ended hangs up."""
+        """Say nothing: a killed function hangs up."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -242,7 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1  # Header and body leave together: no delayed ACK in between.
 
     def do_GET(self) -> None:
-        """Any method is served alike."""
+        """Serve any method alike."""
         api = self.server.api
         body = self.rfile.read(int(self.headers["content-length"] or 0))
         if api.hangs:
@@ -311,7 +311,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return gateway.get_usage_plan(usagePlanId=plan)
         query = parse_qs(url.query)
         found = gateway.get_usage_plans(keyId=query["keyId"][0], limit=int(query["limit"][0]))
-        return {**found, "item": found.pop("items")}  # So it is called on the wire.
+        return {**found, "item": found.pop("items")}  # The wire format has this name.
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # its base's name for it
         """Say nothing."""

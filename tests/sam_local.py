@@ -1,4 +1,4 @@
-"""What a person does with sam, by one command: validate, build, and invoke every file in events/, checking each printed answer.
+"""Runs sam as a person does: validates, builds, invokes every file in events/ and checks its answer.
 
 Needed: Linux, Docker, Python 3.13 on PATH, and aws-sam-cli in an environment of its own, as it pins what
     others pin otherwise:
@@ -27,9 +27,9 @@ from .runtime import ROOT, Api
 from .test_events import EVENTS, FREE, IN_FREE, KEY, PRO, SITUATIONS, VALUE, whole
 
 FUNCTION = "UsagePlanKeyFunction"
-#: One after the other on one API: attached, verified, detached.
+#: Events in order on one API: they attach, verify and detach a key.
 LIFE = ("create", "update-verify", "delete")
-#: What needs no API at all.
+#: Events that need no API.
 ALONE = ("create-bad-property", "delete-after-failed-create")
 
 
@@ -64,7 +64,7 @@ class Sam:
         return done.stdout
 
     def invoke(self, name: str, variables: Path | None = None) -> dict[str, Any]:
-        """Invoke the function with a file, under samconfig.toml's variables or others; its answer is the last line."""
+        """Invoke the function with a file, under samconfig.toml's variables or others; read its last line."""
         more = ["--env-vars", str(variables)] if variables else []
         printed = self("local", "invoke", FUNCTION, "--event", f"events/{name}.json", *more, *self._options)
         return json.loads(printed.strip().splitlines()[-1])  # type: ignore[no-any-return]  # an answer is an object
@@ -95,8 +95,7 @@ def main() -> None:
     for name in ALONE:
         _check(name, sam.invoke(name))
     gateway = _gateway()
-    # A container reaches this machine's servers at the bridge's address: not at the loopback's, and no other
-    # machine does.
+    # A container reaches this machine's servers only at the bridge's address. No other machine reaches that.
     with tempfile.TemporaryDirectory() as folder, Api(gateway, _bridge()) as api:
         variables = Path(folder, "env.json")
         _write_variables(variables, api.url)
@@ -112,7 +111,7 @@ def main() -> None:
 
 
 def _gateway() -> ApiGateway:
-    """What the events' ids stand for: one key, and two plans of one stage."""
+    """Make an API Gateway with the events' key and two plans for one stage."""
     gateway = ApiGateway()
     gateway.plans = {FREE: Plan("Free", (("api1", "prod"),)), PRO: Plan("Pro", (("api1", "prod"),))}
     gateway.keys = {KEY: Key("alice", VALUE)}
@@ -126,7 +125,7 @@ def _write_variables(file: Path, url: str) -> None:
 
 
 def _serve(variables: Path) -> None:
-    """Serve until Ctrl-C, saying what is attached whenever that changes."""
+    """Serve until Ctrl-C, and print the attached keys at each change."""
     gateway, said = _gateway(), None
     with Api(gateway, _bridge()) as api, suppress(KeyboardInterrupt):
         _write_variables(variables, api.url)

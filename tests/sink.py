@@ -1,4 +1,4 @@
-"""What stands behind ResponseURL: a local TLS server that takes answers, or does not. Clients trust its `certificate`."""
+"""Plays ResponseURL's server: a local TLS server that takes or refuses answers, with its `certificate`."""
 
 from __future__ import annotations
 
@@ -24,16 +24,15 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 Reply = int | bytes | Literal["hang", "close"]
-"""A status; or what goes over the wire as it is, and then the end of the connection; or nothing, ever; or just that end."""
+"""A status; bytes to send as they are before closing; "hang": never reply; "close": close at once."""
 
-#: Seconds after which one that hangs hangs up all the same, so that a test whose code waits for ever fails
-#: and ends.
+#: Seconds after which a hanging connection closes all the same, so that every test ends.
 LONGEST_HANG = 5.0
 
 
 @dataclass(frozen=True)
 class Put:
-    """A PUT as it came. The names of its headers are in lower case."""
+    """A PUT as it came, with the names of its headers in lower case."""
 
     path: str
     headers: dict[str, str]
@@ -41,19 +40,19 @@ class Put:
 
     @property
     def answer(self) -> dict[str, Any]:
-        """The body, read as JSON."""
+        """Read the body as JSON."""
         return json.loads(self.body)  # type: ignore[no-any-return]  # an answer is an object
 
 
 class Sink:
-    """Replies in turn with what `replies` holds, and 200 from then on. It listens inside `with` alone."""
+    """Replies with each of `replies` in turn, then with 200. It listens only inside `with`."""
 
     def __init__(self, *replies: Reply, certificate: bytes | None = None) -> None:
-        """Make what listens on a free port of 127.0.0.1, with a certificate of its own or another sink's."""
+        """Bind a free port of 127.0.0.1, with a certificate of its own or another sink's."""
         self.replies = list(replies)
         self.puts: list[Put] = []
         self.connections: list[socket.socket] = []
-        """Every one that was made."""
+        """Every connection that a client made."""
         self._folder = tempfile.TemporaryDirectory()
         self.certificate = Path(self._folder.name, "sink.pem")
         """Clients trust it as SSL_CERT_FILE."""
@@ -65,17 +64,17 @@ class Sink:
 
     @property
     def url(self) -> str:
-        """A ResponseURL that leads here, pre-signed like CloudFormation's, just now."""
+        """Make a ResponseURL that leads here, pre-signed like CloudFormation's, at this moment."""
         signed = f"X-Amz-Date={datetime.now(UTC):%Y%m%dT%H%M%SZ}"
         return f"https://127.0.0.1:{self._server.server_port}/stack%7Cresource?{signed}&{SIGNATURE}"
 
     @property
     def answers(self) -> list[dict[str, Any]]:
-        """What was PUT, read as JSON."""
+        """Read the body of each PUT as JSON."""
         return [put.answer for put in self.puts]
 
     def wait(self, puts: int = 1, seconds: float = 5.0) -> bool:
-        """Wait until so many PUTs have come; False when they have not."""
+        """Wait until so many PUTs have come; return False if they have not."""
         with self._came:
             return self._came.wait_for(lambda: len(self.puts) >= puts, seconds)
 
@@ -88,7 +87,7 @@ class Sink:
         self._server.shutdown()
         self._thread.join()
         for connection in self.connections:
-            with contextlib.suppress(OSError):  # It has ended by itself.
+            with contextlib.suppress(OSError):  # The connection has ended by itself.
                 connection.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
         self._folder.cleanup()
@@ -105,12 +104,12 @@ class Sink:
         self._stopped.wait(LONGEST_HANG)
 
 
-#: What makes a pre-signed URL a secret.
+#: This part makes a pre-signed URL a secret.
 SIGNATURE = "X-Amz-Signature=51951951951951951951951951951951"
 
 
 def _certificate() -> bytes:
-    """Make a certificate for 127.0.0.1 that is its own authority, after its key."""
+    """Make a key and a certificate for 127.0.0.1 that signs itself."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.now(UTC)
@@ -143,7 +142,7 @@ class _Server(ThreadingHTTPServer):
         self._context.load_cert_chain(sink.certificate)
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept; the handshake is left to the connection's own thread."""
+        """Accept, and leave the handshake to the connection's own thread."""
         connection, address = super().get_request()
         wrapped = self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         self.sink.connections.append(wrapped)
@@ -184,12 +183,12 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 class Proxy:
-    """A proxy that tunnels, as HTTPS_PROXY names it. It listens inside `with` alone."""
+    """A proxy that tunnels, for HTTPS_PROXY. It listens only inside `with`."""
 
     def __init__(self) -> None:
-        """Make what listens on a free port of 127.0.0.1."""
+        """Bind a free port of 127.0.0.1."""
         self.connects: list[tuple[str, str | None]] = []
-        """Where each tunnel went, and its Proxy-Authorization."""
+        """The target of each tunnel, and its Proxy-Authorization."""
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Tunnel, self))
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self.netloc = f"127.0.0.1:{self._server.server_port}"

@@ -1,4 +1,4 @@
-"""What API Gateway's errors mean: each call with its exact parameters, each error as botocore hands it over."""
+"""The function reads API Gateway's errors right: exact parameters, errors as botocore raises them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ UNREACHABLE = EndpointConnectionError(endpoint_url="https://apigateway.eu-centra
 
 
 class Aws:
-    """API Gateway as a test scripts it, call by call; each has to come with the parameters that it is scripted for."""
+    """API Gateway, scripted call by call; each call must have the parameters in its script."""
 
     def __init__(self) -> None:
         self.client = boto3.client(
@@ -106,12 +106,12 @@ class Aws:
         return self
 
     def deadline(self, seconds: float = 600.0) -> Deadline:
-        """So much time, with jitter that is the same in each run."""
+        """Make a deadline with jitter that is the same in each run."""
         return Deadline(seconds, self.clock, random.Random(0))
 
     @property
     def waited(self) -> float:
-        """How long was slept."""
+        """The length of each sleep."""
         return self.clock.now - self.began
 
     def attach(self, seconds: float = 600.0) -> Any:
@@ -126,7 +126,7 @@ class Aws:
 
 @pytest.fixture
 def aws() -> Iterator[Aws]:
-    """Every call that was scripted has to be made."""
+    """The test must make every scripted call."""
     aws = Aws()
     yield aws
     aws.stub.assert_no_pending_responses()
@@ -148,7 +148,7 @@ each_call = pytest.mark.parametrize(
 
 
 class TestEveryCall:
-    """Create, get and delete are asked, asked again, and refused alike."""
+    """The function asks, retries and reads refusals alike for create, get and delete."""
 
     @each_call
     def test_is_made_once_when_all_is_well(
@@ -190,7 +190,7 @@ class TestEveryCall:
     def test_a_quota_is_tried_for_30_seconds_and_fails_with_its_text(
         self, aws: Aws, operation: str, do: Do, reply: Any, result: Any, message: str
     ) -> None:
-        """Whatever the text; nothing has come of it, and CloudFormation's time has long not been up."""
+        """The text does not matter; the call did nothing, and CloudFormation would have waited longer."""
         for _ in range(99):  # no end of them
             aws.refuses(operation, 429, "LimitExceededException", message)
         with pytest.raises(FailedError, match=f"LimitExceededException: {message}") as raised:
@@ -316,7 +316,7 @@ class TestEveryCall:
 
 
 class TestAttach:
-    """Which refusal of CreateUsagePlanKey it was."""
+    """The function tells apart the refusals of CreateUsagePlanKey."""
 
     @pytest.mark.parametrize(
         "text",
@@ -455,7 +455,7 @@ class TestAttach:
         assert not raised.value.nothing_changed
 
     def test_being_throttled_out_of_time_leaves_nothing_to_hold(self, aws: Aws) -> None:
-        """It was refused each time, so it is not attached: what a Delete found held would be somebody else's."""
+        """API Gateway refused each attempt, so a Delete could only detach somebody else's key."""
         aws.refuses(CREATE, 429, "TooManyRequestsException", retry_after="9999")
         with pytest.raises(OutOfTimeError) as raised:
             aws.attach()
@@ -510,7 +510,7 @@ class TestAttach:
 
 
 class TestKnownRival:
-    """What a conflict has taught about plans is remembered, for a minute."""
+    """The function remembers for a minute what a conflict showed about plans."""
 
     @pytest.fixture
     def taught(self, aws: Aws) -> Aws:
@@ -594,7 +594,7 @@ class TestDetach:
 
 
 class TestBadRequest:
-    """400 on CreateUsagePlanKey is looked into like a conflict, once: which of them the stage conflict is nobody has written."""
+    """The function looks once after a 400, as after a 409: no document says which is the stage conflict."""
 
     def refused(self, aws: Aws) -> Aws:
         return aws.refuses(CREATE, 400, "BadRequestException", "cannot reference multiple Usage Plans")
@@ -635,10 +635,10 @@ class TestBadRequest:
 
 
 class TestMissing:
-    """A key or a plan that is not there is told apart from every other refusal."""
+    """The function tells a missing key or plan apart from every other refusal."""
 
     def test_swapped_ids_are_hinted_at(self) -> None:
-        """Where each is as long as the other's usually are."""
+        """Each id has the usual length of the other."""
         aws = Aws()
         association = Association("p9r0p1", "a1b2c3d4e5")
         said = aws.api._missing("x", "API key", association)
@@ -649,7 +649,7 @@ class TestMissing:
     def test_a_denials_own_text_is_told(
         self, aws: Aws, operation: str, do: Do, reply: Any, result: Any
     ) -> None:
-        """A service control policy is named nowhere else."""
+        """Only this text names a service control policy."""
         aws.refuses(
             operation, 403, "AccessDeniedException", "with an explicit deny in a service control policy"
         )
@@ -658,13 +658,13 @@ class TestMissing:
 
 
 class TestReplies:
-    """What a real client makes of replies that cannot be read: they are asked for again, and never taken for attached."""
+    """A real client cannot read some replies: the function asks again, and never takes them for success."""
 
     GOOD = json.dumps({"id": "a1b2c3d4e5", "type": "API_KEY", "name": "Alice"}).encode()
 
     @pytest.fixture
     def replies(self) -> Iterator[tuple[ApiGateway, list[tuple[int, str, bytes, int]]]]:
-        """A client, and what it is answered in turn: status, content type, body, and how long the body is said to be."""
+        """Make a client with scripted answers: status, content type, body, and the body's stated length."""
         script: list[tuple[int, str, bytes, int]] = []
 
         class Handler(BaseHTTPRequestHandler):
@@ -761,7 +761,7 @@ class TestReplies:
             api.detach(WANTED, Deadline(600, Clock(), random.Random(0)))
 
     def test_a_lone_surrogate_in_a_name_is_replaced(self, replies: Any) -> None:
-        """No encoding that follows fails for it."""
+        """Later encodings would fail at it."""
         api, script = replies
         body = b'{"id": "a1b2c3d4e5", "name": "\\ud800 Alice"}'
         script.append((201, "application/json", body, len(body)))
@@ -779,7 +779,7 @@ def test_a_checksum_that_does_not_match_is_transient(error: Exception) -> None:
 
 
 class TestSecrets:
-    """A key's value is in replies alone."""
+    """Only replies hold a key's value."""
 
     @pytest.mark.parametrize("shown", [repr, str])
     def test_a_key_does_not_show_its_value(self, shown: Callable[[object], str]) -> None:

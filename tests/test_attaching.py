@@ -1,4 +1,4 @@
-"""A Create or an Update attaches what it names, with the fewest calls, or says in one sentence why it could not."""
+"""Create and Update attach what they name, with the fewest calls, or say in a sentence why not."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class TestAttaching:
     def test_a_create_of_what_this_resource_holds_already_is_attached(
         self, cfn: CloudFormation, present: bool
     ) -> None:
-        """It was repeated, or retained once."""
+        """Lambda repeated the Create, or CloudFormation retained the resource once."""
         cfn.create("A", FREE)
         if not present:
             cfn.by_hand(FREE, attached=False)
@@ -169,7 +169,7 @@ class TestReplacing:
 
 
 class TestRefused:
-    """What API Gateway says instead."""
+    """API Gateway refuses to attach."""
 
     @pytest.mark.parametrize(
         ("wanted", "words"),
@@ -202,14 +202,14 @@ class TestRefused:
     def test_a_refusal_says_what_was_done_to_which_ids_and_what_to_do_and_the_hold_is_taken_back(
         self, cfn: CloudFormation, refusal: ClientError, words: list[str]
     ) -> None:
-        """It says where and why, too."""
+        """The Reason says where and why, too."""
         cfn.at(CREATE, fails(refusal))
         assert failed(cfn.create("A", FREE), "API key alice to usage plan free in eu-central-1", *words)
         assert not cfn.attached
         assert not cfn.entries
 
     def test_an_update_fails_with_its_own_id(self, cfn: CloudFormation) -> None:
-        """Any other would be a replacement; and what it had is still held."""
+        """Another id would mean replacement; the resource still holds its former association."""
         cfn.create("A", FREE)
         answer = cfn.update("A", FREE, "alice:nope")
         assert failed(answer)
@@ -226,7 +226,7 @@ class TestRefused:
         assert cfn.entry(FREE).preexisting
 
     def test_a_joiner_that_cannot_look_holds_nothing(self, cfn: CloudFormation) -> None:
-        """The other one still does."""
+        """The other resource still holds it."""
         cfn.create("B", FREE)
         cfn.at(GET, fails(DENIED))
         assert failed(cfn.create("A", FREE), "apigateway:GET")
@@ -244,7 +244,7 @@ class TestRefused:
     def test_out_of_time_and_clearly_refused_it_says_how_often_it_tried_and_holds_nothing(
         self, cfn: CloudFormation, trouble: ClientError
     ) -> None:
-        """It names the last error, too."""
+        """The Reason names the last error, too."""
         cfn.at(CREATE, *[fails(trouble)] * 999)
         answer = cfn.create("A", FREE)
         assert failed(
@@ -266,7 +266,7 @@ class TestRefused:
         assert not cfn.attached
 
     def test_after_a_lost_reply_it_finds_its_own(self, cfn: CloudFormation) -> None:
-        """The next attempt is refused as a duplicate; a Delete detaches it."""
+        """API Gateway refuses the next attempt as a duplicate; a Delete detaches the key."""
         cfn.at(CREATE, served_then(LOST))
         assert outcome(cfn.create("A", FREE)) == "ATTACHED"
         cfn.delete("A", FREE)
@@ -324,7 +324,7 @@ class TestValue:
     def test_without_one_the_answer_has_none_and_the_log_says_so(
         self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """What is attached stays; where Fn::GetAtt asks for it, CloudFormation takes it back."""
+        """The key stays attached; if Fn::GetAtt needs the value, CloudFormation rolls back."""
         cfn.at(CREATE, self.without)
         cfn.at(GET, self.without)
         served = cfn.send(cfn.a_create("A", FREE, include_value=True))

@@ -1,4 +1,4 @@
-"""What becomes of a batch: each stack in order, nobody held up for long, a death at the cost of its own stack."""
+"""The function serves a batch: each stack in order, none for long, a death only at its stack's cost."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ world = function.world
 
 
 class TestServing:
-    """All of it is served, each stack in order, or goes back in place."""
+    """The function serves all of a batch, each stack in order, or gives messages back in place."""
 
     def test_what_delivers_is_made_ready_before_anything_is_called(self, world: World) -> None:
-        """While API Gateway is waited for, it becomes ready; see response.Sender."""
+        """The sender becomes ready while the function waits for API Gateway; see response.Sender."""
         world.arrives("alice")
         ready: list[int] = []
         world.before_create = lambda: ready.append(world.prepared)
@@ -102,7 +102,7 @@ class TestServing:
         assert world.served() == [("Alice", "SUCCESS"), ("Bob", "SUCCESS"), ("Carol", "SUCCESS")]
 
     def test_out_of_the_functions_time_it_goes_back_in_place_with_all_behind_it(self, world: World) -> None:
-        """CloudFormation waits for an hour: nobody is answered, none has died. A stack's later ones go first, its head last."""
+        """CloudFormation waits on, so all go back unanswered: a stack's later ones first, its head last."""
         for name in ("alice", "bob", "carol"):
             world.arrives(name)
         messages = world.records(2, 2, 2)
@@ -200,7 +200,7 @@ class TestServing:
 
 
 class TestOthersOfTheBatch:
-    """What one stack's request waits for costs the others little."""
+    """A stack that waits costs the others little."""
 
     def test_who_has_to_wait_waits_when_all_others_are_served(self, world: World) -> None:
         """Also where API Gateway asks for a longer wait than the function's time."""
@@ -220,7 +220,7 @@ class TestOthersOfTheBatch:
         assert clock.now - began <= PATIENCE
 
     def test_it_is_not_asked_again_before_api_gateway_lets_it(self, world: World) -> None:
-        """Nor for another stack: the whole account is throttled."""
+        """The function asks for no other stack either, because API Gateway throttles the whole account."""
         for name in ("alice", "bob", "carol"):
             world.arrives(name, stack=name)
         world.at_create = [throttled(40)]
@@ -262,7 +262,7 @@ class TestOthersOfTheBatch:
         assert world.served() == [("Alice", "SUCCESS")]
 
     def test_it_returns_before_lambda_ends_it(self, world: World) -> None:
-        """Though nothing can be given back, and each attempt takes its whole time."""
+        """It returns in time even if SQS takes nothing back and each attempt takes its whole time."""
         for number, name in enumerate(("alice", "bob", "carol")):
             world.arrives(name, stack=str(number))
         world.at_create = [BUSY] * 999
@@ -333,7 +333,7 @@ class TestDying:
     def test_a_request_that_a_function_died_at_is_served_alone_and_at_last_answered_failed(
         self, world: World
     ) -> None:
-        """Other stacks that share its batch wait for a visibility time-out, two at most; its own stack for four."""
+        """Other stacks in its batch wait for two visibility time-outs at most; its own stack for four."""
         world.arrives("alice")
         world.arrives("bob", stack="two")
         world.arrives("carol")
@@ -354,7 +354,7 @@ class TestDying:
         assert world.served()[2:] == [("Carol", "SUCCESS")]
 
     def test_what_was_in_a_batch_that_died_is_served_apart_from_other_stacks(self, world: World) -> None:
-        """At which of them it has died nobody knows yet."""
+        """Nobody knows yet at which of them the function died."""
         world.arrives("alice")
         world.arrives("bob", stack="two")
         world.arrives("carol")
@@ -372,7 +372,7 @@ class TestDying:
     def test_where_nobody_can_see_whether_a_function_has_died_all_are_served(
         self, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """The ledger cannot be read once."""
+        """One read of the ledger fails."""
         world.arrives("alice")
         world.arrives("bob", stack="two")
         read, trouble = world.ledger.change, [FailedError("Could not read the ledger")]
@@ -385,7 +385,10 @@ class TestDying:
         monkeypatch.setattr(world.ledger, "change", change)
         assert world.serve(2, 1) == []
         assert world.served() == [("Alice", "SUCCESS"), ("Bob", "SUCCESS")]
-        said = "Could not see whether a function has died at Create alice:free, OnExisting Fail: Could not read the ledger"
+        said = (
+            "Could not see whether a function has died at Create alice:free, OnExisting Fail:"
+            " Could not read the ledger"
+        )
         assert said in caplog.messages
 
     def test_a_delete_that_is_given_up_says_what_stays_attached(self, world: World) -> None:
@@ -408,7 +411,7 @@ class TestDying:
     def test_an_error_of_one_request_costs_its_own_stack_alone(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """It is not given back at once, or it would come again and again."""
+        """The function does not give it back at once; otherwise it would come again and again."""
         for name, stack in (("alice", "one"), ("bob", "two"), ("carol", "one")):
             world.arrives(name, stack=stack)
 
@@ -424,7 +427,7 @@ class TestDying:
         assert world.sqs.given_back == ["receipt-2"]
 
     def test_deaths_add_up_though_it_goes_back_in_between(self, world: World) -> None:
-        """API Gateway keeps it waiting, now and then: that is no death, and none is forgotten."""
+        """Waits for API Gateway between deaths count as no death, and erase none."""
         world.arrives("alice")
         (message,) = world.records()
         for receives in range(1, 8):
@@ -448,7 +451,7 @@ class TestDying:
         assert record.begun == "Create-one-alice"
 
     def test_what_only_waited_is_not_taken_for_what_was_in_a_death(self, world: World) -> None:
-        """It was begun again since, and no function died."""
+        """A later delivery began it again, and that function did not die."""
         world.arrives("alice")
         world.arrives("bob", stack="two")
         alice, bob = world.records(2, 1, first=world.clock.now)
@@ -484,7 +487,10 @@ class TestDying:
         world.arrives("alice")
         monkeypatch.setattr("usage_plan_key.service.Service.died", broken)
         assert world.serve(2) == []
-        said = "Could not see whether a function has died at Create alice:free, OnExisting Fail: the ledger is out of reach"
+        said = (
+            "Could not see whether a function has died at Create alice:free, OnExisting Fail:"
+            " the ledger is out of reach"
+        )
         assert ("WARNING", said) in log(caplog)
 
     def test_only_the_first_of_a_stack_may_have_been_in_a_batch_that_died(self, world: World) -> None:
@@ -532,7 +538,7 @@ class TestStrays:
         )
 
     def test_where_it_cannot_be_put_aside_it_comes_again(self, world: World) -> None:
-        """Until SQS itself puts it aside."""
+        """SQS itself puts it aside in the end."""
         world.sqs.fails = [ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "SendMessage")]
         assert world.batch([record("stray")]) == ["message-0"]
         assert not world.sqs.given_back
@@ -541,7 +547,7 @@ class TestStrays:
     def test_without_a_dead_letter_queue_it_comes_again(
         self, world: World, lacks: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """And that is no trouble to log beside the stray."""
+        """The log has only the error about the stray record."""
         queue = Queue(world.sqs, "https://queue") if lacks == "its dead-letter queue" else None  # type: ignore[arg-type]  # a fake
         world.function = replace(world.function, queue=queue)
         assert world.batch([record("stray")]) == ["message-0"]
@@ -549,7 +555,7 @@ class TestStrays:
         assert [line.levelname for line in caplog.records] == ["ERROR"]
 
     def test_lambdas_record_of_a_failed_invocation_is_served_as_the_request_in_it(self, world: World) -> None:
-        """It was not fenced when it arrived, so it is now."""
+        """The function fences it now, because nothing fenced it at its arrival."""
         world.arrives("alice")
         event = json.loads(world.sqs.sent[0]["MessageBody"])["event"]
         world.ledger.records.clear()
@@ -598,7 +604,7 @@ class TestStrays:
 
 
 class TestTold:
-    """What a batch logs."""
+    """The function logs a batch."""
 
     def test_what_waits_says_for_what(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "usage_plan_key")

@@ -92,7 +92,7 @@ def run(language: str, place: Path, app: str = "") -> "subprocess.CompletedProce
 
 @pytest.fixture(scope="module")
 def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Template]:
-    """What the two apps synthesise."""
+    """The templates that the two apps synthesise."""
     found = {}
     for language in WRONG:
         place = tmp_path_factory.mktemp("cdk") / language
@@ -104,7 +104,7 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Template]:
 
 @pytest.fixture(scope="module", params=list(WRONG))
 def template(request: pytest.FixtureRequest, templates: dict[str, Template]) -> Template:
-    """What one of them synthesises."""
+    """The template that one of them synthesises."""
     return templates[request.param]
 
 

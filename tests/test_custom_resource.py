@@ -1,4 +1,4 @@
-"""Each override of custom_resource.py mends a defect of crhelper's, which plain crhelper shows in the same test."""
+"""Each override of custom_resource.py mends a defect that plain crhelper shows in the same test."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def levels() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long crhelper sleeps on a Delete; nobody waits for it."""
+    """Record crhelper's sleeps on a Delete, without waiting."""
     naps: list[float] = []
     monkeypatch.setattr("crhelper.resource_helper.CfnResource._wait_for_cwlogs.__defaults__", (naps.append,))
     return naps
@@ -162,7 +162,7 @@ def attached() -> Response:
 
 
 class TestMended:
-    """What is wrong with crhelper is right here."""
+    """The overrides mend each defect of crhelper."""
 
     @mended
     def test_a_delete_does_not_sleep(self, kind: type[Prepare], sink: Sink, naps: list[float]) -> None:
@@ -360,7 +360,7 @@ class TestMended:
 
 
 class TestAlwaysAnswered:
-    """What goes wrong where nobody expects it becomes one FAILED answer."""
+    """An unexpected error becomes one FAILED answer."""
 
     def failed(self, serve: Serve, give_up: Serve = failed, seconds: float = 900, **changes: Any) -> str:
         """The one answer's Reason."""
@@ -386,7 +386,7 @@ class TestAlwaysAnswered:
         assert self.failed(lambda: named).startswith("An internal error, please report it: TypeError: ")
 
     def test_time_that_is_up_unexpectedly(self) -> None:
-        """TurnOverError alone, which is one, says that the request is served again."""
+        """Only the subclass TurnOverError says that the queue delivers the request again."""
 
         def serve() -> Response:
             raise OutOfTimeError("the time is up")
@@ -419,7 +419,7 @@ class TestAlwaysAnswered:
 
     @pytest.mark.parametrize("name", EVENTS)
     def test_crhelpers_own_keys_in_an_event_change_nothing(self, name: str) -> None:
-        """A polling function of its own would be called, and there is none."""
+        """Plain crhelper would call a polling function, which does not exist."""
         delivered: list[bytes] = []
         keys = {"CrHelperPoll": True, "CrHelperData": "x", "CrHelperPermission": 1, "CrHelperRule": None}
         asked = {**EVENTS[name], **keys}
@@ -445,10 +445,10 @@ class TestAlwaysAnswered:
 
 
 class TestGuard:
-    """When a call hangs until the function's time is nearly up."""
+    """The guard answers when a call hangs until the function's time is nearly up."""
 
     def test_what_was_written_down_first_stands(self, sink: Sink) -> None:
-        """The guard gives what the ledger says: it may be the answer that the call under way has just written."""
+        """The guard sends the ledger's answer, which the call under way may have just written."""
         prepare = Ours()
 
         def hang() -> Response:
@@ -471,7 +471,7 @@ class TestGuard:
 
     @pytest.mark.parametrize("first", ["guard", "call"])
     def test_whoever_comes_second_says_nothing(self, first: str) -> None:
-        """Both are there at the same time; one body is made, and it is delivered once."""
+        """Both come at the same time; the function makes one body, and delivers it once."""
         delivered: list[bytes] = []
         in_call, in_guard = threading.Event(), threading.Event()
 
@@ -535,7 +535,7 @@ class TestGuard:
         resource = a_resource(parse(asked), serve, failed, deliver, WHERE)
         resource.answer(asked, Context(GUARD_TIME + 0.05))
         count = len(delivered)
-        time.sleep(0.3)  # So that no thread outlives the test.
+        time.sleep(0.3)  # Let no thread outlive the test.
         assert count == 1
 
     def test_the_invocation_fails_when_the_guards_answer_cannot_be_delivered(

@@ -1,4 +1,4 @@
-"""The function may die, run out of time or lose its ledger between any two steps: the next delivery ends well."""
+"""The function dies, runs out of time or loses its ledger at any step; the next delivery ends well."""
 
 from __future__ import annotations
 
@@ -110,11 +110,12 @@ def _deleting_all(cfn: CloudFormation) -> Request:
 @pytest.mark.parametrize(
     "given",
     [
-        _fresh, _joining, _repairing, _taking, _replacing, _moving, _moving_back, _deleting, _deleting_one_of_two, _deleting_all
+        _fresh, _joining, _repairing, _taking, _replacing, _moving, _moving_back,
+        _deleting, _deleting_one_of_two, _deleting_all,
     ],
 )  # fmt: skip
 def test_a_death_between_any_two_steps_is_harmless(given: Given) -> None:
-    """Whichever call or write was the last, the next delivery comes to what would have been."""
+    """After a death at any call or write, the next delivery ends as if undisturbed."""
     undisturbed = CloudFormation()
     expected = undisturbed.send(given(undisturbed))
     assert expected.success
@@ -148,11 +149,11 @@ def test_a_death_between_any_two_steps_is_harmless(given: Given) -> None:
 
 
 class TestDeaths:
-    """A request that was received before is marked as begun; a mark that is found standing is a death."""
+    """The function marks a request that comes again as begun; a mark from before means a death."""
 
     @staticmethod
     def serve(cfn: CloudFormation, request: Request, seconds: float = 90) -> Response:
-        """Serve what was received before, within so many seconds of the function's."""
+        """Serve a request that came before, within so many seconds of the function's time."""
         deadline = Deadline(3600, cfn.clock, Random(0), turn=seconds)
         return served(Service(request, cfn, ApiGateway(cfn), deadline, again=True))  # type: ignore[arg-type]  # a fake
 
@@ -230,7 +231,7 @@ class TestAnEarlierDelivery:
     """Its own earlier delivery has died half way."""
 
     def test_a_repeated_create_that_cannot_look_keeps_its_hold(self, cfn: CloudFormation) -> None:
-        """Its first delivery may have attached the key, so the hold stays, and the Delete that follows detaches it."""
+        """Its first delivery may have attached the key, so the hold stays; the next Delete detaches it."""
         request = cfn.a_create("A", FREE)
         cfn.at(CREATE, served_then(Death()))
         with pytest.raises(Death):
@@ -309,7 +310,7 @@ class TestAnEarlierDelivery:
         assert cfn.entry(FREE).moved_by == request.id
 
     def test_a_delete_of_what_a_dead_move_has_marked_lets_go_of_it(self, cfn: CloudFormation) -> None:
-        """No holder is left that no stack has."""
+        """No holder remains without a stack."""
         cfn.create("A", FREE)
         cfn.at(DELETE, fails(Death()))
         with pytest.raises(Death):
@@ -320,7 +321,7 @@ class TestAnEarlierDelivery:
 
 
 class TestADeadMark:
-    """What is wanted is being detached by a Delete that has died."""
+    """A Delete died while it detached the wanted association."""
 
     @pytest.fixture
     def dead(self, cfn: CloudFormation) -> Delete:
@@ -380,7 +381,7 @@ class TestADeadMark:
         assert dead.holder not in cfn.records or not cfn.records[dead.holder].holds
 
     def test_a_mark_says_until_when_its_function_can_run(self, cfn: CloudFormation) -> None:
-        """So whoever waits after a death waits no longer than that function could have run."""
+        """After a death others wait no longer than that function could have run."""
         cfn.create("A", FREE)
         cfn.dies = 90
         dies_at(cfn, cfn.a_delete("A", FREE))
@@ -389,7 +390,7 @@ class TestADeadMark:
     def test_a_stale_mark_that_its_marker_finishes_first_is_left_to_it(
         self, cfn: CloudFormation, dead: Delete, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Between its look and its turn to finish, the marker's Delete ends and a third resource attaches the key."""
+        """Before it finishes, the marker's Delete ends and a third resource attaches the key."""
         marked = cfn.entry(FREE).detaching
         assert marked
         cfn.clock.now = marked
@@ -419,7 +420,7 @@ class TestADeadMark:
         assert cfn.entry(FREE).detaching is None
 
     def test_a_superseded_request_finishes_nothing(self, cfn: CloudFormation, dead: Delete) -> None:
-        """What its dead predecessor began included."""
+        """It does not even finish the work that its dead predecessor began."""
         late = cfn.an_update("B", FREE, GOLD)
         cfn.arrives(cfn.an_update("B", FREE, PRO))
         cfn.calls()
@@ -428,7 +429,7 @@ class TestADeadMark:
         assert cfn.holders(FREE) == {dead.holder}
 
     def test_a_mark_is_renewed_while_it_is_finished(self, cfn: CloudFormation) -> None:
-        """So nobody else takes it for stale at the same time."""
+        """The new time keeps others from taking it for stale at the same time."""
         cfn.create("A", FREE)
         dies_at(cfn, cfn.a_delete("A", FREE))
         cfn.clock.now += 100
@@ -462,7 +463,7 @@ class TestADeadMark:
 
 
 class TestOutOfTime:
-    """Served from the queue: out of the function's time, not of CloudFormation's, a request is served again."""
+    """The queue delivers a request again if the function's time ends before CloudFormation's."""
 
     @pytest.fixture
     def cfn(self, cfn: CloudFormation) -> CloudFormation:
@@ -478,19 +479,19 @@ class TestOutOfTime:
         return cfn.send(request)
 
     def test_a_create_goes_on(self, cfn: CloudFormation) -> None:
-        """It is not answered before it has come to an end."""
+        """The function answers only at its end."""
         assert outcome(self.goes_on(cfn, cfn.a_create("A", FREE), CREATE)) == "ATTACHED"
         assert cfn.holders(FREE) == {holder("A")}
 
     def test_a_move_goes_on(self, cfn: CloudFormation) -> None:
-        """What was detached is not attached again meanwhile, and stays held."""
+        """The detached association stays held, and nobody attaches it again meanwhile."""
         cfn.create("A", FREE)
         assert self.goes_on(cfn, cfn.an_update("A", FREE, PRO), CREATE, usual).success
         assert cfn.attached == {PRO}
         assert cfn.holders(FREE) == {holder("A")}
 
     def test_a_move_goes_on_to_its_end(self, cfn: CloudFormation) -> None:
-        """Where the attaching is refused for good at last, what was detached earlier is attached again."""
+        """If API Gateway refuses for good in the end, the move attaches the earlier association again."""
         cfn.create("A", FREE)
         request = cfn.an_update("A", FREE, PRO)
         cfn.at(CREATE, usual, *[fails(BUSY)] * 999)
@@ -514,7 +515,7 @@ class TestOutOfTime:
 
 
 class TestNoLedgerInReach:
-    """The ledger cannot be read, or not be written."""
+    """A read or a write of the ledger fails."""
 
     def test_a_ledger_that_is_out_of_reach_leaves_nobody_hanging(
         self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture

@@ -1,4 +1,4 @@
-"""A Delete detaches what its resource holds last, touches nothing else, and succeeds only when that is done."""
+"""Delete detaches what only its resource holds, changes nothing else, and succeeds only after that."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ cfn = cloudformation.cfn
 
 
 class TestDeleting:
-    """What a Delete does."""
+    """Delete detaches, or lets go."""
 
     def test_the_last_holder_detaches_with_one_call_and_leaves_nothing_in_the_ledger(
         self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture
@@ -64,7 +64,7 @@ class TestDeleting:
     def test_not_held(
         self, cfn: CloudFormation, id_: str, shown: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """SUCCESS with the event's own id; nothing is touched, and a line in the log says so."""
+        """It succeeds with the event's own id, changes nothing, and logs that."""
         caplog.set_level(logging.INFO)
         cfn.by_hand(FREE)
         answer = cfn.delete("A", id_)
@@ -83,14 +83,14 @@ class TestDeleting:
         assert not cfn.entries
 
     def test_with_an_invented_id_all_that_its_create_took_is_released(self, cfn: CloudFormation) -> None:
-        """CloudFormation makes one up when a Create was cancelled."""
+        """CloudFormation invents an id for a cancelled Create."""
         cfn.create("A", FREE)
         assert cfn.delete("A", "invented").id == "invented"
         assert not cfn.attached
 
     @pytest.mark.parametrize("id_", [FREE, "invented"])
     def test_what_a_newer_update_wants_is_left_alone(self, cfn: CloudFormation, id_: str) -> None:
-        """The Update has arrived before the Delete is served."""
+        """The Update arrives before the function serves the Delete."""
         cfn.create("A", FREE)
         late = cfn.a_delete("A", id_)
         cfn.arrives(cfn.an_update("A", GOLD, FREE))
@@ -167,7 +167,7 @@ class TestRefused:
         )
 
     def test_where_nobody_knows_whether_it_is_detached_the_mark_stays(self, cfn: CloudFormation) -> None:
-        """So nobody joins what may be gone; the next Delete finishes it."""
+        """The mark keeps others from joining a key that may be gone; the next Delete finishes it."""
         cfn.create("A", FREE)
         cfn.at(DELETE, served_then(LOST), fails(DENIED))
         assert failed(cfn.delete("A", FREE), "apigateway:DELETE")
@@ -186,7 +186,7 @@ class TestRefused:
         )
 
     def test_there_is_no_success_before_all_is_released(self, cfn: CloudFormation) -> None:
-        """What is detached already is not named."""
+        """The Reason does not name a detached association."""
         cfn.create("A", FREE)
         cfn.update("A", "other", "bob:free")
         cfn.at(DELETE, usual, fails(DENIED))

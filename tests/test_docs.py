@@ -1,4 +1,4 @@
-"""The manual against the code, the template and AWS's API; every link, snippet, file and command in it."""
+"""The manual fits the code, the template and AWS's API, in every link, snippet, file and command."""
 
 import ast
 import hashlib
@@ -64,7 +64,7 @@ def headings(page: Path, level: str = "h") -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub makes of the headings."""
+    """Make anchors of the headings, as GitHub does."""
     return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings(page)}
 
 
@@ -151,7 +151,7 @@ def test_each_make_target_that_a_page_names_exists(page: Path) -> None:
     assert set(re.findall(r"^make ([a-z][\w-]*)", said, re.MULTILINE)) - targets == set()
 
 
-#: Commands of the AWS CLI that are no operation of AWS's.
+#: Commands of the AWS CLI that are no operations of AWS.
 OWN_COMMANDS = {("cloudformation", "package"), ("cloudformation", "deploy")}
 GLOBAL_OPTIONS = {"query", "output", "region", "cli-binary-format", "cli-read-timeout"}
 
@@ -291,7 +291,7 @@ HOLDERS = {
 
 
 def outcome(held_by: str, in_plan: str, on_existing: str) -> str:
-    """What the rules make of an Update."""
+    """Ask the rules for the outcome of an Update."""
     properties = {**EVENT["ResourceProperties"], "OnExisting": on_existing}
     physical_id = f"{properties['KeyId']}:{properties['UsagePlanId']}"
     update = request.parse(
@@ -369,7 +369,7 @@ def reasons() -> Iterator[Any]:
         for name, found in vars(errors).items()
         if isinstance(found, type) and issubclass(found, Exception)
     }
-    not_told = {"TurnOverError", "UnclearError", "UndeliveredError"}  # Nobody is answered with these.
+    not_told = {"TurnOverError", "UnclearError", "UndeliveredError"}  # No answer carries these.
     for source in HANDLER:
         tree = ast.parse(source.read_text())
         if source.stem == "watch":

@@ -1,4 +1,4 @@
-"""Every file in events/, through the Lambda entry to the answer: as sam local invokes it, and as it is deployed."""
+"""Every file in events/ leads from the Lambda entry to its answer, under sam local and deployed."""
 
 from __future__ import annotations
 
@@ -78,11 +78,11 @@ class World:
         self.api.plans = {FREE: Plan("Free", (("api1", "prod"),)), PRO: Plan("Pro", (("api1", "prod"),))}
         self.api.keys = {KEY: Key("alice", VALUE)}
         self.lines = io.StringIO()
-        """What the function logged."""
+        """The function's log."""
         self._monkeypatch = monkeypatch
 
     def deploy(self, **environment: str) -> None:
-        """Start the function anew, in this environment. API Gateway is the strict one, and nobody waits for a back-off."""
+        """Start the function anew, in this environment, with the strict API Gateway and no waiting."""
         for name, value in environment.items():
             self._monkeypatch.setenv(name, value)
         for chatty in ("boto", "boto3", "botocore", "urllib3", "crhelper"):
@@ -103,7 +103,7 @@ class World:
         return self.app.handler(event, Context(seconds, self.invocation.clock))
 
     def answer(self, event: Mapping[str, Any], seconds: float = 900) -> dict[str, Any]:
-        """The one answer that is sent for an event."""
+        """Send an event; return its one answer."""
         before = len(self.sink.puts)
         assert self.invoke(self.led_here(event), seconds) is None
         (put,) = self.sink.puts[before:]
@@ -128,7 +128,7 @@ class World:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    """As deployed, but for the queue: a table for the ledger, and somebody who listens at ResponseURL."""
+    """As deployed, but without the queue: a table for the ledger, and a server at ResponseURL."""
     with ExitStack() as stack:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.setenv(name, "testing")
@@ -155,8 +155,7 @@ def local(world: World) -> World:
 
 Situation = tuple[list[str], set[tuple[str, str]], dict[str, Any], set[tuple[str, str]]]
 
-#: For each file: which were served before, what else was attached before, the answer, and what is attached
-#: then.
+#: For each file: the files served before, other keys attached before, the answer, and the keys attached then.
 SITUATIONS: dict[str, Situation] = {
     "create": ([], set(), {"Status": "SUCCESS", "Data": data("ATTACHED")}, {IN_FREE}),
     "create-adopt": ([], {IN_FREE}, {"Status": "SUCCESS", "Data": data("ADOPTED")}, {IN_FREE}),
@@ -167,8 +166,9 @@ SITUATIONS: dict[str, Situation] = {
             "Status": "FAILED",
             "PhysicalResourceId": "AliceInFree",
             "Reason": "The properties are not usable: "
-            "unknown property Description (known are UsagePlanId, KeyId, KeyType, OnExisting, IncludeValue, VerifyTrigger); "
-            f"unknown property KeyID (did you mean KeyId?); KeyId is missing{LOGS}",
+            "unknown property Description (known are UsagePlanId, KeyId, KeyType, OnExisting,"
+            " IncludeValue, VerifyTrigger);"
+            f" unknown property KeyID (did you mean KeyId?); KeyId is missing{LOGS}",
         },
         set(),
     ),
@@ -207,7 +207,7 @@ def test_there_is_a_file_for_every_situation() -> None:
 
 
 def test_the_files_are_issued_one_after_the_other() -> None:
-    """So that none is superseded by those that a test serves before it."""
+    """No file supersedes one that a test serves after it."""
     dates = [(re.findall(r"X-Amz-Date=(\w+)", file["ResponseURL"])[0], name) for name, file in EVENTS.items()]
     assert len(dates) == len({date for date, _ in dates})
     for name, (before, *_) in SITUATIONS.items():
@@ -216,7 +216,7 @@ def test_the_files_are_issued_one_after_the_other() -> None:
 
 
 class TestDeployed:
-    """With the ledger, and answers that are sent."""
+    """Deployed, the function has its ledger and sends its answers."""
 
     @every_file
     def test_is_answered(self, world: World, name: str) -> None:
@@ -434,7 +434,7 @@ class TestDeployed:
     def test_a_call_that_hangs_is_answered_once_and_written_down(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        world.change(clock=time)  # The guard strikes in real time.
+        world.change(clock=time)  # The guard uses real time.
         monkeypatch.setattr(threading, "excepthook", lambda _: None)
         create = world.api.create_usage_plan_key
 
@@ -459,7 +459,7 @@ class TestDeployed:
     def test_a_ledger_that_times_out_is_answered_failed(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Each attempt takes as long as it may, and after the last there is still time to deliver the answer."""
+        """Each attempt takes its longest time; after the last the function can still deliver its answer."""
         clock, table = world.invocation.clock, world.invocation.table
         assert table is not None
         read, reads = table._client.transact_get_items, []
@@ -488,11 +488,11 @@ class TestDeployed:
 
 
 class TestSecrets:
-    """No key value and no pre-signed URL is written to a log, of any logger, at any level, whatever happens."""
+    """No logger writes a key value or a pre-signed URL, at any level, whatever happens."""
 
     @pytest.fixture
     def shown(self, world: World) -> Iterator[list[str]]:
-        """All that is logged, in text and attributes, with every level at its lowest but those that the function sets."""
+        """Collect all log text and attributes; every level is lowest except those the function sets."""
         shown: list[str] = []
 
         class Show(logging.Handler):
@@ -554,7 +554,7 @@ class TestSecrets:
 
 
 class TestLocal:
-    """Under sam local the answer is printed and returned, and the event is taken at its word."""
+    """Under sam local the function prints and returns the answer, and takes the event at its word."""
 
     @every_file
     def test_is_printed_and_returned(

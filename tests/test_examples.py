@@ -1,4 +1,4 @@
-"""Every template in examples/ on MiniStack, and every snippet of docs/use-from.md against its file."""
+"""Every template in examples/ deploys on MiniStack; every snippet of docs/use-from.md is in its file."""
 
 import json
 import os
@@ -89,11 +89,11 @@ class Plans:
         return found
 
     def ids(self) -> dict[str, str]:
-        """What CloudFormation knows the stack's resources by."""
+        """Read the physical ids of the stack's resources."""
         return self.aws.physical_ids(self.stack)
 
     def outputs(self) -> dict[str, str]:
-        """What the stack puts out."""
+        """Read the stack's outputs."""
         return self.aws.outputs(self.stack)
 
     def of(self, name: str) -> str:
@@ -181,7 +181,7 @@ def test_nested_the_parent_knows_the_keys_of_its_customers(plans: Plans) -> None
 
 
 def test_secret_the_value_is_in_the_secret_and_nowhere_in_the_stack(plans: Plans) -> None:
-    """What the log holds the fixture looks at."""
+    """The fixture checks the log."""
     plans.deploy(template_of("secret.yaml", plans.aws))
     ids = plans.ids()
     value = plans.aws.client("apigateway").get_api_key(apiKey=ids["AcmeKey"], includeValue=True)["value"]

@@ -1,4 +1,4 @@
-"""Nothing is detached that no resource attached or took over, and nothing stays attached that no resource holds."""
+"""The function detaches only keys that a resource attached or took over, and leaves none unheld."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TestThereBefore:
     def test_adopted_it_is_used_and_left_there_by_a_delete(
         self, cfn: CloudFormation, on_existing: OnExisting
     ) -> None:
-        """Also by one that says `Take` where no Update has."""
+        """A Delete with `Take` leaves it too, if no Update had `Take`."""
         cfn.by_hand(FREE)
         assert outcome(cfn.create("A", FREE, on_existing)) == "ADOPTED"
         assert cfn.delete("A", FREE, take=on_existing is TAKE).success
@@ -125,7 +125,7 @@ class TestShared:
     def test_with_fail_what_other_stacks_hold_is_refused_without_a_call_and_they_are_named(
         self, cfn: CloudFormation, present: bool
     ) -> None:
-        """In the plan or not."""
+        """The key is in the plan, or not."""
         cfn.create("Theirs", FREE, stack="two")
         if not present:
             cfn.by_hand(FREE, attached=False)
@@ -147,10 +147,10 @@ class TestShared:
 
 
 class TestWhoseItIs:
-    """What is there is ours from the moment at which one of us has set about attaching it."""
+    """An attached key is ours from the moment at which one of our resources began to attach it."""
 
     def test_who_joined_a_hold_that_came_to_nothing_detaches_nothing(self, cfn: CloudFormation) -> None:
-        """Stack one holds it and is superseded before it attaches; stack two, with Adopt, has joined meanwhile."""
+        """Another request supersedes stack one before it attaches; stack two joins meanwhile with Adopt."""
         cfn.by_hand(FREE)
         request = cfn.a_create("A", FREE)
 
@@ -179,7 +179,7 @@ class TestWhoseItIs:
             assert outcome(answer) == "ADOPTED"
 
     def test_a_hold_whose_reply_was_lost_is_read_back(self, cfn: CloudFormation) -> None:
-        """Its turn ends with nothing begun: what is found there next was there before."""
+        """The request ends before it begins to attach, so the key was there before."""
         cfn.by_hand(FREE)
         cfn.lose_writes = 1
         assert failed(cfn.create("A", FREE), "nobody knows")
@@ -195,7 +195,7 @@ class TestWhoseItIs:
         assert not cfn.attached
 
     def test_a_clear_refusal_is_written_down_at_the_last_moment(self, cfn: CloudFormation) -> None:
-        """API Gateway says that the key is there already; the mark `before` cannot be written, but a little later it can."""
+        """API Gateway says that the key is there; the mark's first write fails, a later one succeeds."""
         cfn.by_hand(FREE)
         cfn.at(GET, followed_by(lambda: cfn.outage(2)))
         answer = cfn.create("A", FREE)
@@ -205,7 +205,7 @@ class TestWhoseItIs:
 
 
 class TestAtTheSameTime:
-    """Without a queue, and between stacks, requests are served at the same time."""
+    """Without a queue, and between stacks, functions serve requests at the same time."""
 
     @pytest.mark.parametrize(
         ("stack", "on_existing"), [("one", FAIL), ("two", ADOPT)], ids=["a sibling", "another stack"]
@@ -225,7 +225,7 @@ class TestAtTheSameTime:
     def test_both_deliveries_of_a_request_give_the_answer_of_the_first(
         self, cfn: CloudFormation, on_existing: OnExisting
     ) -> None:
-        """What that attached is held and ours."""
+        """The request's key is held and ours."""
         request = cfn.a_create("A", FREE, on_existing)
         first: list[Response] = []
         cfn.at(CREATE, preceded_by(lambda: first.append(cfn.send(request))))
@@ -270,7 +270,7 @@ class TestAtTheSameTime:
         assert not cfn.attached
 
     def test_what_was_there_before_two_that_want_it_is_neithers(self, cfn: CloudFormation) -> None:
-        """Though the other held it too when the refusal came."""
+        """API Gateway refuses while the other one holds it too."""
         cfn.by_hand(FREE)
         cfn.at(CREATE, preceded_by(lambda: cfn.create("B", FREE)))
         cfn.create("A", FREE)
@@ -280,10 +280,10 @@ class TestAtTheSameTime:
 
 
 class TestRetained:
-    """What an earlier life of a resource left attached outlives it."""
+    """A resource's keys from an earlier life stay attached."""
 
     def test_what_an_id_has_named_is_left_alone(self, cfn: CloudFormation) -> None:
-        """It may have been retained: UpdateReplacePolicy's Delete never comes."""
+        """CloudFormation may have retained it: with UpdateReplacePolicy no Delete comes."""
         cfn.create("A", FREE)
         cfn.update("A", FREE, GOLD)
         cfn.update("A", GOLD, GOLD)
@@ -292,7 +292,7 @@ class TestRetained:
     def test_what_a_resource_of_the_same_name_left_outlives_a_cancelled_create(
         self, cfn: CloudFormation
     ) -> None:
-        """It was left with DeletionPolicy: Retain."""
+        """DeletionPolicy: Retain left it."""
         cfn.create("A", GOLD)
         cfn.create("A", FREE)
         cfn.delete("A", "invented")
@@ -308,10 +308,10 @@ class TestRetained:
 
 
 class TestFailedBefore:
-    """What a failed request may have attached is nobody's, and goes: CloudFormation never believed in it."""
+    """The function detaches a failed request's key, because CloudFormation never believed in it."""
 
     def unclear(self, cfn: CloudFormation, request: Create | Update) -> None:
-        """It is attached, its reply is lost, and the request fails."""
+        """API Gateway attaches it, its reply is lost, and the request fails."""
         cfn.at(CREATE, served_then(LOST), fails(DENIED))
         assert not cfn.send(request).success
         cfn.at(CREATE)
@@ -372,7 +372,7 @@ class TestFailedBefore:
 
 
 class TestNoLedger:
-    """No table is configured: the event is taken at its word."""
+    """Without a table the function takes the event at its word."""
 
     @pytest.fixture
     def cfn(self, cfn: CloudFormation) -> CloudFormation:
@@ -391,7 +391,7 @@ class TestNoLedger:
         assert not cfn.records
 
     def test_a_create_holds_nothing_yet(self, cfn: CloudFormation) -> None:
-        """What is there already was there before."""
+        """A key that is in the plan already was there before."""
         cfn.by_hand(FREE)
         assert failed(cfn.create("A", FREE), "Adopt", "Take")
         assert outcome(cfn.create("A", FREE, ADOPT)) == "ADOPTED"

@@ -50,7 +50,7 @@ EMPTY: dict[str, Any] = {"Responses": [{}, {}]}
 
 
 def client() -> DynamoDBClient:
-    """As app.py makes it, and with nothing of the surroundings': neither their credentials nor their region."""
+    """Make a client as app.py does, without the surroundings' credentials and region."""
     return boto3.client(
         "dynamodb",
         region_name="eu-central-1",
@@ -83,7 +83,7 @@ def table(dynamodb: DynamoDBClient) -> Table:
 
 
 def pages(dynamodb: DynamoDBClient) -> dict[str, dict[str, Any]]:
-    """All that is in the table, by key."""
+    """Read the whole table, by key."""
     return {item["pk"]["S"]: dict(item) for item in dynamodb.scan(TableName=NAME)["Items"]}
 
 
@@ -100,12 +100,12 @@ def as_is(state: Snapshot) -> Snapshot:
 
 
 def said(state: Snapshot) -> Snapshot:
-    """What the pages say, whichever version of them it was."""
+    """Read the pages without their versions."""
     return state._replace(versions={})
 
 
 class TestPages:
-    """What is written is read again."""
+    """The ledger reads each page as it wrote it."""
 
     ids = st.text("abcXYZ019_-", min_size=1, max_size=19)
     associations = st.builds(Association, ids, ids)
@@ -147,7 +147,7 @@ class TestPages:
 
     @given(records)
     def test_of_a_resource(self, record: ResourceRecord) -> None:
-        """Nothing of a holder's page is lost on the way."""
+        """A holder's page survives the way to DynamoDB and back."""
         assert ledger._record(self.through_dynamodb(ledger._record_page(A, record, NOW))) == record
 
     def test_a_value_is_not_written(self) -> None:
@@ -156,7 +156,7 @@ class TestPages:
 
     @given(entries)
     def test_of_an_association(self, entry: AssociationRecord) -> None:
-        """Nothing of an association's page is lost on the way."""
+        """An association's page survives the way to DynamoDB and back."""
         assert ledger._entry(self.through_dynamodb(ledger._entry_page(FREE, entry))) == entry
 
     def test_a_mark_without_its_end_is_trusted_for_15_minutes(self) -> None:
@@ -183,7 +183,7 @@ class TestPages:
         assert [key["AttributeName"] for key in DECLARED["KeySchema"]] == ["pk"]
 
     def test_several_associations(self, table: Table) -> None:
-        """As many as are asked for, each once."""
+        """The ledger reads each association once."""
         table.change(A, [FREE, PRO, FREE], lambda state: hold(A, PRO)(hold(A, FREE)(state)), deadline())
         assert set(table.change(B, [PRO, FREE], as_is, deadline()).entries) == {FREE, PRO}
         assert table.change(B, [PRO], as_is, deadline()).entries == {PRO: AssociationRecord(frozenset({A}))}
@@ -194,7 +194,7 @@ class TestPages:
         assert table.change(B, [], as_is, deadline()).record == ResourceRecord()
 
     def test_a_page_without_holders_goes(self, table: Table, dynamodb: DynamoDBClient) -> None:
-        """Of an association that nobody holds nothing is known."""
+        """The ledger keeps nothing about an association without holders."""
         table.change(A, [FREE], hold(A), deadline())
         table.change(A, [FREE], let_go(A), deadline())
         assert set(pages(dynamodb)) == {f"holder#{A.stack_id}#A"}
@@ -208,7 +208,7 @@ class TestPages:
         assert pages(dynamodb) == before
 
     def test_what_a_rule_raises_goes_through(self, table: Table, dynamodb: DynamoDBClient) -> None:
-        """And nothing is written."""
+        """The ledger writes nothing."""
 
         def refuse(_: Snapshot) -> Snapshot:
             raise FailedError("refused")
@@ -220,7 +220,7 @@ class TestPages:
     def test_a_holder_stays_while_it_holds_something_and_a_day_more(
         self, table: Table, dynamodb: DynamoDBClient
     ) -> None:
-        """`expires`, which the template declares for TTL, is set when nothing is held and cleared when something is."""
+        """The ledger sets `expires`, the TTL, when a holder's last hold goes, and clears it at a hold."""
         ttl = DECLARED["TimeToLiveSpecification"]["AttributeName"]
         assert (ttl, DECLARED["TimeToLiveSpecification"]["Enabled"]) == ("expires", True)
         expires = []
@@ -249,7 +249,7 @@ class TestAtOnce:
 
     @pytest.mark.parametrize("earlier", [False, True], ids=["a new page", "a page that is there"])
     def test_both_changes_are_there(self, table: Table, earlier: bool) -> None:
-        """The second one reads again what the first has written, and changes that; no change is lost."""
+        """The second one reads the first one's pages again, and changes those, so no change is lost."""
         third = Holder("another stack", "C")
         if earlier:
             table.change(third, [FREE], hold(third), deadline())
@@ -260,13 +260,13 @@ class TestAtOnce:
         assert FREE in state.record.holds
 
     def test_a_page_that_has_gone(self, table: Table) -> None:
-        """What was read and is no more is not written as it was."""
+        """The ledger does not write back an outdated page."""
         table.change(B, [FREE], hold(B), deadline())
         rule = self.interrupted(lambda: table.change(B, [FREE], let_go(B), deadline()), hold(A))
         assert table.change(A, [FREE], rule, deadline()).entry(FREE).holders == {A}
 
     def test_the_last_one_to_go_finds_another(self, table: Table) -> None:
-        """A page is not taken away from who came meanwhile."""
+        """The ledger keeps a page that another holder joined meanwhile."""
         table.change(A, [FREE], hold(A), deadline())
         rule = self.interrupted(lambda: table.change(B, [FREE], hold(B), deadline()), let_go(A))
         assert table.change(A, [FREE], rule, deadline()).entry(FREE).holders == {B}
@@ -321,7 +321,7 @@ class TestAtOnce:
 
 
 class TestSeen:
-    """What an earlier change gave back spares the reading, and no more."""
+    """An earlier change's result spares a read, and nothing else."""
 
     @pytest.fixture
     def reads(self, dynamodb: DynamoDBClient, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
@@ -336,7 +336,7 @@ class TestSeen:
         return reads
 
     def test_it_spares_the_reading(self, table: Table, reads: list[Any]) -> None:
-        """A change that follows another one writes at once, also where that one has made a page or has let one go."""
+        """A change after another one writes at once, also if that one made or removed a page."""
         seen = None
         for rule in (hold(A), let_go(A), hold(A)):
             seen = table.change(A, [FREE], rule, deadline(), seen)
@@ -344,7 +344,7 @@ class TestSeen:
         assert table.change(A, [FREE], as_is, deadline()) == seen
 
     def test_it_is_read_where_something_was_not_seen(self, table: Table, reads: list[Any]) -> None:
-        """Of another association nothing is known yet."""
+        """The earlier change did not see this association."""
         table.change(B, [PRO], hold(B, PRO), deadline())
         seen = table.change(A, [FREE], hold(A), deadline())
         reads.clear()
@@ -352,13 +352,13 @@ class TestSeen:
         assert len(reads) == 1
 
     def test_it_may_have_changed(self, table: Table) -> None:
-        """Then nothing is written on it: all is read again."""
+        """The ledger then reads all pages again before it writes."""
         seen = table.change(A, [FREE], as_is, deadline())
         table.change(B, [FREE], hold(B), deadline())
         assert table.change(A, [FREE], hold(A), deadline(), seen).entry(FREE).holders == {A, B}
 
     def test_no_rule_ends_with_it(self, table: Table) -> None:
-        """A rule that raises or changes nothing is asked again on what stands there by now."""
+        """The ledger asks a rule that raises or changes nothing again, with the present pages."""
         seen = table.change(A, [FREE], as_is, deadline())
         table.change(B, [FREE], hold(B), deadline())
         assert table.change(A, [FREE], as_is, deadline(), seen).entry(FREE).holders == {B}
@@ -372,7 +372,7 @@ class TestSeen:
 
 
 class TestErrors:
-    """What DynamoDB says instead."""
+    """DynamoDB refuses."""
 
     @pytest.fixture
     def stub(self) -> Iterator[Stubber]:
@@ -432,7 +432,7 @@ class TestErrors:
     )
     @pytest.mark.parametrize("verb", ["get", "write"])
     def test_passing_trouble(self, stub: Stubber, verb: str, code: str, status: int) -> None:
-        """It is tried again after a pause."""
+        """The ledger tries it again after a pause."""
         clock = Clock(NOW)
         for operation in ("get", "write"):
             if operation == verb:
@@ -443,7 +443,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("verb", ["get", "write"])
     def test_a_conflict_of_transactions(self, stub: Stubber, verb: str) -> None:
-        """Another transaction was under way: the same is tried again, for nothing says that a page has changed."""
+        """Another transaction was under way: the ledger retries the same, as no page need have changed."""
         for operation in ("get", "write"):
             if operation == verb:
                 self.cancelled(stub, f"transact_{verb}_items", "None", "TransactionConflict")
@@ -461,11 +461,11 @@ class TestErrors:
         assert self.change(stub).entry(FREE) == AssociationRecord(frozenset({A}), preexisting=True)
 
     def test_attempts_of_one_write_are_one_transaction(self) -> None:
-        """A write whose reply was lost is not done twice: its attempts carry the same token, and other writes another."""
+        """DynamoDB writes once though its reply is lost: attempts share a token, other writes do not."""
         tokens: list[str] = []
 
         class Writes:
-            """DynamoDB; the first reply to a write is lost."""
+            """A DynamoDB client that loses the first reply to a write."""
 
             meta = client().meta
 
@@ -537,7 +537,7 @@ class TestErrors:
     def test_pages_of_before_shapes_were_numbered_are_read(
         self, table: Table, dynamodb: DynamoDBClient
     ) -> None:
-        """An order had a rank in it, one RequestId was kept, and what was held was attached."""
+        """Old pages have a rank in each order, one RequestId, and no state: each hold is attached."""
         who = {"stack": A.stack_id, "resource": A.logical_id}
         held = {
             "holds": {"alice:free": {"request": "r", "named": True}},

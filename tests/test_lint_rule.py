@@ -1,4 +1,4 @@
-"""The cfn-lint rule finds in a template what the function would refuse, run by cfn-lint itself from anywhere."""
+"""cfn-lint, run from anywhere, finds with the rule what the function would refuse in a template."""
 
 import importlib.util
 import json
@@ -38,7 +38,7 @@ def cfn_lint(*arguments: object, folder: Path = ROOT) -> "subprocess.CompletedPr
 
 
 def lint(*templates: Path) -> list[dict[str, Any]]:
-    """What cfn-lint finds in templates, the rules appended."""
+    """Run cfn-lint with the rules on templates; return its findings."""
     rules = ["--append-rules", ROOT / "tools/cfn_lint"]
     done = cfn_lint(*rules, "--format", "json", "--regions", "eu-central-1", "--", *templates)
     assert not done.stderr
@@ -48,12 +48,12 @@ def lint(*templates: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def found() -> list[dict[str, Any]]:
-    """What the rules find in the bad template."""
+    """Find what the rules report on the bad template."""
     return [match for match in lint(BAD) if match["Rule"]["Id"] in OURS]
 
 
 def expected() -> list[tuple[str, int, str]]:
-    """What its comments say: rule, line, a part of the message."""
+    """Read the expected findings from its comments: rule, line, a part of the message."""
     faults, waiting = [], []
     for number, line in enumerate(BAD.read_text().splitlines(), 1):
         if comment := re.fullmatch(r" +# ([EW]\d+): (.+)", line):

@@ -58,7 +58,7 @@ class TestLost:
         assert cfn.delete("A", FREE).success
 
     def test_what_is_lost_does_not_count_as_attached(self, cfn: CloudFormation) -> None:
-        """Whoever puts the key back later has put it there, so it stays when the resource goes."""
+        """A key that somebody puts back later stays when the resource goes."""
         cfn.create("A", FREE, digest="P1")
         cfn.delete("A", FREE)
         cfn.create("A", GOLD, digest="P1")
@@ -70,7 +70,7 @@ class TestLost:
     def test_an_update_that_succeeded_is_taken_back_though_the_key_is_gone(
         self, cfn: CloudFormation, carried: str
     ) -> None:
-        """What it had left is wanted again, and no Delete has come for it."""
+        """It wants its former association again, and no Delete has come for that."""
         cfn.create("A", FREE, digest="P1")
         cfn.update("A", FREE, GOLD, digest="P2")
         self.gone(cfn)
@@ -79,7 +79,7 @@ class TestLost:
         assert cfn.holders(FREE) == {holder("A")}
 
     def test_after_its_delete_what_was_left_is_wanted_anew(self, cfn: CloudFormation) -> None:
-        """The clean-up's Delete failed, so it is still held: an Update that wants it is a deployment, and fails."""
+        """The clean-up's Delete failed, so the hold stays: an Update to it is a deployment, and fails."""
         cfn.create("A", FREE, digest="P1")
         cfn.update("A", FREE, GOLD, digest="P2")
         cfn.at(DELETE, fails(DENIED))
@@ -141,7 +141,10 @@ class TestLost:
         self.gone(cfn)
         reason = cfn.update("A", FREE, FREE, ADOPT, digest="P2").reason
         assert outcome(cfn.update("A", FREE, FREE, digest="P1")) == "LOST"
-        said = f"LOST: {reason}. CloudFormation goes on as if the key were attached. The resource's next Update fails"
+        said = (
+            f"LOST: {reason}. CloudFormation goes on as if the key were attached."
+            " The resource's next Update fails"
+        )
         assert ("usage_plan_key.service", logging.ERROR, said) in caplog.record_tuples
 
     def test_a_rollback_that_moved_and_died_is_lost_where_the_key_is_gone(self, cfn: CloudFormation) -> None:

@@ -1,4 +1,4 @@
-"""The function's metrics: one line for an answer, and nothing else of the request in it."""
+"""The function writes its metrics in one line for each answer, without the request's data."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Counted:
 
 
 def values(line: dict[str, Any]) -> dict[str, float]:
-    """What a line counts, as CloudWatch reads it."""
+    """Read a line's metrics, as CloudWatch does."""
     (directive,) = line["_aws"]["CloudWatchMetrics"]
     assert directive["Namespace"] == "UsagePlanKey"
     assert directive["Dimensions"] == [["service"]]
@@ -73,7 +73,7 @@ class TestAnswers:
     ) -> None:
         world.arrives("alice")
         world.clock.now += 7
-        assert counted() == [], "who only queues has counted nothing"
+        assert counted() == [], "intake counts nothing"
         world.serve()
         assert counted() == [{"Attached": 1, "Attempts": 1, "QueueSeconds": 7}]
 
@@ -211,7 +211,7 @@ def test_seconds_are_seconds_and_the_rest_are_counts(counted: Counted) -> None:
 
 
 def test_a_line_is_written_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another thread writes its log to the same stream, and a line with another in it is neither a metric nor a log line."""
+    """Another thread logs to the same stream, and its line must not fall inside a metric's."""
     written: list[str] = []
     monkeypatch.setattr(sys.stdout, "write", written.append)
     metrics.no_request()
@@ -219,7 +219,7 @@ def test_a_line_is_written_at_once(world: World, monkeypatch: pytest.MonkeyPatch
 
 
 def test_under_sam_local_nothing_is_counted(world: World, counted: Counted) -> None:
-    """The person at the terminal sees the answer. A request that waits and a message that is none print nothing at all."""
+    """The terminal shows the answer, and no line for a waiting request or a foreign message."""
     world.arrives("alice")
     sent = world.records()
     world.function = replace(world.function, local=True)

@@ -1,4 +1,4 @@
-"""tools/migrate.py: three deploys from the native type; only the wanted lines change, all keys stay attached."""
+"""tools/migrate.py leads from the native type in three deploys, and changes only the lines it has to."""
 
 import difflib
 import json
@@ -96,7 +96,8 @@ class TestLines:
                 " Properties: {KeyId: a1b2, KeyType: API_KEY, UsagePlanId: f7r3}}"
             ),
             (
-                "+    Carol: {Type: AWS::ApiGateway::UsagePlanKey, DeletionPolicy: Retain, UpdateReplacePolicy: Retain,"
+                "+    Carol: {Type: AWS::ApiGateway::UsagePlanKey,"
+                " DeletionPolicy: Retain, UpdateReplacePolicy: Retain,"
                 " Metadata: {UsagePlanKeyMigration: retain}, DependsOn: [Alice, 'Bob'],"
                 " Properties: {KeyId: a1b2, KeyType: API_KEY, UsagePlanId: f7r3}}"
             ),
@@ -123,13 +124,15 @@ class TestLines:
             "-            UsagePlanKeyMigration: retain",
             '-        Properties: {KeyId: !GetAtt Key.APIKeyId, KeyType: API_KEY, UsagePlanId: !Ref "Plan"}',
             (
-                "-    Carol: {Type: AWS::ApiGateway::UsagePlanKey, DeletionPolicy: Retain, UpdateReplacePolicy: Retain,"
+                "-    Carol: {Type: AWS::ApiGateway::UsagePlanKey,"
+                " DeletionPolicy: Retain, UpdateReplacePolicy: Retain,"
                 " Metadata: {UsagePlanKeyMigration: retain}, DependsOn: [Alice, 'Bob'],"
                 " Properties: {KeyId: a1b2, KeyType: API_KEY, UsagePlanId: f7r3}}"
             ),
             (
-                "+        Properties: {ServiceToken: !ImportValue usage-plan-key-FunctionArn, ServiceTimeout: 120,"
-                ' OnExisting: Take, KeyId: !GetAtt Key.APIKeyId, KeyType: API_KEY, UsagePlanId: !Ref "Plan"}'
+                "+        Properties: {ServiceToken: !ImportValue usage-plan-key-FunctionArn,"
+                " ServiceTimeout: 120, OnExisting: Take,"
+                ' KeyId: !GetAtt Key.APIKeyId, KeyType: API_KEY, UsagePlanId: !Ref "Plan"}'
             ),
             (
                 "+    CarolInPlan: {Type: Custom::UsagePlanKey, DependsOn: [AliceInPlan2, 'BobInPlan'],"
@@ -140,13 +143,19 @@ class TestLines:
             "+        -   AliceInPlan2",
             '-            -   "${Alice} ${!Alice} ${ Bob.Id } ${Carol} ${AliceInPlan} ${AWS::Region}"',
             "-            -   Carol: !GetAtt Alice.Id",
-            '+            -   "${AliceInPlan2} ${!Alice} ${ BobInPlan.Id } ${Carol} ${AliceInPlan} ${AWS::Region}"',
+            (
+                '+            -   "${AliceInPlan2} ${!Alice} ${ BobInPlan.Id } ${Carol} ${AliceInPlan}'
+                ' ${AWS::Region}"'
+            ),
             "+            -   Carol: !GetAtt AliceInPlan2.Id",
             "-        Value: !Ref 'Alice'",
             "-    Bob: {Value: !GetAtt [Bob, Id], Condition: HasBob}",
             "+        Value: !Ref 'AliceInPlan2'",
             "+    Bob: {Value: !GetAtt [BobInPlan, Id], Condition: HasBob}",
-            '-            Fn::Join: ["", [{Ref: Alice}, {"Fn::GetAtt": ["Carol", Id]}, {Fn::GetAtt: Bob.Id}, Alice]]',
+            (
+                '-            Fn::Join: ["", [{Ref: Alice}, {"Fn::GetAtt": ["Carol", Id]},'
+                " {Fn::GetAtt: Bob.Id}, Alice]]"
+            ),
             (
                 '+            Fn::Join: ["", [{Ref: AliceInPlan2}, {"Fn::GetAtt": ["CarolInPlan", Id]},'
                 " {Fn::GetAtt: BobInPlan.Id}, Alice]]"
@@ -219,8 +228,8 @@ class TestLines:
             it.changed(step)
         assert " ".join(it.text.split()) == (
             "Resources: AliceInPlan: &alice Type: Custom::UsagePlanKey Properties: ServiceToken: !ImportValue"
-            " usage-plan-key-FunctionArn ServiceTimeout: 120 OnExisting: Take VerifyTrigger: taken KeyId: a1b2"
-            " KeyType: API_KEY UsagePlanId: f7r3 BobInPlan: *alice"
+            " usage-plan-key-FunctionArn ServiceTimeout: 120 OnExisting: Take VerifyTrigger: taken"
+            " KeyId: a1b2 KeyType: API_KEY UsagePlanId: f7r3 BobInPlan: *alice"
         )
 
     def test_an_emoji_that_json_escapes_is_no_fault(self, migration: Callable[..., Migration]) -> None:
@@ -265,7 +274,7 @@ def without_tags(value: Any) -> Any:
 
 
 class TestReferences:
-    """What names the resource by its old logical id follows."""
+    """References follow to the new logical id."""
 
     @pytest.mark.parametrize(
         ("before", "after"),
@@ -341,7 +350,7 @@ class TestReferences:
 
 
 class TestNewResources:
-    """What the custom resources are given."""
+    """The custom resources get their properties."""
 
     @pytest.mark.parametrize(
         ("count", "seconds"), [(1, 120), (120, 120), (240, 180), (500, 310), (9000, 3600)]
@@ -579,7 +588,7 @@ class TestRefusals:
 
 
 class TestWarnings:
-    """What the command cannot see, and CloudFormation's limits."""
+    """The command warns of what it cannot see, and of CloudFormation's limits."""
 
     @pytest.mark.parametrize(
         ("more", "warning"),
@@ -687,7 +696,7 @@ def aws() -> Iterator[Aws]:
 
 @contextmanager
 def watched(aws: Aws, plan: str) -> Iterator[list[int]]:
-    """How many keys are in the plan, over and over while something is done."""
+    """Count the plan's keys again and again during an action."""
     counts: list[int] = []
     done = Event()
     api = aws.client("apigateway")
@@ -747,7 +756,7 @@ def deploy(aws: Aws, text: str) -> Deployment:
 
 
 def answered(aws: Aws, function: str, step: str) -> dict[str, int]:
-    """What the requests of a step came to; MiniStack writes a function's log a moment after its answer."""
+    """Wait for the outcomes of a step; MiniStack writes a function's log after its answer."""
     kind = {"retain": None, "replace": "Create", "take": "Update"}[step]
     deadline = time.monotonic() + 10
     while True:

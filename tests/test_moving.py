@@ -46,7 +46,7 @@ cfn = cloudformation.cfn
 
 
 class TestMoving:
-    """Between plans that share a stage."""
+    """An Update moves a key between plans that share a stage."""
 
     def test_the_old_one_is_detached_and_the_wanted_one_attached(self, cfn: CloudFormation) -> None:
         """The Delete for the old one then has nothing to detach."""
@@ -85,7 +85,7 @@ class TestMoving:
         assert cfn.entry(FREE).detaching is None
 
     def test_a_refusal_that_still_names_the_detached_plan_is_retried(self, cfn: CloudFormation) -> None:
-        """DeleteUsagePlanKey answers 202: a detaching takes a moment, and nothing is detached twice."""
+        """DeleteUsagePlanKey answers 202: detaching takes a moment, and the function detaches once."""
         cfn.create("A", FREE)
         cfn.calls()
         cfn.at(DELETE, lambda _: {})
@@ -95,14 +95,14 @@ class TestMoving:
         assert cfn.calls()["CreateUsagePlanKey"] == 4
 
     def test_each_wait_for_a_detached_plan_counts_as_an_attempt(self, cfn: CloudFormation) -> None:
-        """DeleteUsagePlanKey has answered 202, and it has not come into force."""
+        """DeleteUsagePlanKey answered 202, and has not taken effect yet."""
         cfn.create("A", FREE)
         cfn.at(DELETE, lambda _: {})
         assert rolled(cfn, cfn.an_update("A", FREE, PRO)) == [(0, 0.5), (0, 1), (0, 2), (0, 4)]
 
 
 class TestTheWayBack:
-    """A move that comes to nothing is undone."""
+    """The function undoes a move that fails."""
 
     def test_refused_for_good_the_old_one_is_attached_again(self, cfn: CloudFormation) -> None:
         cfn.create("A", FREE)
@@ -120,7 +120,10 @@ class TestTheWayBack:
         cfn.create("A", FREE)
         cfn.at(CREATE, usual, fails(DENIED), fails(BAD))
         assert failed(
-            cfn.update("A", FREE, PRO), "apigateway:POST", "could not attach the detached key again", "usage plan free"
+            cfn.update("A", FREE, PRO),
+            "apigateway:POST",
+            "could not attach the detached key again",
+            "usage plan free",
         )
         assert (
             "usage_plan_key.service",
@@ -228,10 +231,10 @@ class TestTheWayBack:
 
 
 class TestBlocked:
-    """What a move may not detach blocks it, and is named."""
+    """An association that a move may not detach blocks it; the Reason names it."""
 
     def test_what_was_adopted_is_not_broken_for_a_move(self, cfn: CloudFormation) -> None:
-        """What was adopted is not broken for a move: the Reason names the plan, the stage, who holds it and what to do."""
+        """A move leaves an adopted key alone; the Reason names plan, stage, holder and remedy."""
         cfn.by_hand(FREE)
         cfn.create("A", FREE, ADOPT)
         words = [
@@ -261,7 +264,7 @@ class TestBlocked:
         assert cfn.entry(FREE).detaching is None
 
     def test_a_create_never_moves(self, cfn: CloudFormation) -> None:
-        """What an earlier life of the resource retained stays retained."""
+        """An association that an earlier life retained stays retained."""
         cfn.create("A", FREE)
         assert failed(cfn.create("A", PRO), "usage plan free (Free)", "A of stack one")
         assert cfn.attached == {FREE}
@@ -277,7 +280,7 @@ class TestBlocked:
 
 
 class TestMovingAgain:
-    """A function that has lately seen that two plans share a stage."""
+    """The function remembers that two plans share a stage."""
 
     @pytest.fixture
     def cfn(self, cfn: CloudFormation) -> CloudFormation:
@@ -306,7 +309,7 @@ class TestMovingAgain:
     def test_a_plan_that_has_lost_the_stage_seconds_ago_is_moved_away_from_all_the_same(
         self, cfn: CloudFormation
     ) -> None:
-        """It is moved all the same: what was seen in the same batch counts. Once it is answered nothing is different."""
+        """It still moves the key: a look in the same batch counts. After its answer nothing is different."""
         cfn.api.plans["pro"] = Plan("Pro", (("api", "beta"),))
         assert outcome(cfn.update("B", "bob:free", "bob:pro")) == "MOVED"
         assert cfn.attached == {PRO, "bob:pro"}
@@ -317,7 +320,7 @@ class TestMovingAgain:
 
 
 class TestTakenThenMoved:
-    """What was taken over can be moved by the next deployment, whose rollback leaves it as it was."""
+    """The next deployment can move a taken-over key; its rollback restores the key."""
 
     @pytest.fixture
     def cfn(self, cfn: CloudFormation) -> CloudFormation:
@@ -361,7 +364,7 @@ class TestTakenThenMoved:
         assert cfn.entry(FREE).moved_by is None
 
     def test_a_rollback_takes_nothing_over(self, cfn: CloudFormation) -> None:
-        """What it wants this resource has held before."""
+        """This resource held its wanted association before."""
         cfn.update("A", FREE, GOLD, TAKE)
         assert cfn.entry(FREE).preexisting
         assert cfn.update("A", GOLD, FREE, TAKE, took=True).success
@@ -369,7 +372,7 @@ class TestTakenThenMoved:
 
 
 class TestMovedAway:
-    """What was moved away from is let go of with the present association, at the latest."""
+    """The resource lets go of the association it moved from with its present one, at the latest."""
 
     def test_with_update_replace_policy_retain_nothing_stays_held(self, cfn: CloudFormation) -> None:
         cfn.create("A", FREE)
@@ -387,7 +390,7 @@ class TestMovedAway:
         assert cfn.attached == {PRO}
 
     def test_what_was_retained_stays_held(self, cfn: CloudFormation) -> None:
-        """It was replaced, not moved away from."""
+        """A replacement, not a move, left it."""
         cfn.create("A", FREE)
         cfn.update("A", FREE, GOLD)
         cfn.delete("A", GOLD)

@@ -72,7 +72,7 @@ class TestSuperseded:
         assert cfn.clock.now - began <= 41
 
     def test_without_issue_times_there_is_no_fence(self, cfn: CloudFormation) -> None:
-        """What comes is served as if it were new."""
+        """The function takes each request as new."""
         late = cfn.a_create("A", FREE, issued=None)
         cfn.send(cfn.a_delete("A", "invented", issued=None))
         assert outcome(cfn.send(late)) == "ATTACHED"
@@ -81,7 +81,7 @@ class TestSuperseded:
     def test_what_was_not_fenced_when_it_arrived_is_fenced_when_its_turn_comes(
         self, cfn: CloudFormation, *, is_over: bool
     ) -> None:
-        """Too late, a Create alone: it begins a new life, and its Delete may follow."""
+        """Too late, the function fences only a Create, which begins a life and whose Delete may follow."""
         for request in (cfn.a_create("A", FREE), cfn.an_update("B", FREE, FREE)):
             deadline = Deadline(900, cfn.clock, is_over=is_over)
             served(Service(request, cfn, ApiGateway(cfn), deadline, fenced=False))  # type: ignore[arg-type]  # a fake
@@ -136,12 +136,12 @@ class TestSameSecond:
 
 
 class TestSameAnswer:
-    """What was answered stands."""
+    """An answer stands."""
 
     def test_a_request_that_comes_again_is_given_its_answer_again_and_nothing_is_touched(
         self, cfn: CloudFormation
     ) -> None:
-        """Whatever has come since."""
+        """Later requests do not change it."""
         request = cfn.a_create("A", FREE)
         answer = cfn.send(request)
         cfn.delete("A", FREE)
@@ -160,7 +160,7 @@ class TestSameAnswer:
     def test_the_value_is_never_written_down(
         self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """It goes out where it was asked for alone, and is looked up for an answer that goes out again."""
+        """Only an answer to IncludeValue carries it; the function looks it up anew for a repeated answer."""
         request = cfn.a_create("A", FREE, include_value=True)
         assert cfn.send(request).value == "value-of-alice"
         assert "value-of-alice" not in repr(cfn.records)
@@ -175,7 +175,7 @@ class TestSameAnswer:
     def test_a_value_that_there_is_no_time_to_look_up_is_looked_up_in_the_next_turn(
         self, cfn: CloudFormation
     ) -> None:
-        """Else the answer would go out without the value, and Fn::GetAtt would fail."""
+        """Otherwise the answer would lack the value, and Fn::GetAtt would fail."""
         request = cfn.a_create("A", FREE, include_value=True)
         first = cfn.send(request)
         cfn.resumable = True

@@ -1,4 +1,4 @@
-"""What one invocation does: CloudFormation's go into the queue, a batch's requests are served, and the log says so."""
+"""An invocation queues CloudFormation's request, or serves a batch, and the log says so."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class TestArriving:
         assert first["MessageGroupId"] == sibling["MessageGroupId"] != stranger["MessageGroupId"]
         assert len(first["MessageGroupId"]) <= 128
         assert len(world.ledger.records) == 3
-        assert not world.prepared, "who only queues delivers nothing"
+        assert not world.prepared, "intake delivers nothing"
         assert not world.api.calls
         assert not world.answers
 
     def test_its_message_says_when_it_arrived(self, world: World) -> None:
-        """CloudFormation's time is counted from then."""
+        """CloudFormation's time counts from then."""
         arrived = world.clock.now
         world.arrives("alice")
         assert json.loads(world.sqs.sent[0]["MessageBody"])["arrived"] == arrived
@@ -61,7 +61,7 @@ class TestArriving:
         assert not world.answers
 
     def test_one_whose_time_is_nearly_over_is_answered_where_it_arrives(self, world: World) -> None:
-        """`BEFORE_LOOK` seconds are too few to begin anything; with more, another invocation may have time to queue it."""
+        """`BEFORE_LOOK` seconds are too few to begin; with more, another invocation may still queue it."""
         properties = {"KeyId": "alice", "UsagePlanId": "free", "ServiceTimeout": str(int(BEFORE_LOOK))}
         world.arrives("alice", ResourceProperties=properties)
         assert "was over before its turn came" in world.answers[0]["Reason"]
@@ -84,7 +84,7 @@ class TestArriving:
         assert "queue" in world.answers[0]["Reason"]
 
     def test_where_nobody_knows_it_raises(self, world: World) -> None:
-        """So Lambda tries again, with the same deduplication id, and no answer contradicts the one of the queue."""
+        """Lambda tries again with the same deduplication id, so no answer contradicts the queue's."""
         world.sqs.fails = [ReadTimeoutError(endpoint_url="https://queue")] * 999
         with pytest.raises(UnclearError):
             world.arrives("alice")
@@ -107,7 +107,7 @@ class TestArriving:
     def test_an_unexpected_error_is_a_failed_answer(
         self, world: World, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """Else CloudFormation would wait for an hour in silence."""
+        """Otherwise CloudFormation would wait for an hour."""
         monkeypatch.setattr("usage_plan_key.rules.fence", lambda *_, **__: 1 / 0)
         world.arrives("alice", kind, **({"PhysicalResourceId": "alice:free"} if kind == "Delete" else {}))
         assert world.served() == [("Alice", "FAILED")]
@@ -133,7 +133,7 @@ class TestArriving:
         assert not world.sqs.sent
 
     def test_a_reply_without_a_message_id_is_no_sign_that_it_is_queued(self, world: World) -> None:
-        """A proxy's page, say: it is sent again, and the queue takes it once."""
+        """After a proxy's page the function sends it again, and the queue takes it once."""
         replies: Any = iter([{"ResponseMetadata": {}}] * 2)
         send = world.sqs.send_message
         world.sqs.send_message = lambda **message: next(replies, None) or send(**message)  # type: ignore[method-assign]  # a proxy's
@@ -231,7 +231,7 @@ class TestTime:
         assert (world.sqs.sent, world.api.calls.total()) == ([], 0)
 
     def test_a_delete_that_arrives_when_its_time_is_over_fences_nothing(self, world: World) -> None:
-        """Requests that were issued after it, and have time, are still served."""
+        """The function still serves later requests that have time."""
         world.arrives(
             "alice", "Delete", PhysicalResourceId="alice:free", **self.event(world, age=700, timeout=600)
         )
@@ -256,7 +256,7 @@ class TestTime:
         assert "was over before its turn came" in world.answers[0]["Reason"]
 
     def test_lambdas_record_says_when_it_has_given_up(self, world: World) -> None:
-        """Put back days later, a request that tells no issue time is over all the same."""
+        """A request without an issue time is over if somebody puts it back days later."""
         event = world.arrives("alice", ResponseURL="https://x/")
         world.sqs.sent.clear()
         gave_up = datetime.fromtimestamp(world.clock.now, UTC).isoformat()
@@ -357,7 +357,7 @@ class TestLettingGo:
         ],
     )
     def test_a_stack_of_another_account_or_region_is_not_asked_about(self, world: World, stack: str) -> None:
-        """Of it, CloudFormation would say here that it does not exist."""
+        """Here CloudFormation would say that such a stack does not exist."""
         with pytest.raises(FailedError, match="no id of a stack"):
             world.function.let_go({"StackId": stack, "LogicalResourceId": "Alice"}, world)
 
@@ -422,10 +422,10 @@ class TestLettingGo:
 
 
 class TestTold:
-    """What an invocation logs, counts and prints, and how much time it gives to each call."""
+    """An invocation logs, counts and prints, and gives each call its time."""
 
     def test_a_foreign_id_is_in_no_line(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
-        """A former provider's may be a key's value."""
+        """A former provider's id may be a key's value."""
         caplog.set_level(logging.INFO)
         for on_existing in ("Adopt", "Bad"):
             properties = {"KeyId": "alice", "UsagePlanId": "free", "OnExisting": on_existing}

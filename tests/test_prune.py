@@ -1,4 +1,4 @@
-"""What prune.py leaves of botocore's data, on a botocore of one service; tests/test_template.py looks at the artifact's."""
+"""prune.py removes unused botocore data, here of one service; test_template.py checks the artifact."""
 
 from __future__ import annotations
 

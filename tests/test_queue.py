@@ -1,4 +1,4 @@
-"""What the queue is told, and how its messages are read."""
+"""The queue gets the right calls, and the function reads its messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ world = function.world
 
 
 class TestMessages:
-    """What SQS hands over is read field by field."""
+    """The function reads each field of SQS's records."""
 
     def test_a_message_without_attributes_was_received_once_and_nobody_knows_when(self) -> None:
         (read,) = messages([{"messageId": "m", "receiptHandle": "r", "body": '{"event": 7, "arrived": 5}'}])
@@ -69,7 +69,7 @@ class TestMessages:
 
 
 class TestCalls:
-    """What the queue is told, and what is said where it does not answer."""
+    """The queue gets the right calls; errors say what failed."""
 
     def queue(self, world: World) -> Queue:
         return Queue(world.sqs, "https://queue", "https://undelivered")  # type: ignore[arg-type]  # a fake

@@ -1,4 +1,4 @@
-"""From an event to a request: what is read, what is refused and how it is told."""
+"""The function makes a request of an event, or refuses the event and names every fault."""
 
 import json
 import re
@@ -37,7 +37,7 @@ VALUE = "s3cr3tAlicesKeyValue"
 def event(
     kind: str = "Create", properties: Any = None, *, without: str = "", **fields: Any
 ) -> dict[str, Any]:
-    """A good event with something changed."""
+    """Make a good event, with changes."""
     event = {
         "RequestType": kind,
         "ResponseURL": "https://x.s3.amazonaws.com/answer?X-Amz-Date=20260302T090000Z",
@@ -66,7 +66,7 @@ def faults(properties: Mapping[str, Any]) -> str:
 
 
 def deep() -> list[Any]:
-    """What is nested too deeply to be written."""
+    """A value that is nested too deeply for JSON."""
     nested: list[Any] = []
     for _ in range(99_999):
         nested = [nested]
@@ -77,7 +77,7 @@ class TestKinds:
     """An event becomes a Create, an Update or a Delete."""
 
     def test_create(self) -> None:
-        """A Create has what it wants, and no id yet."""
+        """A Create has a wanted association, and no id yet."""
         request = parse(event(without="PhysicalResourceId"))
         assert isinstance(request, Create)
         assert vars(request) == {
@@ -99,7 +99,7 @@ class TestKinds:
         ids=["what it wants", "another", "foreign"],
     )
     def test_update(self, id_: str, in_place: bool) -> None:
-        """An Update has the event's id besides, which may name what it wants or something else."""
+        """An Update also has the event's id, which may name the wanted association or another one."""
         request = parse(event("Update", PhysicalResourceId=id_))
         assert isinstance(request, Update)
         assert (request.physical_id, request.wanted, request.in_place) == (
@@ -121,7 +121,7 @@ class TestKinds:
         ids=repr,
     )
     def test_an_update_knows_whether_it_took(self, old: Any, took: bool) -> None:
-        """By the old properties alone, whatever stands in their place."""
+        """Only the old properties decide, in any shape."""
         request = parse(event("Update", OldResourceProperties=old))
         assert isinstance(request, Update)
         assert request.took is took
@@ -130,13 +130,13 @@ class TestKinds:
         "properties", [GOOD, {}, {"KeyID": "", "OnExisting": 1}, "nonsense", None], ids=repr
     )
     def test_a_delete_is_never_refused(self, properties: Any) -> None:
-        """Whatever its properties are, a Delete goes through with the event's id."""
+        """A Delete with any properties keeps the event's id."""
         request = parse(event("Delete", ResourceProperties=properties))
         assert isinstance(request, Delete)
         assert (request.physical_id, request.take) == ("a1b2c3d4e5:f7r3e3", False)
 
     def test_a_delete_may_still_say_take(self) -> None:
-        """That alone is read from its properties, beside ServiceTimeout."""
+        """The function reads only this and ServiceTimeout from a Delete's properties."""
         request = parse(event("Delete", {"OnExisting": "Take", "Nonsense": "1"}))
         assert isinstance(request, Delete)
         assert request.take
@@ -159,29 +159,29 @@ class TestKinds:
         ],
     )
     def test_the_id_of_a_failure(self, event_: dict[str, Any], id_: str) -> None:
-        """CloudFormation takes another id than the event's for a replacement; a Create's comes back with its Delete."""
+        """An id other than the event's means replacement to CloudFormation; Create's id returns in Delete."""
         assert parse(event_).answer_id == id_
 
     def test_the_response_url_is_not_shown(self) -> None:
-        """It is pre-signed: whoever logs a request logs no secret."""
+        """It is pre-signed; a logged request shows no secret."""
         assert "amazonaws" not in repr(parse(event()))
 
 
 class TestEvents:
-    """What lacks what an answer needs is an error of the invocation."""
+    """An event that lacks a field for the answer is an error of the invocation."""
 
     @pytest.mark.parametrize("kind", ["Create", "Update", "Delete"])
     @pytest.mark.parametrize("name", ["RequestId", "StackId", "LogicalResourceId", "ResponseURL"])
     @pytest.mark.parametrize("absent", [True, False], ids=["absent", "empty"])
     def test_lacking(self, kind: str, name: str, absent: bool) -> None:
-        """What is lacking is named."""
+        """The error names the missing fields."""
         lacking = event(kind, without=name) if absent else event(kind, **{name: ""})
         with pytest.raises(EventError, match=f"the {kind} event lacks {name}$"):
             parse(lacking)
 
     @pytest.mark.parametrize("kind", ["Update", "Delete"])
     def test_an_update_and_a_delete_have_an_id(self, kind: str) -> None:
-        """CloudFormation guarantees it; all that is lacking is named at once."""
+        """CloudFormation guarantees these fields; the error names all missing ones at once."""
         with pytest.raises(EventError, match=r"lacks StackId, PhysicalResourceId$"):
             parse(event(kind, without="PhysicalResourceId", StackId=7))
 
@@ -197,7 +197,7 @@ class TestEvents:
         ids=repr,
     )
     def test_another_type(self, kind: Any, why: str) -> None:
-        """A request type that nobody knows is neither guessed at nor shown."""
+        """The error neither guesses nor shows an unknown request type."""
         with pytest.raises(EventError, match=f"RequestType {why}") as raised:
             parse(event(kind))
         assert "Read" not in str(raised.value)
@@ -253,7 +253,7 @@ class TestEvents:
 
     @pytest.mark.parametrize("url", ["http://pre-signed-s3-url-for-response", "https://[", "https://", "x"])
     def test_any_url_is_read(self, url: str) -> None:
-        """Where it leads is for the sender to see: under sam local nothing is sent, and its events have http."""
+        """The sender checks where it leads: sam local's events have http, and nothing sends their answers."""
         request = parse(event(ResponseURL=url))
         assert isinstance(request, Create)
         assert (request.response_url, request.issued) == (url, None)
@@ -263,7 +263,7 @@ class TestFaults:
     """Every fault of a request is named in one answer."""
 
     def test_all_at_once(self) -> None:
-        """Not the first alone."""
+        """It names each fault, not only the first."""
         text = faults(
             {
                 "KeyID": "a",
@@ -276,7 +276,10 @@ class TestFaults:
         )
         for fault in (
             "unknown property KeyID (did you mean KeyId?)",
-            "unknown property Descriptoin (known are UsagePlanId, KeyId, KeyType, OnExisting, IncludeValue, VerifyTrigger)",
+            (
+                "unknown property Descriptoin (known are UsagePlanId, KeyId, KeyType, OnExisting,"
+                " IncludeValue, VerifyTrigger)"
+            ),
             "UsagePlanId is empty",
             "KeyId is missing",
             "KeyType is 'OTHER', not API_KEY",
@@ -296,12 +299,12 @@ class TestFaults:
         ],
     )
     def test_the_nearest_name_is_suggested(self, name: str, meant: str) -> None:
-        """Whatever the case."""
+        """A suggestion ignores upper and lower case."""
         assert f"unknown property {name} (did you mean {meant}?)" in faults({**GOOD, name: "x"})
 
     @pytest.mark.parametrize("name", ["KeyId", "UsagePlanId"])
     def test_what_may_be_a_value_is_not_shown(self, name: str) -> None:
-        """Where an id belongs, a key's value may have been pasted: neither the faults nor the id show it."""
+        """Somebody may have pasted a key's value as an id: neither the faults nor the id show it."""
         request = parse(event(properties={**GOOD, name: VALUE}))
         assert isinstance(request, Invalid)
         refused = (
@@ -320,7 +323,7 @@ class TestFaults:
         ids=ascii,
     )
     def test_malformed_ids(self, value: Any) -> None:
-        """What cannot be an id is no part of a URL or of a physical id."""
+        """Only a possible id becomes a part of a URL or of a physical id."""
         assert "KeyId is malformed" in faults({**GOOD, "KeyId": value})
 
     @pytest.mark.parametrize(
@@ -348,7 +351,7 @@ class TestFaults:
         ids=str,
     )
     def test_what_is_wrong_with_an_id_is_said_and_none_of_it_shown(self, value: Any, wrong: str) -> None:
-        """Whoever reads the Reason can mend it; what cannot be an id may be a key's value."""
+        """The Reason's reader can mend it; a text that is no id may be a key's value, so it is hidden."""
         text = faults({**GOOD, "KeyId": value})
         assert text.startswith(f"KeyId is malformed: {wrong}")
         assert str(value).strip() not in text
@@ -366,12 +369,12 @@ class TestFaults:
         assert faults({**GOOD, "KeyId": " \n"}) == "KeyId is empty"
 
     def test_equal_ids_are_no_fault(self) -> None:
-        """API Gateway nowhere says that a key and a plan cannot have the same."""
+        """No document of API Gateway's says that a key and a plan cannot have the same id."""
         assert isinstance(parsed({"KeyId": "f7r3e3"}), Create)
 
     @pytest.mark.parametrize("properties", [None, [], "x"], ids=repr)
     def test_no_properties(self, properties: Any) -> None:
-        """They are missing, whatever stands in their place."""
+        """Anything but an object counts as no properties."""
         request = parse(event(ResourceProperties=properties))
         assert isinstance(request, Invalid)
         assert request.faults == ("UsagePlanId is missing", "KeyId is missing")
@@ -418,11 +421,11 @@ class TestFaults:
 
 
 class TestProperties:
-    """What the properties say."""
+    """The properties' values."""
 
     @pytest.mark.parametrize("choice", OnExisting)
     def test_on_existing(self, choice: OnExisting) -> None:
-        """Each choice is taken; without one it is Fail."""
+        """OnExisting has each choice; the default is Fail."""
         assert getattr(parsed({"OnExisting": str(choice)}), "on_existing", None) is choice
         assert getattr(parsed({}), "on_existing", None) is OnExisting.FAIL
 
@@ -430,7 +433,7 @@ class TestProperties:
         ("value", "included"), [("true", True), ("false", False), (True, True), (False, False)], ids=repr
     )
     def test_include_value(self, value: str | bool, included: bool) -> None:
-        """CloudFormation turns booleans into strings, a direct invocation may not; without one it is false."""
+        """CloudFormation turns booleans into strings, a direct invocation need not; the default is false."""
         assert getattr(parsed({"IncludeValue": value}), "include_value", None) is included
         assert getattr(parsed({}), "include_value", None) is False
 
@@ -466,12 +469,12 @@ class TestProperties:
     )
     @pytest.mark.parametrize("kind", ["Create", "Delete"])
     def test_service_timeout(self, kind: str, value: Any, seconds: int) -> None:
-        """From 1 to 3,600 seconds; what is odd counts as absent, an hour, for it is checked elsewhere."""
+        """From 1 to 3,600 seconds; an odd value counts as an hour, because CloudFormation checks it."""
         assert parse(event(kind, {**GOOD, "ServiceTimeout": value})).service_timeout == seconds
 
 
 class TestDigest:
-    """Properties are told apart by their digest."""
+    """A digest tells properties apart."""
 
     @pytest.mark.parametrize(
         "changed",
@@ -622,7 +625,7 @@ broken = st.builds(
 
 
 class TestAnyEvent:
-    """Whatever comes: a request where an answer is possible, else one clear sentence."""
+    """Any event gives a request if an answer is possible, or else one clear sentence."""
 
     @given(
         kind=st.sampled_from(["Create", "Update", "Delete"]),
@@ -710,12 +713,12 @@ class TestAssociation:
         ids=repr,
     )
     def test_foreign_ids(self, foreign: str) -> None:
-        """What was never ours names nothing; a value never becomes part of an id."""
+        """A foreign id names no association; a value never becomes part of an id."""
         assert Association.parse(foreign) is None
 
     @given(st.text())
     def test_nothing_else_is_read(self, text: str) -> None:
-        """What is read is written the same."""
+        """An id is written as it was read."""
         association = Association.parse(text)
         assert association is None or association.id == text
 
@@ -743,15 +746,16 @@ def test_the_core_knows_nothing_of_aws(module: str) -> None:
 
 
 class TestInFull:
-    """What is said of a fault, to the letter."""
+    """The texts of faults, to the letter."""
 
     @pytest.mark.parametrize(
         ("key_id", "wrong"),
         [
             pytest.param(
                 "${AliceKey}",
-                "it has a reference that CloudFormation has not resolved ({{resolve:ssm-secure:...}} does not work in custom "
-                "resources, and ${...} needs Fn::Sub)",
+                "it has a reference that CloudFormation has not resolved"
+                " ({{resolve:ssm-secure:...}} does not work in custom resources,"
+                " and ${...} needs Fn::Sub)",
                 id="a reference",
             ),
             pytest.param(
@@ -767,8 +771,8 @@ class TestInFull:
 
     def test_an_unknown_request_type_is_named_without_its_value(self) -> None:
         said = (
-            "not a CloudFormation custom resource event: RequestType is none of Create, Update and Delete, and the function "
-            "takes CloudFormation's Create, Update and Delete"
+            "not a CloudFormation custom resource event: RequestType is none of Create, Update and"
+            " Delete, and the function takes CloudFormation's Create, Update and Delete"
         )
         with pytest.raises(EventError) as raised:
             parse(event("Replace"))

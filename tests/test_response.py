@@ -1,4 +1,4 @@
-"""What an answer says, where it may go, and what becomes of its PUT."""
+"""The function writes an answer, checks its address, and delivers it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class TestBody:
     @pytest.mark.parametrize("extra", range(4))
     @pytest.mark.parametrize("letter", ["ß", "€", "🔑"], ids=ascii)
     def test_is_full_to_the_last_character_that_fits(self, letter: str, extra: int) -> None:
-        """Whatever the bytes before it, the cut falls between two characters."""
+        """The cut falls between two characters."""
         served = failed("." * extra + letter * 4000)
         sent = body(parse(EVENTS["create"]), served, WHERE)
         assert LONGEST_RESPONSE - len(letter.encode()) < len(sent) <= LONGEST_RESPONSE
@@ -140,7 +140,7 @@ class TestBody:
 
     @pytest.mark.parametrize("left", range(8))
     def test_no_room_is_left_over_and_none_is_missing(self, left: int) -> None:
-        """Where there is no room for one letter there is none for the sign that something was cut."""
+        """If no letter fits, the sign of a cut does not fit either."""
         empty = len(body(parse(EVENTS["create"]), Response(success=True, id=ID, outcome="ATTACHED"), WHERE))
         asked = {
             **EVENTS["create"],
@@ -232,11 +232,12 @@ def s3_says(code: str) -> bytes:
 
 
 def redirect(location: str, status: int = 307) -> bytes:
-    return f"HTTP/1.1 {status} Elsewhere\r\nlocation: {location}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".encode()
+    head = f"HTTP/1.1 {status} Elsewhere\r\nlocation: {location}"
+    return f"{head}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n".encode()
 
 
 class TestSender:
-    """What becomes of a PUT."""
+    """The sender delivers a PUT."""
 
     def deliver(self, sink: Sink, seconds: float = 60.0) -> Clock:
         clock = Clock()
@@ -244,7 +245,7 @@ class TestSender:
         return clock
 
     def deliver_value(self, sink: Sink) -> None:
-        """Deliver a value, where the sink is an emulator that may have it."""
+        """Deliver a value to a sink that plays an emulator with leave to have it."""
         own = sink.url.split("/")[2]
         check = partial(check_value_host, region="eu-central-1", suffix="amazonaws.com", emulator=own)
         Sender(check).deliver(
@@ -254,7 +255,7 @@ class TestSender:
     def test_what_could_not_be_made_ready_is_made_anew(
         self, sink: Sink, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Or no later request of the same process would be answered."""
+        """Otherwise the process could answer no later request."""
         sender, made = Sender(), response._tls
 
         def no_context() -> ssl.SSLContext:
@@ -419,7 +420,7 @@ class TestSender:
     def test_no_value_leaves_for_a_host_that_is_not_cloudformations(
         self, sink: Sink, everything: Lines
     ) -> None:
-        """Whatever came before: the request may have been put into the queue by a stranger."""
+        """Earlier checks do not count: a stranger may have put the request into the queue."""
         check = partial(
             check_value_host, region="eu-central-1", suffix="amazonaws.com", emulator="127.0.0.1:1"
         )
@@ -536,7 +537,7 @@ class TestSender:
         assert sink.puts == []
 
 
-#: What one parser takes for part of a host and another does not.
+#: URLs in which parsers disagree about the host.
 ODD = (
     *(
         r"elsewhere\@x.amazonaws.com/",
@@ -553,7 +554,7 @@ ODD = (
 
 
 class TestDestination:
-    """What is checked is what is connected to."""
+    """The sender connects to the address that it has checked."""
 
     @pytest.mark.parametrize(
         ("url", "host", "port"),

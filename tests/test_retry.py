@@ -1,4 +1,4 @@
-"""Waiting: full jitter below a growing cap, for as long as another call can be over in time."""
+"""`retry` waits with full jitter below a growing cap, while another call can still end in time."""
 
 import math
 from collections.abc import Callable
@@ -42,7 +42,7 @@ class Dice(Random):
 
 
 class Sleepless(Clock):
-    """Sleeps are remembered."""
+    """The clock remembers its sleeps."""
 
     def __init__(self) -> None:
         super().__init__(0.0)
@@ -54,7 +54,7 @@ class Sleepless(Clock):
 
 
 class RefusedError(Exception):
-    """What a call raises."""
+    """The error that a call raises."""
 
 
 def again(**verdict: Any) -> Callable[[Exception], Again]:
@@ -62,7 +62,7 @@ def again(**verdict: Any) -> Callable[[Exception], Again]:
 
 
 def failing(times: int, clock: Clock | None = None, seconds: float = 0.0) -> Callable[[], str]:
-    """A call that is refused so often, each time after so many seconds, and then served."""
+    """Make a call that fails so often, each time after so many seconds, and then succeeds."""
     refusals = iter(range(times))
 
     def call() -> str:
@@ -76,7 +76,7 @@ def failing(times: int, clock: Clock | None = None, seconds: float = 0.0) -> Cal
 
 
 class TestBackOff:
-    """How long it waits."""
+    """`retry` chooses its pauses."""
 
     def test_full_jitter(self) -> None:
         """Anything from nothing up to a cap, which doubles and ends at the last one."""
@@ -97,7 +97,7 @@ class TestBackOff:
 
     @pytest.mark.parametrize(("at_least", "slept"), [(0.2, 0.5), (15, 15)], ids=["less than rolled", "more"])
     def test_retry_after_is_a_minimum(self, at_least: float, slept: float) -> None:
-        """What the server asks for is waited at least, also beyond the cap."""
+        """It waits at least as long as the server asks, also beyond the cap."""
         clock = Sleepless()
         retry(failing(1), "x", Deadline(9999, clock, Dice()), again(after=at_least))
         assert clock.slept == [slept]
@@ -111,7 +111,7 @@ class TestBackOff:
         assert clock.slept == [2, 2, 15, 4]
 
     def test_retry_after_beyond_the_deadline(self) -> None:
-        """It is not slept through for nothing."""
+        """`retry` does not sleep in vain."""
         clock = Sleepless()
         with pytest.raises(OutOfTimeError, match="after 1 attempts in 0 s"):
             retry(failing(1), "x", Deadline(60, clock), again(after=60 - BEFORE_CALL + 0.1))
@@ -119,7 +119,7 @@ class TestBackOff:
 
 
 class TestDeadline:
-    """No call is begun with less time left than its own time-out and the answer's together."""
+    """No call begins with less time left than its own time-out and the answer's together."""
 
     def test_what_a_call_needs(self) -> None:
         """Its own time-outs, and the ledger's and the answer's after it; the short ones come to less."""
@@ -137,7 +137,7 @@ class TestDeadline:
         ids=["API Gateway", "the ledger", "the delivery"],
     )
     def test_to_the_second(self, kind: Callable[..., Deadline], needed: float) -> None:
-        """With just enough it is begun, with less it is not, and the Reason says what to do."""
+        """With just enough time a call begins, with less it does not, and the Reason says what to do."""
         nobody = () if kind is not Deadline.watched else (lambda: None,)
         enough, less = (kind(Deadline(left, Clock(0.0)), *nobody) for left in (needed, needed - 0.1))
         assert retry(failing(0), "x", enough, again()) == "served"
@@ -149,7 +149,7 @@ class TestDeadline:
         assert attempts.count == 0
 
     def test_jitter_ends_at_the_last_moment_at_which_an_attempt_can_be_made(self) -> None:
-        """Then there is one more, and no pause after it."""
+        """One more attempt follows, and no pause after it."""
         clock = Clock(0.0)
         with pytest.raises(OutOfTimeError, match="after 3 attempts in 1 s"):
             retry(failing(9), "x", Deadline(BEFORE_CALL + 1, clock, Dice()), again())
@@ -162,7 +162,7 @@ class TestDeadline:
         assert retry(failing(1), "x", deadline, again(after=2, busy=True)) == "served"
 
     def test_the_short_one_is_the_same_deadline(self) -> None:
-        """What writes down and delivers still fits in when API Gateway's time is over."""
+        """The ledger and the delivery still have time when API Gateway's time is over."""
         clock = Clock(0.0)
         deadline = Deadline(BEFORE_CALL, clock)
         clock.now += 1
@@ -171,7 +171,7 @@ class TestDeadline:
             deadline.allow("x")
 
     def test_given_up_while_it_waits(self) -> None:
-        """After each slice of a watched deadline's pause CloudFormation's mind is asked; the others do not ask."""
+        """A watched deadline asks after each slice of its pause whether CloudFormation still waits."""
         clock = Clock(0.0)
 
         def superseded() -> None:
@@ -186,10 +186,10 @@ class TestDeadline:
 
 
 class TestTurn:
-    """Out of the queue, the function's time may be up before CloudFormation's: then the request goes back there."""
+    """If the function's time ends before CloudFormation's, a request goes back to the queue."""
 
     def test_the_pause_ends_with_the_turn(self) -> None:
-        """What there is of it is waited, so that a Retry-After does not come again at once, with a look after each slice."""
+        """It waits for the remaining time, in slices, so that no Retry-After repeats at once."""
         clock, looked = Sleepless(), []
         deadline = Deadline(3600, clock, turn=90).watched(lambda: looked.append(clock.now))
         with pytest.raises(TurnOverError):
@@ -206,7 +206,7 @@ class TestTurn:
         deadline.short().allow("x")
 
     def test_cloudformations_time_goes_first(self) -> None:
-        """What would outlast it fails at once, instead of going back."""
+        """A wait that would outlast CloudFormation's time fails at once, instead of going back."""
         clock = Clock(0.0)
         with pytest.raises(OutOfTimeError, match="ServiceTimeout") as raised:
             retry(failing(1), "x", Deadline(100, clock, turn=50), again(after=99))
@@ -214,7 +214,7 @@ class TestTurn:
         assert clock.now == 0
 
     def test_who_is_to_make_way_does_not_wait_for_longer_than_that(self) -> None:
-        """And says until when API Gateway has asked not to be called."""
+        """The error says until when API Gateway wants no call."""
         clock = Clock(0.0)
         with pytest.raises(TurnOverError) as raised:
             retry(failing(99), "x", Deadline(3600, clock, turn=90, patience=5), again(after=30))
@@ -236,16 +236,16 @@ class TestTurn:
 
 
 class TestPersist:
-    """Call until it is served, or refused for good, or no time is left."""
+    """`retry` calls until success, a final refusal, or the end of the time."""
 
     def test_until_it_is_served(self) -> None:
-        """The attempts are counted for the caller."""
+        """`retry` counts the attempts for its caller."""
         attempts = Attempts()
         assert retry(failing(3), "x", Deadline(99, Clock(0.0)), again(), attempts) == "served"
         assert attempts == Attempts(count=4)
 
     def test_refused_for_good(self) -> None:
-        """What is not to be tried again goes through as it is, without a pause."""
+        """A final error passes unchanged, without a pause."""
         clock = Sleepless()
         with pytest.raises(RefusedError, match="refusal 1"):
             retry(failing(9), "x", Deadline(99, clock), lambda _: None)
@@ -259,19 +259,20 @@ class TestPersist:
                 failing(999, clock, 10), "Could not do it", Deadline(100, clock, Random(1)), again(after=10)
             )
         assert str(raised.value) == (
-            "Could not do it: gave up after 5 attempts in 90 s, because the time of CloudFormation "
-            "(ServiceTimeout) or of the function is nearly up. The last error: refusal 5. Deploy again when that is over"
+            "Could not do it: gave up after 5 attempts in 90 s, because the time of CloudFormation"
+            " (ServiceTimeout) or of the function is nearly up."
+            " The last error: refusal 5. Deploy again when that is over"
         )
 
     def test_patience(self) -> None:
-        """What is tried for a while alone fails with its own error, and has its last attempt when that while is over."""
+        """A limited retry makes its last attempt at its limit, and fails with its own error."""
         clock = Clock(0.0)
         with pytest.raises(RefusedError):
             retry(failing(999), "x", Deadline(999, clock, Dice()), again(patience=30))
         assert clock.now == 30
 
     def test_patience_counts_from_the_first_such_error(self) -> None:
-        """What was waited for something else before is none of it."""
+        """Earlier waits for another error do not count."""
         clock = Clock(0.0)
         verdicts = iter([*[Again(after=20)] * 3, *[Again(patience=30)] * 999])
         with pytest.raises(RefusedError):
@@ -279,7 +280,7 @@ class TestPersist:
         assert clock.now == 60 + 30
 
     def test_no_call_begins_too_late_where_the_look_has_taken_long(self) -> None:
-        """The ledger is asked after each slice whether the request was given up; it may be throttled."""
+        """The function asks the ledger after each slice, and DynamoDB may throttle that."""
         clock = Clock(0.0)
 
         def slow() -> None:
@@ -294,7 +295,7 @@ class TestPersist:
 
     @pytest.mark.parametrize("unclear", [True, False], ids=["unclear", "clear"])
     def test_whether_one_may_have_been_served(self, unclear: bool) -> None:
-        """It is remembered of any attempt, for a success, a refusal for good and the end of the time alike."""
+        """It remembers an unclear attempt after success, after a final refusal and at the end of the time."""
         verdicts = iter([Again(unclear=unclear), Again()])
         attempts = Attempts()
         retry(failing(2), "x", Deadline(99, Clock(0.0)), lambda _: next(verdicts), attempts)
@@ -313,7 +314,7 @@ class TestPersist:
 
     @pytest.mark.parametrize("unclear", [True, False], ids=["unclear", "clear"])
     def test_given_up_and_whether_one_may_have_been_served(self, unclear: bool) -> None:
-        """Nor is it forgotten when CloudFormation gives the request up."""
+        """An unclear attempt also counts when CloudFormation gives the request up."""
 
         def superseded() -> None:
             raise SupersededError("newer")
@@ -323,14 +324,14 @@ class TestPersist:
         assert raised.value.nothing_changed is not unclear
 
     def test_no_time_for_the_next_of_several(self) -> None:
-        """What an earlier attempt left unclear stays so when the next one cannot begin."""
+        """An unclear attempt stays unclear when the next one cannot begin."""
         with pytest.raises(OutOfTimeError) as raised:
             retry(failing(1), "x", Deadline(1, Clock(0.0)), again(), Attempts(count=1, unclear=True))
         assert not raised.value.nothing_changed
 
 
 class TestWords:
-    """An error says what was being done, and what has gone wrong."""
+    """An error names the action, and its cause."""
 
     def test_a_request_that_makes_way_says_for_what(self) -> None:
         with pytest.raises(TurnOverError, match=r"^Could not do it: refusal 1\.$") as raised:

@@ -1,4 +1,4 @@
-"""The rules, row by row of CONTRACT.md's tables, on the pure functions."""
+"""The pure functions keep every rule, row by row of the rules' tables."""
 
 from typing import Any
 
@@ -96,7 +96,7 @@ class TestWanting:
         ],
     )
     def test_who_holds_it(self, entry: AssociationRecord, stands: Standing) -> None:
-        """A stack is its ARN, not its name; whoever else holds it, this resource's own hold counts first, then a sibling's."""
+        """A stack is its ARN, not its name; the resource's own hold counts first, then a sibling's."""
         assert rules.standing(entry, THIS) is stands
 
     @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ class TestWanting:
     def test_what_it_comes_to(
         self, request_: CreateOrUpdate, entry: AssociationRecord, present: bool, expected: Outcome
     ) -> None:
-        """Who held it and whether it was in the plan decide the outcome."""
+        """Its holders, and whether it was in the plan, decide the outcome."""
         assert rules.outcome(request_, rules.standing(entry, THIS), entry, present=present) is expected
 
     @pytest.mark.parametrize("on_existing", OnExisting)
@@ -175,18 +175,18 @@ class TestWanting:
         "entry", [by(), by(SIBLING), by(SIBLING, NAMESAKE)], ids=["nobody", "sibling", "both"]
     )
     def test_hold_comes_first(self, entry: AssociationRecord, on_existing: OnExisting) -> None:
-        """Before anything is attached the holder stands on both pages, with the RequestId."""
+        """The ledger has the holder on both pages, with the RequestId, before the function attaches."""
         state = rules.take_hold(ledger(entry), create(FREE, on_existing))
         assert state.entry(FREE).holders == entry.holders | {THIS}
         assert state.record.holds == {FREE: Hold("c")}
 
     def test_a_hold_that_stands_is_left_as_it_is(self) -> None:
-        """Holding again does not forget which request took hold, nor that an id has named it."""
+        """Holding again keeps the request that took hold, and the mark that an id has named it."""
         state = ledger(by(THIS), hold=Hold("earlier", named=True))
         assert rules.take_hold(state, update()) == state
 
     def test_strangers_are_not_joined_unasked(self) -> None:
-        """Where other stacks alone hold it, `Fail` refuses, naming the resource and the stack, and what would do instead."""
+        """If only other stacks hold it, `Fail` refuses, and names resource, stack and alternatives."""
         with pytest.raises(FailedError, match=r"A of stack one\b.*Adopt or Take"):
             rules.take_hold(ledger(by(NAMESAKE)), create())
 
@@ -199,10 +199,10 @@ class TestWanting:
 
 
 class TestBefore:
-    """What was there before us."""
+    """Some keys were in the plan before us."""
 
     def test_fail_refuses_it(self) -> None:
-        """With `Fail` a key that is in the plan already is refused, and the Reason says what `Adopt` and `Take` would do."""
+        """`Fail` refuses a key that is in the plan already, and says what `Adopt` and `Take` would do."""
         with pytest.raises(
             FailedError, match=r"Adopt would .* leave it there on Delete; Take would .* own it"
         ):
@@ -230,17 +230,17 @@ class TestBefore:
         ],
     )
     def test_it_is_marked(self, entry: AssociationRecord, before: bool) -> None:
-        """What was in the plan when the first who held it came to attach it was there before all."""
+        """A key that its first holder found in the plan was there before all holders."""
         after = rules.found_attached(ledger(entry), create(FREE, ADOPT)).entry(FREE)
         assert after == (entry._replace(preexisting=True, begun_by=None) if before else entry)
 
     def test_attaching_anew_makes_it_ours(self) -> None:
-        """What is attached again by us was not there before us any more, and is not `taken` from anybody."""
+        """A key that we attach again is ours: it loses the marks `preexisting` and `taken_over`."""
         state = ledger(by(THIS, preexisting=True, taken_over=True))
         assert rules.reattaching(state, create(FREE), FREE).entry(FREE) == by(THIS, begun_by="c again")
 
     def test_a_move_that_is_undone_leaves_the_marks_as_they_were(self) -> None:
-        """It was moved away from, and comes back: whose it was, it is."""
+        """After a move and its way back the owner is the same."""
         marks = {"preexisting": True, "taken_over": True}
         state = ledger(by(THIS, moved_by="u", **marks))
         assert rules.reattaching(state, create(FREE), FREE).entry(FREE) == by(
@@ -252,7 +252,7 @@ class TestBefore:
         [pytest.param("this", True, id="this request"), pytest.param("other", False, id="another one since")],
     )
     def test_the_marks_are_put_back_where_it_was_not_attached(self, by_whom: str, marked: bool) -> None:
-        """Attaching anew was refused: what was there before us, or was put back meanwhile, still is not ours."""
+        """API Gateway refused to attach it again, so a key from before, or put back, is not ours."""
         request = create(FREE)
         cleared = by(THIS, begun_by="c again" if by_whom == "this" else "other")
         earlier = by(THIS, preexisting=True, taken_over=True, moved_by="u")
@@ -260,7 +260,7 @@ class TestBefore:
         assert after == (earlier if marked else cleared)
 
     def test_only_an_update_that_had_it_as_its_id_takes_it(self) -> None:
-        """So no rollback of what found it, nor of the change to `Take`, can detach it."""
+        """So no rollback, of the Create that found it or of the change to `Take`, can detach it."""
         before = by(THIS, preexisting=True)
         assert rules.takes(update(FREE, FREE, TAKE), before)
         assert not rules.takes(create(FREE, TAKE), before)
@@ -270,12 +270,12 @@ class TestBefore:
         assert not rules.takes(update(FREE, FREE, TAKE), by(SIBLING, preexisting=True))
 
     def test_taking_is_written_down(self) -> None:
-        """The mark `taken` is added to `before`, which stays."""
+        """`taken_over` joins `preexisting`, which stays."""
         state = rules.present(ledger(by(THIS, preexisting=True)), update(FREE, FREE, TAKE))
         assert state.entry(FREE) == by(THIS, preexisting=True, taken_over=True)
 
     def test_a_change_back_from_take_keeps_the_mark(self) -> None:
-        """`taken` is history; whether it still stands is for the Delete's own properties to say."""
+        """`taken_over` is history; the Delete's own properties say whether it still counts."""
         state = ledger(by(THIS, preexisting=True, taken_over=True))
         assert rules.present(state, update()) == state
 
@@ -295,20 +295,20 @@ class TestBefore:
         ],
     )
     def test_whose_it_is(self, entry: AssociationRecord, take: bool, owned: bool) -> None:
-        """What we attached is ours; what was there before us only if it was taken and the Delete still says `Take`."""
+        """Delete detaches our keys; a key from before us only if taken and if Delete still says `Take`."""
         assert entry.owned(take=take) is owned
 
 
 class TestTakingBack:
-    """Attaching was refused for good, so nothing was attached."""
+    """API Gateway refused for good, so the request attached nothing."""
 
     def test_what_this_request_held_is_let_go(self) -> None:
-        """The hold is taken back by the request that took it; nothing remains of a page without holders."""
+        """The request takes its own hold back; a page without holders goes."""
         state = rules.take_hold(ledger(by()), create())
         assert rules.take_back(state, create()) == Snapshot(ResourceRecord(), {FREE: by()})
 
     def test_others_keep_theirs(self) -> None:
-        """Who held it before holds it still, as it was."""
+        """Earlier holders still hold it."""
         earlier = by(SIBLING, preexisting=True)
         state = rules.take_hold(ledger(earlier), create())
         assert rules.take_back(state, create()) == Snapshot(ResourceRecord(), {FREE: earlier})
@@ -317,12 +317,12 @@ class TestTakingBack:
         "entry", [by(THIS), by(SIBLING)], ids=["held by an earlier request", "let go of meanwhile"]
     )
     def test_what_it_has_not_taken_is_not_touched(self, entry: AssociationRecord) -> None:
-        """A repair that fails does not make a resource lose what it held, nor anybody else."""
+        """After a failed repair every resource keeps its holds."""
         assert rules.take_back(ledger(entry), create()) == ledger(entry)
 
 
 class TestMoving:
-    """Refused, for the key is in a plan that covers the same API stage."""
+    """API Gateway refuses, because the key is in a plan that covers the same API stage."""
 
     MAY: tuple[Any, ...] = (
         pytest.param(update(FREE, PRO), by(THIS), Hold("c", named=True), True, id="what its id names"),
@@ -356,19 +356,19 @@ class TestMoving:
     def test_who_may(
         self, request_: CreateOrUpdate, entry: AssociationRecord, hold: Hold | None, may: bool
     ) -> None:
-        """A resource detaches for a move only what it holds alone, what is its own, and what is of its present life."""
+        """For a move a resource detaches only its own association, of this life, without other holders."""
         assert rules.may_move(ledger(entry, hold=hold), request_, FREE) is may
 
     @pytest.mark.parametrize(("request_", "entry", "hold", "may"), MAY)
     def test_marked_before_it_is_detached(
         self, request_: CreateOrUpdate, entry: AssociationRecord, hold: Hold | None, may: bool
     ) -> None:
-        """The mark says when and for which request, and is set only where the move is allowed at that very moment."""
+        """The mark has time and request; the ledger sets it only if it allows the move at that moment."""
         after = rules.move_away(ledger(entry, hold=hold), request_, FREE, NOW).entry(FREE)
         assert after == (entry._replace(detaching=NOW, moved_by="u") if may else entry)
 
     def test_the_detached_one_stays_held(self) -> None:
-        """What was detached for a move is held until CloudFormation's Delete for it, which then lets go without detaching."""
+        """A moved-away association stays held until its Delete, which lets go without detaching."""
         state = rules.move_away(ledger(by(THIS)), update(FREE, PRO), FREE, NOW)
         state = rules.detached(state, THIS, FREE)
         assert state == ledger(by(THIS, moved_by="u"))
@@ -376,7 +376,7 @@ class TestMoving:
         assert state == ledger(by())
 
     def test_a_refused_detaching_leaves_no_mark(self) -> None:
-        """What is still attached is neither being detached nor moved."""
+        """The refusal clears the marks of detaching and moving."""
         state = rules.move_away(ledger(by(THIS)), update(FREE, PRO), FREE, NOW)
         assert rules.still_attached(state, FREE) == ledger(by(THIS))
 
@@ -419,7 +419,7 @@ class TestLettingGo:
         ],
     )
     def test_release(self, entry: AssociationRecord, take: bool, left: AssociationRecord) -> None:
-        """The last holder of what is ours marks it first; whoever else lets go is taken out at once."""
+        """The last holder of our key marks it first; other holders leave at once."""
         state = rules.release(ledger(entry), THIS, FREE, take=take, until=NOW)
         assert state.entry(FREE) == left
         assert (FREE in state.record.holds) is (THIS in left.holders)
@@ -430,23 +430,23 @@ class TestLettingGo:
         assert rules.release(state, THIS, FREE, take=False, until=NOW) == state
 
     def test_after_the_detaching_the_holder_is_taken_out(self) -> None:
-        """With its last holder all that is known of an association goes."""
+        """The page of an association goes with its last holder."""
         assert rules.detached(ledger(by(THIS, detaching=NOW)), THIS, FREE) == ledger(by())
 
     def test_who_is_left_is_not_being_detached(self) -> None:
-        """A mark goes with who has set it."""
+        """A mark goes with the holder that set it."""
         assert ledger(by(THIS, SIBLING, detaching=NOW)).let_go(THIS, FREE).entry(FREE) == by(SIBLING)
 
     @pytest.mark.parametrize(
         "entry", [by(THIS), by(SIBLING, detaching=NOW)], ids=["the mark is gone", "another's mark"]
     )
     def test_a_detaching_that_somebody_else_finished_changes_nothing(self, entry: AssociationRecord) -> None:
-        """Whoever comes late to the end of a detaching leaves alone who holds it by then."""
+        """A late end of a detaching leaves later holders alone."""
         assert rules.detached(ledger(entry), THIS, FREE) == ledger(entry)
 
 
 class TestDelete:
-    """What a Delete releases."""
+    """A Delete releases associations."""
 
     HOLDS: tuple[Any, ...] = (
         pytest.param(
@@ -484,17 +484,17 @@ class TestDelete:
 
     @pytest.mark.parametrize(("request_", "record", "released"), HOLDS)
     def test_releases(self, request_: Delete, record: ResourceRecord, released: list[Association]) -> None:
-        """An id that names an association releases that one, an invented one what its cancelled Create took."""
+        """An id that names an association releases it; an invented id, its cancelled Create's hold."""
         assert rules.releases(record, request_) == released
 
 
 class TestLeftovers:
-    """What an Update finds that a superseded one left."""
+    """An Update finds the leftovers of a superseded one."""
 
     RECORD = ResourceRecord({FREE: Hold("c", named=True), PRO: Hold("u0"), GOLD: Hold("u1", named=True)})
 
     def test_what_no_id_has_named_is_released(self) -> None:
-        """What an id has named is CloudFormation's to delete or to retain."""
+        """CloudFormation deletes or retains each association that an id has named."""
         assert rules.leftovers(self.RECORD, update(FREE, FREE)) == [PRO]
 
     @pytest.mark.parametrize("request_", [create(FREE), update(GOLD, FREE)], ids=["Create", "replacement"])
@@ -503,7 +503,7 @@ class TestLeftovers:
         assert rules.leftovers(self.RECORD, request_) == []
 
     def test_what_it_wants_is_none(self) -> None:
-        """What has never been named is no leftover while it is wanted."""
+        """A wanted association is no leftover, though no id has named it."""
         assert rules.leftovers(ResourceRecord({FREE: Hold("c")}), update(FREE, FREE)) == []
 
 
@@ -522,7 +522,7 @@ class TestFence:
         ],
     )
     def test_who_is_superseded(self, first: Create | Update, second: Request, superseded: bool) -> None:
-        """A request that is not older than what stands there supersedes it; without issue times there is no fence."""
+        """A request supersedes the one on the page unless it is older; without issue times nothing fences."""
         record = arrived(first, second)
         if not superseded:
             rules.check_superseded(record, first)
@@ -556,7 +556,7 @@ class TestFence:
         ],
     )
     def test_what_is_wanted(self, requests: list[Request], wants: Association | None) -> None:
-        """A Delete leaves standing what is wanted unless it names it, or carries a foreign id that no Update has brought."""
+        """A Delete clears the wanted association only by its id, or by a foreign id without an Update."""
         assert arrived(*requests).wants == wants
 
     def test_an_event_names_what_its_id_says(self) -> None:
@@ -574,7 +574,7 @@ class TestFence:
         assert arrived(update("former"), delete("invented")).foreign == {digest("former")}
 
     def test_a_create_begins_a_new_life(self) -> None:
-        """What is held from an earlier one was retained, so it is named; what the Create itself holds already is not."""
+        """A Create marks holds of an earlier life as retained, but not its own holds."""
         record = arrived(create(id_="c2"), record=ResourceRecord({FREE: Hold("c1"), PRO: Hold("c2")}))
         assert record.holds == {FREE: Hold("c1", named=True), PRO: Hold("c2")}
 
@@ -607,7 +607,7 @@ class TestAnswers:
         assert record.answers == {"c": self.answer()}
 
     def test_they_are_remembered_for_a_day(self) -> None:
-        """An older one is dropped when another is written."""
+        """A new answer drops an older one."""
         record = ResourceRecord(
             answers={"old": self.answer(NOW - REMEMBERED), "new": self.answer(NOW - REMEMBERED + 1)}
         )
@@ -635,12 +635,12 @@ class TestAnswers:
     def test_a_failed_create_spares_what_was_retained(
         self, request_: Request, hold: Hold | None, success: bool, spared: Association | None
     ) -> None:
-        """CloudFormation follows a failed Create with a Delete of its id; what an earlier life retained outlives that."""
+        """CloudFormation deletes a failed Create's id; holds that an earlier life retained stay."""
         record = ResourceRecord({FREE: hold} if hold else {}, issued=1, arrived=(request_.id,))
         assert rules.answered(record, request_, self.answer(success=success)).retained == spared
 
     def test_a_create_that_was_superseded_spares_nothing(self) -> None:
-        """A newer Create of the same resource has attached what it had wanted, and the Delete to come is for that."""
+        """A newer Create of the resource has attached the association, and its Delete is to come."""
         record = ResourceRecord({FREE: Hold("c0")}, issued=2, arrived=("c2",), wants=FREE)
         after = rules.answered(record, create(at=1), self.answer(success=False))
         assert (after.retained, after.wants) == (None, FREE)
@@ -679,12 +679,12 @@ def test_holders_are_named_three_at_most(names: str, text: str) -> None:
     ],
 )
 def test_what_serving_begins_with(request_: Request, looked_at: list[Association]) -> None:
-    """What is wanted and what the id names are read from the ledger at once."""
+    """One read of the ledger covers the wanted and the named association."""
     assert rules.looked_at(request_) == looked_at
 
 
 def test_a_page_that_was_not_read_is_an_error() -> None:
-    """Of what was not read nobody knows the holders."""
+    """Nobody knows the holders of an unread page."""
     with pytest.raises(KeyError):
         ledger(by(), of=PRO).entry(FREE)
 
@@ -694,8 +694,9 @@ class TestLeftAlone:
 
     SAID = "That association is held by {}, so the function left it alone. {}"
     TWICE = (
-        "To rename a resource and move its key, deploy twice: first give it the new logical id with the plan that it has, then "
-        "change the plan. If CloudFormation retained it, declare it again first. Else remove it there first"
+        "To rename a resource and move its key, deploy twice: first give it the new logical id with"
+        " the plan that it has, then change the plan."
+        " If CloudFormation retained it, declare it again first. Else remove it there first"
     )
 
     @pytest.mark.parametrize(
@@ -704,14 +705,15 @@ class TestLeftAlone:
             pytest.param(
                 by(THIS, preexisting=True),
                 "A of stack one, and was there before it",
-                "This resource adopted it: to move it, first set OnExisting to Take, deploy, then change the plan",
+                "This resource adopted it: to move it, first set OnExisting to Take, deploy,"
+                " then change the plan",
                 id="adopted",
             ),
             pytest.param(
                 by(THIS),
                 "A of stack one",
-                "CloudFormation retained it: to move it, first declare this resource with the plan that it has "
-                "there, deploy, then change the plan",
+                "CloudFormation retained it: to move it, first declare this resource with the plan that it"
+                " has there, deploy, then change the plan",
                 id="retained",
             ),
             pytest.param(by(SIBLING), "B of stack one", TWICE, id="another of this stack"),

@@ -1,4 +1,4 @@
-"""The built artifact under Lambda's own runtime: every file in events/, cold and warm, to the answer; and the time guard."""
+"""The built artifact answers every file in events/ under Lambda's runtime, cold, warm and out of time."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from .runtime import Api, Function, function
 from .sink import Sink
 from .test_events import EVENTS, FREE, IN_FREE, KEY, PRO, SITUATIONS, VALUE, data, whole
 
-#: A function's time-out that leaves time to begin a call to API Gateway at all, on a busy machine too, in
-#: seconds.
+#: A function's time-out in seconds that leaves time to begin a call to API Gateway, even on a busy machine.
 SHORT = int(BEFORE_CALL) + 6
-#: What ends a FAILED Reason under Lambda's emulator, which has names of its own.
+#: The end of a FAILED Reason under Lambda's emulator, which has names of its own.
 EMULATORS = " (function usage-plan-key, log group /aws/lambda/Functions, log stream $LATEST)"
 
 
 class World:
-    """A function under the runtime, the strict API Gateway that it talks to, and who listens for its answers."""
+    """A function under the runtime, its strict API Gateway, and the sink for its answers."""
 
     def __init__(self, running: Function, api: Api, sink: Sink) -> None:
         self.running = running
@@ -56,7 +55,7 @@ def started(artifact: Path, timeout: int = 120, **environment: str) -> Iterator[
 
 @pytest.fixture(scope="module", autouse=True)
 def hanging(artifact: Path) -> Iterator[Sink]:
-    """Who listens for the answer to a request whose call to API Gateway hangs; the other tests run meanwhile."""
+    """The sink for a request whose call to API Gateway hangs; the other tests run meanwhile."""
     with ThreadPoolExecutor(1) as background, started(artifact, SHORT) as world:
         world.api.hangs = True
         background.submit(world.running.invoke, {**EVENTS["create"], "ResponseURL": world.sink.url})
@@ -65,7 +64,7 @@ def hanging(artifact: Path) -> Iterator[Sink]:
 
 @pytest.mark.parametrize("name", EVENTS)
 def test_each_file_is_answered_cold_and_warm(name: str, artifact: Path) -> None:
-    """The second time it is the same process, and the answer is the same: nothing of the first request is left in it."""
+    """The same process gives the same answer again: it keeps nothing of the first request."""
     with started(artifact) as world:
         cold, pid = world.answer(name), world.running.pid
         warm = world.answer(name)

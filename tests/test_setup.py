@@ -1,7 +1,7 @@
-"""What a newcomer sees at the terminal: the set-up of .venv, also where it is disturbed, and the demo's colours.
+"""A newcomer's terminal shows the set-up of .venv, each disturbance of it, and the demo's colours.
 
-Each test has a copy of the Makefile in a folder whose name holds a space and quotes. Where pip only has to
-take its time, a shell script plays it; without a network it is pip itself.
+Each test has a copy of the Makefile in a folder whose name holds a space and quotes. A shell script plays a
+slow pip; the tests without a network run pip itself.
 """
 
 import os
@@ -25,9 +25,9 @@ from .aws import ministack
 ROOT = Path(__file__).parents[1]
 COPIED = ("Makefile", "handler", "tests/environment.py")
 TARGETS = set(re.findall(r"^([a-z-]+):(?! export)", (ROOT / "Makefile").read_text(), re.MULTILINE))
-#: Seconds after which something hangs.
+#: Seconds until a wait fails.
 PATIENCE = 30
-#: In place of python3: it sets up as ever, but what it makes is a Python that plays pip.
+#: Replaces python3: it sets up as usual, but makes a Python that plays pip.
 SETTER = """
 import pathlib, runpy, sys, venv
 
@@ -41,14 +41,14 @@ pathlib.Path("setter").write_text(str(__import__("os").getpid()))
 venv.create = create
 runpy.run_path("tests/environment.py", run_name="__main__")
 """
-#: What it makes: as pip it takes as long as there is a file `hold`.
+#: That Python: as pip it runs for as long as a file `hold` exists.
 PIP = """#!/bin/sh
 case "$*" in "-m pip "*) ;; *) echo "ran $*"; exit;; esac
 echo begin >> calls
 while test -e hold; do sleep 0.02; done
 echo end >> calls
 """
-#: One set-up: three times pip, each after the other.
+#: One set-up runs pip three times in turn.
 ONE_SET_UP = ["begin", "end"] * 3
 
 
@@ -103,7 +103,7 @@ class Folder:
         (self.path / "hold").touch() if on else (self.path / "hold").unlink()
 
     def calls(self) -> list[str]:
-        """What pip has begun and ended, in order."""
+        """Read the beginnings and ends of pip's runs, in order."""
         return (self.path / "calls").read_text().split() if (self.path / "calls").exists() else []
 
     @property
@@ -222,7 +222,10 @@ def test_without_a_network_pip_says_so_at_once_and_in_one_sentence(folder: Folde
     assert make.ended() == 2
     said = [line for line in make.chatter.splitlines() if not line.startswith(("make", "Setting up", "   "))]
     assert said == [
-        f"No network: pip cannot reach pypi.test through the proxy {proxy} (Connection refused). Run make again when it can."
+        (
+            f"No network: pip cannot reach pypi.test through the proxy {proxy} (Connection refused)."
+            " Run make again when it can."
+        )
     ]
     assert not folder.is_ready
 
@@ -231,11 +234,17 @@ def test_without_a_network_pip_says_so_at_once_and_in_one_sentence(folder: Folde
     ("broken", "reason"),
     [
         (
-            "'NewConnectionError('<a connection>: Failed to establish a new connection: [Errno 111] Connection refused')'",
+            (
+                "'NewConnectionError('<a connection>: Failed to establish a new connection: [Errno 111]"
+                " Connection refused')'"
+            ),
             "Connection refused",
         ),
         (
-            "'NameResolutionError(\"<a connection>: Failed to resolve 'pypi.org' ([Errno -2] Name or service not known)\")'",
+            (
+                "'NameResolutionError(\"<a connection>: Failed to resolve 'pypi.org' ([Errno -2] Name"
+                " or service not known)\")'"
+            ),
             "Name or service not known",
         ),
         (
@@ -243,7 +252,10 @@ def test_without_a_network_pip_says_so_at_once_and_in_one_sentence(folder: Folde
             "timed out",
         ),
         (
-            "'SSLError(SSLError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed (_ssl.c:1)'))'",
+            (
+                "'SSLError(SSLError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed:"
+                " self-signed (_ssl.c:1)'))'"
+            ),
             "certificate verify failed: self-signed",
         ),
         (
@@ -254,7 +266,10 @@ def test_without_a_network_pip_says_so_at_once_and_in_one_sentence(folder: Folde
 )
 def test_the_sentence_names_the_cause(broken: str, reason: str) -> None:
     """As urllib3, which pip has inside, writes it."""
-    said = f"WARNING: Retrying (Retry(total=4)) after connection broken by {broken}: /simple/six/\nERROR: No matching distribution\n"
+    said = (
+        f"WARNING: Retrying (Retry(total=4)) after connection broken by {broken}:"
+        " /simple/six/\nERROR: No matching distribution\n"
+    )
     assert (
         environment.why(said)
         == f"No network: pip cannot reach pypi.org ({reason}). Run make again when it can."

@@ -1,8 +1,7 @@
-"""The whole of it on MiniStack: template.yaml's function, real templates, API Gateway's own rules in force.
+"""template.yaml's function serves real templates on MiniStack, under API Gateway's own rules.
 
-What CloudFormation would send and MiniStack does not, a Delete after a failed Create or the same request
-again, is sent to the function by the tests: asynchronously and with a pre-signed ResponseURL, as
-CloudFormation does it.
+MiniStack sends no Delete after a failed Create, and no request twice. The tests send these to the function
+themselves, as CloudFormation does: asynchronously and with a pre-signed ResponseURL.
 """
 
 import time
@@ -96,13 +95,13 @@ def taking(template: Template) -> Template:
 
 
 def outcomes(stack: Customers, expected: int) -> dict[tuple[str, str], str]:
-    """What was asked for each resource, and what it came to."""
+    """List each resource's request and outcome."""
     return {(it.kind, it.logical_id): it.outcome or it.status for it in stack.requests(expected)}
 
 
 @pytest.mark.usefixtures("either_conflict")
 class TestDeploys:
-    """What happens to the customers of the example when its stack is deployed."""
+    """Deployments of the example change its customers."""
 
     def test_create_attaches(self, stack: Customers) -> None:
         assert stack.deploy(example()).status == "CREATE_COMPLETE"
@@ -140,7 +139,7 @@ class TestDeploys:
         assert deployed.plans()["Free"] == ["alice", "bob", "dora", "erin", "frank"]
 
     def test_a_value_goes_into_a_secret_and_follows_its_key(self, stack: Customers) -> None:
-        """That it is in no log, the stack's fixture sees to."""
+        """The stack's fixture checks that no log has it."""
         assert stack.deploy(kept_as_secret(example())).status == "CREATE_COMPLETE"
         assert stack.secret("AliceSecret") == stack.value("alice")
         other = kept_as_secret(example())
@@ -194,7 +193,7 @@ class TestDeploys:
 
 
 class TestRequests:
-    """What single requests come to where something is in their way."""
+    """Single requests meet obstacles."""
 
     def test_a_lost_reply_is_no_stranger(self, plans_and_keys: Customers) -> None:
         plans_and_keys.aws.proxy.lose_next("CreateUsagePlanKey")
@@ -219,7 +218,7 @@ class TestRequests:
             assert {answer["Data"]["Outcome"] for answer in answers} == {"ATTACHED"}
         assert plans_and_keys.plans()["Free"] == many
         ids = {plans_and_keys.id(name) for name in many}
-        # The queue has kept them out of each other's way.
+        # The queue kept them from meeting at API Gateway.
         assert {call.status for call in plans_and_keys.aws.proxy.calls if call.key in ids} == {201}
 
     def test_the_same_request_has_the_same_answer(self, plans_and_keys: Customers) -> None:
@@ -227,8 +226,7 @@ class TestRequests:
         plans_and_keys.send(
             "Delete", "Alice", "alice in Free", PhysicalResourceId=first["PhysicalResourceId"]
         )
-        # SQS would take it for the same for five minutes; it comes again when its answer could not be
-        # delivered.
+        # SQS drops a duplicate for five minutes. A request comes again if nobody could deliver its answer.
         again = plans_and_keys.send("Create", "Alice", "alice in Free", RequestId="once", by_queue=True)
         assert again == first
         assert plans_and_keys.plans()["Free"] == []
@@ -271,7 +269,7 @@ class TestRequests:
         assert "usage plan nowhere in eu-central-1" in answer["Reason"]
 
     def test_what_a_stack_that_is_gone_still_holds_can_be_let_go_of(self, plans_and_keys: Customers) -> None:
-        """By an operator's event: a stack whose resource was retained has sent no Delete. One that is there keeps its holds."""
+        """An operator's event lets go of a deleted stack's retained hold; an existing stack keeps it."""
         aws = plans_and_keys.aws
         key, plan = plans_and_keys.id("alice in Free").split(":")
         assert aws.deploy("former", retained(key, plan)).status == "CREATE_COMPLETE"
@@ -290,7 +288,7 @@ class TestRequests:
         assert adopted["Data"]["Outcome"] == "ADOPTED"
 
     def test_a_value_goes_to_no_other_host(self, plans_and_keys: Customers) -> None:
-        """Where no emulator is named, to CloudFormation's own alone."""
+        """If no parameter names an emulator, only CloudFormation's own host gets it."""
         aws = plans_and_keys.aws
         aws.deploy("strict", provider(aws), **aws.emulated | {"ResponseHost": "", **SECOND})
         plans_and_keys.function = aws.physical_ids("strict")[FUNCTION]

@@ -1,7 +1,7 @@
-"""Stacks are played as CloudFormation plays them, on the strict API, with everything that can go wrong.
+"""Plays stacks as CloudFormation does, on the strict API, with everything that can go wrong.
 
-Whenever they are at rest, what CloudFormation believes to be attached is attached, what nobody declares is
-not, and what was there before us still is.
+At rest, every key that CloudFormation believes attached is attached, and no undeclared key is. Keys from
+before us still are.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ RESOURCES = ("A", "B", "C")
 
 
 def read(put: dict[str, Any]) -> Response:
-    """What CloudFormation is told; without when it was given, which it is not told."""
+    """Read an answer as CloudFormation does, without its time."""
     data = put.get("Data", {})
     success = put["Status"] == "SUCCESS"
     outcome, name = data.get("Outcome", ""), data.get("KeyName", "")
@@ -62,7 +62,7 @@ class Chaos:
 
 
 class ShakyApi:
-    """The strict API behind a bad line."""
+    """The strict API over an unreliable connection."""
 
     def __init__(self, api: StrictApi, chaos: Chaos) -> None:
         self._api, self._chaos, self.meta = api, chaos, api.meta
@@ -108,7 +108,7 @@ class ShakyLedger(MemoryLedger):
 
 @dataclass(frozen=True)
 class Properties:
-    """What a template says of a resource."""
+    """A resource's properties in a template."""
 
     association: Association
     on_existing: OnExisting = OnExisting.FAIL
@@ -117,7 +117,7 @@ class Properties:
 
 @dataclass
 class Resource:
-    """What CloudFormation believes of a resource."""
+    """A resource as CloudFormation knows it."""
 
     physical_id: str
     properties: Properties
@@ -150,23 +150,23 @@ class Stacks(RuleBasedStateMachine):
         self.ledger = ShakyLedger(self.chaos)
         self.stacks = {name: Stack(f"arn:aws:cloudformation:eu-west-1:1:stack/{name}/0") for name in STACKS}
         self.outside: set[Association] = set()
-        """Attached by hand, while no resource held it: never to be detached by us, unless taken."""
+        """Keys attached by hand that no resource held: the function must not detach them, unless taken."""
         self.taken: set[Association] = set()
         self.removed: set[Association] = set()
-        """Removed by hand, and not looked at since."""
+        """Keys removed by hand, and not checked since."""
         self.ever_retained: set[Association] = set()
-        """Retained once: then a holder may stay, also when it was not attached, or declared again for a while."""
+        """After a retained removal a holder may stay, even if its key was not attached or came back."""
         self.retains: dict[Holder, set[Association]] = {}
-        """Left attached by a resource that is gone, for its policy was Retain."""
+        """Keys that a removed resource left attached, because its policy was Retain."""
         self.answers: dict[str, tuple[Request, Response]] = {}
         self.serial = itertools.count(1)
 
         self.taken_over: set[tuple[Holder, Association]] = set()
-        """Attached by hand, and moved away from: attached again, it is what it was."""
+        """Keys attached by hand that a resource moved away from: a way back restores their marks."""
         self.sqs: list[dict[str, str]] = []
-        """What CloudFormation's invocations have queued."""
+        """Messages that CloudFormation's invocations have queued."""
         self.delivered: dict[str, tuple[str, str, int]] = {}
-        """What was served: RequestId to body, group and how often it was received."""
+        """Served messages: RequestId to body, group and the number of receives."""
         self.puts: list[dict[str, Any]] = []
         self.function = Provider(
             api=self.gateway,
@@ -189,13 +189,13 @@ class Stacks(RuleBasedStateMachine):
         return {"MessageId": "test"}
 
     def change_message_visibility(self, **_: Any) -> None:
-        """In these batches what goes back is received again by the next attempt."""
+        """Do nothing: the next attempt receives these messages again."""
 
     def prepare(self) -> None:
         pass
 
     def check(self, request: Request) -> None:
-        """Any ResponseURL will do."""
+        """Accept any ResponseURL."""
 
     def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:
         self.puts.append(json.loads(body))
@@ -203,7 +203,7 @@ class Stacks(RuleBasedStateMachine):
     # --- One request ---
 
     def request(self, kind: type[Any], stack: Stack, resource: str, rng: Random, **fields: Any) -> Any:
-        # Most requests are a second apart; some are issued within the same one.
+        # Most requests are a second apart; some come within the same second.
         self.clock.now += rng.choice((0.0, 1.0, 1.0))
         return kind(
             id=f"request-{next(self.serial)}",
@@ -280,8 +280,7 @@ class Stacks(RuleBasedStateMachine):
     def send(self, request: Request, rng: Random) -> Response:
         """Deliver a request until it is answered, as Lambda and the queue do."""
         wanted = getattr(request, "wanted", None)
-        # The one exception that the contract names: a death or a lost reply just where somebody else has
-        # attached the key.
+        # The documented exception: a death or a lost reply just when somebody else has attached the key.
         self.chaos.rng = None if wanted in self.outside and self.pair(wanted) in self.api.attached else rng
         answer = None
         for self.chaos.risk in (0.15, 0.15, 0.0):
@@ -303,7 +302,7 @@ class Stacks(RuleBasedStateMachine):
         if isinstance(request, Create | Update) and answer.success:
             assert self.pair(request.wanted) in self.api.attached
             self.removed.discard(request.wanted)
-            self.retains.get(request.holder, set()).discard(request.wanted)  # It is declared again.
+            self.retains.get(request.holder, set()).discard(request.wanted)  # A template declares it again.
             if answer.outcome == "ADOPTED":
                 assert request.wanted in self.outside
             if answer.outcome == "TAKEN":
@@ -327,7 +326,7 @@ class Stacks(RuleBasedStateMachine):
             self.taken_over.discard((request.holder, request.identified))
 
     def again(self, request: Request) -> None:
-        """The same request comes once more: the same answer."""
+        """Deliver the same request once more; expect the same answer."""
         before = set(self.api.attached)
         answer = self.attempt(request)
         assert answer is not None
@@ -335,7 +334,7 @@ class Stacks(RuleBasedStateMachine):
         assert self.api.attached == before
 
     def late_ones(self, stack: Stack, rng: Random) -> None:
-        """Requests that CloudFormation has given up are handed in at last."""
+        """Hand in requests that CloudFormation has given up."""
         rng.shuffle(stack.late)
         for request in stack.late:
             before = set(self.api.attached)
@@ -406,7 +405,7 @@ class Stacks(RuleBasedStateMachine):
         express: bool,
         rng: Random,
     ) -> None:
-        """Create, update or empty a stack. `fails`: something else does not come up. `express`: then nothing is rolled back."""
+        """Create, update or empty a stack. `fails`: another resource fails. `express`: nothing rolls back."""
         self.play(self.stacks[stack], template, fails=fails, retains=retains, express=express, rng=rng)
 
     def play(
@@ -442,7 +441,7 @@ class Stacks(RuleBasedStateMachine):
             else:
                 created[name] = answer.id, template[name]
             if express:
-                if not answer.success:  # No Delete follows, and no rollback; it is as it was, or not there.
+                if not answer.success:  # No Delete and no rollback follow, so it stays as it was.
                     template = {key: value for key, value in template.items() if key != name}
                     template |= {name: old[name].properties} if name in old else {}
                     updated.pop(name, None)
@@ -465,11 +464,11 @@ class Stacks(RuleBasedStateMachine):
         old: dict[str, Resource],
         rng: Random,
     ) -> None:
-        """Another resource has failed while this request was on its way: not begun, waiting, or dying in the middle."""
+        """Another resource fails while this request has not begun, waits, or dies in the middle."""
         how = rng.choice(("not sent", "not there yet", "waits", "dies"))
         if how != "not sent" and self.retains.get(request.holder):
-            # An invented id and no sign of its Create: it cannot be told from the id of a Create whose answer
-            # was lost.
+            # Without a sign of its Create, nobody can tell an invented id from that of a Create with a lost
+            # answer.
             self.waits(request)
         if how == "not sent":
             return
@@ -481,7 +480,7 @@ class Stacks(RuleBasedStateMachine):
             answer = self.attempt(request)
             self.chaos.rng = None
             if answer is not None:
-                self.answered(request, answer)  # It was served after all, and nobody listens.
+                self.answered(request, answer)  # The function served it after all, and nobody listens.
         stack.late.append(request)
         if name in old:
             updated[name] = old[name].physical_id
@@ -506,15 +505,14 @@ class Stacks(RuleBasedStateMachine):
         removes: list[tuple[str, str, Properties]] = []
         again: list[tuple[str, str, Properties]] = []
         carries_new = rng.random() < 0.5
-        # A Create and its Delete may be issued within the same second; two Updates of a resource are further
-        # apart.
+        # CloudFormation may send a Create and its Delete within a second, but not two Updates of a resource.
         self.clock.now += 1.0 if updated else 0.0
         for name, new_id in updated.items():
             carried = new_id if carries_new else old[name].physical_id
             properties = old[name].properties
             answer = self.send(self.wish(Update, stack, name, properties, rng, physical_id=carried), rng)
             if not answer.success:
-                # A key that was removed by hand was meanwhile attached for a resource that is about to go.
+                # The operator removed the key, and a resource that is about to go attached it meanwhile.
                 assert "once for each stage" in answer.reason, answer.reason
                 again.append((name, carried, properties))
             else:
@@ -528,20 +526,17 @@ class Stacks(RuleBasedStateMachine):
         for name, physical_id, properties in removes:
             self.delete(stack, name, physical_id, properties, rng)
         self.clock.now += 1.0
-        for (
-            name,
-            carried,
-            properties,
-        ) in again:  # The operator does as the Reason says, and continues the rollback.
+        for name, carried, properties in again:
+            # The operator does as the Reason says, and continues the rollback.
             for rival in [rival for rival in self.outside if rival.key_id == properties.association.key_id]:
                 self.remove_by_hand(rival.key_id, rival.plan_id)
             answer = self.send(self.wish(Update, stack, name, properties, rng, physical_id=carried), rng)
-            # Removed by hand, and another stack has the key in a plan for the stage by now: the operator
-            # skips this resource.
+            # If another stack has meanwhile put a removed key into a plan for the stage, the operator skips
+            # this resource.
             assert answer.success or properties.association in self.removed, answer.reason
 
     def late_ones_before(self, stack: Stack, removes: list[tuple[str, str, Properties]], rng: Random) -> None:
-        """Hand in late Updates before the clean-up; late Creates would be served, for nothing newer has come."""
+        """Hand in late Updates before the clean-up; no late Creates, since nothing newer supersedes them."""
         early: list[Request] = [request for request in stack.late if isinstance(request, Update)]
         stack.late, rest = early, [request for request in stack.late if request not in early]
         self.late_ones(stack, rng)
@@ -572,7 +567,7 @@ class Stacks(RuleBasedStateMachine):
             if retains:
                 if (
                     self.pair(properties.association) in self.api.attached
-                ):  # Not what a move has detached already.
+                ):  # A move has not detached it already.
                     self.retains.setdefault(Holder(stack.id, name), set()).add(properties.association)
                 self.ever_retained.add(properties.association)
             else:

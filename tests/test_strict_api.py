@@ -1,4 +1,4 @@
-"""API Gateway's rules are in force: in the pure functions, in the fake client and in the proxy before MiniStack."""
+"""The pure rules, the fake client and the proxy before MiniStack all keep API Gateway's rules."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -170,7 +170,7 @@ def delete(api: SimpleNamespace, plan: str, key: str) -> None:
 
 
 def refusal(call: Callable[[], object]) -> tuple[int, str, str]:
-    """How this call is refused."""
+    """Find the refusal of this call."""
     with pytest.raises(ClientError) as caught:
         call()
     answer = caught.value.response
@@ -239,7 +239,7 @@ class TestApi:
 
 
 class TestFake:
-    """What the fake has besides."""
+    """The fake's other features."""
 
     def test_a_stranger_at_the_door_keeps_others_out(self, fake: ApiGateway, clock: Clock) -> None:
         fake.one_at_a_time = OneAtATime(0.5, clock)
@@ -274,7 +274,7 @@ class TestFake:
 
 
 class TestProxy:
-    """What the proxy has besides."""
+    """The proxy's other features."""
 
     def test_one_of_many_at_a_time_is_let_in(self, proxied: SimpleNamespace) -> None:
         def attempt(pair: tuple[str, str]) -> str:

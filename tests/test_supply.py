@@ -1,4 +1,4 @@
-"""Where the packages of the artifact come from, that two builds have the same bytes, and that SECURITY.md names what exists."""
+"""Pinned packages go into the artifact, two builds have the same bytes, and SECURITY.md is true."""
 
 import hashlib
 import os
@@ -16,14 +16,14 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 HANDLER = ROOT / "handler"
 WHEELS = Path(sys.prefix) / "wheels"
-#: Where markers are evaluated: Lambda.
+#: Markers apply to Lambda.
 LAMBDA = {"python_version": "3.13", "python_full_version": "3.13.0", "extra": ""}
 
 
 def build(
     path: Path, wheels: Path = WHEELS, umask: int = 0o022, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Build the artifact as `make build` does: with Lambda's Python if there is one here, else without byte code."""
+    """Build as `make build` does: with Lambda's Python if this machine has it, else without byte code."""
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels.as_uri()}  # pip splits it at spaces
     offline["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     make = ["make", "-C", str(HANDLER), "build-UsagePlanKeyFunction", f"ARTIFACTS_DIR={path}"]
@@ -56,7 +56,7 @@ def test_every_package_is_pinned_that_a_package_needs(artifact: Path) -> None:
 
 
 def test_a_package_of_other_bytes_is_not_built_in(tmp_path: Path) -> None:
-    """Whoever serves it, under the same name and version."""
+    """Any index may serve it, under the same name and version."""
     wheels = tmp_path / "wheels"
     shutil.copytree(WHEELS, wheels)
     (forged,) = wheels.glob("six-*.whl")

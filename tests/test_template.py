@@ -43,7 +43,7 @@ TIMEOUT = TEMPLATE["Globals"]["Function"]["Timeout"]
 REQUESTS = RESOURCES["Requests"]["Properties"]
 ALARMS = {name: it["Properties"] for name, it in RESOURCES.items() if it["Type"] == "AWS::CloudWatch::Alarm"}
 WATCH = RESOURCES["WatchFunction"]["Properties"]
-#: What the stack is told by: its function, log, ledger and dashboard; the watch and its log.
+#: Names that differ by stack: its function, log, ledger and dashboard; the watch and its log.
 NAMES = [
     FUNCTION["FunctionName"],
     RESOURCES["LogGroup"]["Properties"]["LogGroupName"],
@@ -53,16 +53,16 @@ NAMES = [
     RESOURCES["WatchLogGroup"]["Properties"]["LogGroupName"],
 ]
 
-#: The services that are called, and where.
+#: The services that the function calls, and the module that calls each.
 SERVICES = {
     "apigateway": "api_gateway.py",
     "cloudformation": "cloudformation.py",
     "dynamodb": "ledger.py",
     "sqs": "queue.py",
 }
-#: How the names of variables begin that are not the project's own.
+#: Prefixes of the variables that other software reads.
 OTHERS = ("AWS_", "POWERTOOLS_", "REQUESTS_CA_BUNDLE")
-#: What Lambda itself does in the function's name.
+#: Actions that Lambda itself does with the function's role.
 LAMBDA_ITSELF = {
     ("logs:CreateLogStream", "LogGroup.Arn"),
     ("logs:PutLogEvents", "LogGroup.Arn"),
@@ -71,7 +71,7 @@ LAMBDA_ITSELF = {
     ("sqs:DeleteMessage", "Requests.Arn"),
     ("sqs:GetQueueAttributes", "Requests.Arn"),
 }
-#: What the watch alone calls, in the same modules.
+#: Calls that only the watch makes, in the same modules.
 WATCHES_OWN = {("apigateway:GET", "/usageplans/${UsagePlanId}/keys"), ("dynamodb:Scan", "Ledger.Arn")}
 STACKS = ("cloudformation:DescribeStacks", "stack/*/*")
 #: The parts of a transaction, by the action that each needs.
@@ -279,7 +279,7 @@ def test_the_ledger_outlives_its_stack_and_has_the_keys_that_the_code_writes() -
 
 
 def test_the_time_out_leaves_room_for_a_batch_of_which_one_call_hangs() -> None:
-    """A call that times out, the longest pause after it and a call for each other request, a second long, fit in."""
+    """The time holds a call that times out, the longest pause, and a second for each other request."""
     batch = FUNCTION["Events"]["Requests"]["Properties"]["BatchSize"]
     hanging = retry.CONNECT_TIMEOUT + retry.READ_TIMEOUT + retry.BUSY_PAUSE[1]
     assert hanging + (batch - 1) <= TIMEOUT - retry.BEFORE_CALL - CLOSING_TIME
@@ -334,7 +334,7 @@ def test_a_broken_deployment_raises_an_alarm_within_a_quarter_of_an_hour() -> No
 
 
 def test_the_age_raises_its_alarm_while_it_counts_for_sure() -> None:
-    """What is received for the third time, after two visibility time-outs, may be left out of the metric."""
+    """The metric may leave out a message at its third receive, after two visibility time-outs."""
     assert (
         ALARMS["RequestsAlarm"]["Threshold"] + ALARMS["RequestsAlarm"]["Period"]
         <= 2 * REQUESTS["VisibilityTimeout"]
@@ -373,7 +373,7 @@ def test_what_an_alarm_watches_is_emitted_and_both_sides_name_the_same_service()
     for alarm in own.values():
         assert alarm["Dimensions"] == [{"Name": "service", "Value": service}]
         if alarm["MetricName"] != "Drift":
-            # What the log brings late counts for the period before.
+            # A late log line counts for the period before.
             assert (alarm["Statistic"], alarm["EvaluationPeriods"], alarm["DatapointsToAlarm"]) == (
                 "Sum",
                 2,
@@ -459,7 +459,10 @@ def test_the_handler_can_be_imported_from_the_artifact_alone(
     artifact: Path, function: dict[str, Any]
 ) -> None:
     module, _, name = function["Handler"].rpartition(".")
-    code = f"import sys; sys.path.append({str(artifact)!r}); import {module} as m; print(m.__file__, callable(m.{name}))"
+    code = (
+        f"import sys; sys.path.append({str(artifact)!r}); import {module} as m;"
+        f" print(m.__file__, callable(m.{name}))"
+    )
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code],
         env={"AWS_DEFAULT_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"},
@@ -563,7 +566,8 @@ import usage_plan_key.app
 print(len(loaded), gc.isenabled(), *made, *(name for name in sys.modules if name == "usage_plan_key.watch"))
 from usage_plan_key.request import parse
 assert not getattr(parse({EVENT!r}), "faults", None)
-print(*{{name.partition(".")[0] for name in sys.modules}} & {{"pydantic", "aws_xray_sdk", "difflib", "unittest", "asyncio"}})
+roots = {{name.partition(".")[0] for name in sys.modules}}
+print(*roots & {{"pydantic", "aws_xray_sdk", "difflib", "unittest", "asyncio"}})
 """
     environment = {
         "AWS_DEFAULT_REGION": "eu-central-1",
@@ -577,7 +581,7 @@ print(*{{name.partition(".")[0] for name in sys.modules}} & {{"pydantic", "aws_x
 
 
 def resolved(value: Any, **parameters: str) -> Any:
-    """What CloudFormation makes of a value in a stack with these parameters; a resource stays its name."""
+    """Resolve a value as CloudFormation does with these parameters; a resource stays its name."""
     match value:
         case {"Ref": name}:
             default = PARAMETERS.get(name, {}).get(
@@ -607,7 +611,7 @@ def holds(condition: Any, **parameters: str) -> bool:
 
 
 def transformed() -> Any:
-    """What SAM makes of the template."""
+    """Transform the template with SAM."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
         template = yaml_parse((ROOT / "template.yaml").read_text())
@@ -647,7 +651,7 @@ def dashboard() -> Any:
 
 
 def charted() -> Iterator[list[str]]:
-    """Each metric in the dashboard, written out: `.` repeats what stands above it, and `...` all that it leaves open.
+    """Write out each metric of the dashboard: `.` repeats the value above it, `...` all values left open.
 
     https://docs.aws.amazon.com/AmazonCloudWatch/latest/APIReference/CloudWatch-Dashboard-Body-Structure.html
     """
@@ -664,11 +668,11 @@ def charted() -> Iterator[list[str]]:
 
 
 def shape(of: Any) -> Any:
-    """What a shape comes to, as deep as it goes."""
+    """Resolve a shape, as deep as it goes."""
     if of is None or of.type_name not in ("structure", "list", "map"):
         return of and (of.name, of.type_name, of.serialization)
     if of.name == "AttributeValue":
-        return of.name, sorted(of.members)  # It holds itself.
+        return of.name, sorted(of.members)  # The shape contains itself.
     match of.type_name:
         case "structure":
             return of.name, of.required_members, {name: shape(member) for name, member in of.members.items()}
@@ -694,14 +698,14 @@ def allowed(role: str = "Role") -> set[tuple[str, str]]:
 
 
 def api_gateway_calls() -> Iterator[tuple[str, str]]:
-    """What api_gateway.py calls, as IAM sees it."""
+    """Find the calls of api_gateway.py, as IAM names them."""
     for _, operation in called("api_gateway.py", "apigateway"):
         path = operation.http["requestUri"].format(usageplanId="${UsagePlanId}", keyId="*")
         yield f"apigateway:{operation.http['method']}", path
 
 
 def ledger_calls() -> Iterator[tuple[str, str]]:
-    """What ledger.py calls: a transaction by its parts."""
+    """Find the calls of ledger.py: a transaction counts as its parts."""
     tree = ast.parse((ROOT / "handler" / "usage_plan_key" / "ledger.py").read_text())
     keys = [
         key.value
@@ -718,7 +722,7 @@ def ledger_calls() -> Iterator[tuple[str, str]]:
 
 
 def queue_calls() -> Iterator[tuple[str, str]]:
-    """What queue.py calls; it sends to the dead-letter queue too."""
+    """Find the calls of queue.py, which also sends to the dead-letter queue."""
     for _, operation in called("queue.py", "sqs"):
         yield f"sqs:{operation.name}", "Requests.Arn"
     yield "sqs:SendMessage", "Undelivered.Arn"

@@ -1,4 +1,4 @@
-"""The watch: what it reports, what it has attached again, and what it never shows."""
+"""The watch reports missing and foreign keys, has keys attached again, and shows no secret."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ SCHEDULED = {"detail-type": "Scheduled Event", "source": "aws.events", "resource
 
 
 class World(CloudFormation):
-    """What the watch talks to: the driver of cloudformation.py with a queue, stacks, and Lambda's context."""
+    """The watch's surroundings: the driver of cloudformation.py, a queue, stacks, and Lambda's context."""
 
     aws_request_id = "8c5a3a0e"
     function_name = "usage-plan-key-watch"
@@ -89,15 +89,15 @@ class World(CloudFormation):
         self.sent: list[dict[str, str]] = []
         self.sending_fails: list[Exception] = []
         self.stacks: dict[str, str | ClientError] = {}
-        """What CloudFormation says of stacks that are not simply there."""
+        """CloudFormation's status or error for each unusual stack."""
         self.asked_about: list[str] = []
         self.called: list[float] = []
-        """When API Gateway was asked for a plan's keys."""
+        """The times at which the watch asked for a plan's keys."""
         self.unread: list[str] = []
         self.left = 900.0
         self.answers: list[dict[str, Any]] = []
         self.listed = ""
-        """Which plan was asked for last."""
+        """The plan that the watch asked for last."""
 
     def get_usage_plan_keys(self, **arguments: Any) -> Any:
         self.listed = arguments["usagePlanId"]
@@ -126,7 +126,7 @@ class World(CloudFormation):
         return {"MessageId": "sent"}
 
     def change_message_visibility(self, **_: Any) -> None:
-        """What goes back."""
+        """Ignore messages that go back."""
 
     def change(
         self,
@@ -161,7 +161,7 @@ class World(CloudFormation):
         MemoryLedger.written(self, holder, after)
         self.tick()
 
-    # What the serving function delivers its answers by.
+    # The serving function delivers its answers through these.
 
     def prepare(self) -> None:
         pass
@@ -172,7 +172,7 @@ class World(CloudFormation):
     def deliver(self, request: Any, deadline: Deadline, body: bytes) -> None:
         self.answers.append(json.loads(body))
 
-    # Asking.
+    # Send requests.
 
     def watch(self, event: object = None, *, repairs: bool = False) -> dict[str, Any]:
         """One run, an hour and more after all that was before."""
@@ -190,7 +190,7 @@ class World(CloudFormation):
         ).run(event if event is not None else {}, self)
 
     def missing_key(self) -> None:
-        """Alice's key was attached for a stack, and is removed by hand."""
+        """Attach Alice's key for a stack, and remove it by hand."""
         self.create("A", FREE)
         self.by_hand(FREE, attached=False)
 
@@ -221,7 +221,7 @@ class World(CloudFormation):
         return SimpleNamespace(api=ApiGateway(self), table=self, queue=None, cloudformation=lambda: self)  # type: ignore[arg-type]
 
     def batch(self, *, receives: int = 1) -> list[str]:
-        """The serving function is invoked with what was sent; what comes again."""
+        """Invoke the serving function with the messages; return those that come again."""
         records = [
             {
                 "messageId": str(number),
@@ -250,7 +250,7 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 def lines(log: pytest.LogCaptureFixture, begins: str) -> list[str]:
-    """What was logged by lines that begin so, and is forgotten then."""
+    """Take the log lines that begin with this text, and clear the log."""
     found = [record.getMessage() for record in log.records if record.getMessage().startswith(begins)]
     log.clear()
     return found
@@ -264,7 +264,7 @@ def drift(capsys: pytest.CaptureFixture[str]) -> list[float]:
 
 
 class TestMissing:
-    """What resources count on, and is not in its plan."""
+    """A resource counts on a key that is missing from its plan."""
 
     def test_all_is_well(
         self, world: World, log: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
@@ -346,7 +346,7 @@ class TestMissing:
     def test_what_was_lost_in_a_rollback_is_missing(
         self, world: World, log: pytest.LogCaptureFixture
     ) -> None:
-        """CloudFormation goes on as if it were attached."""
+        """CloudFormation continues as if it were attached."""
         world.create("A", FREE, digest="old")
         world.update("A", FREE, PRO, digest="new")
         del world.api.keys["alice"]
@@ -366,7 +366,7 @@ class TestMissing:
 
 
 class TestNoDrift:
-    """What is at work, or what nobody counts on."""
+    """The watch ignores associations at work, and those that nobody counts on."""
 
     def test_touched_within_an_hour(self, world: World) -> None:
         world.missing_key()
@@ -419,7 +419,7 @@ class TestNoDrift:
         assert world.watch()["missing"] == 0
 
     def test_left_by_an_update(self, world: World) -> None:
-        """CloudFormation's Delete for it is to come, or it was retained; no template declares it any more."""
+        """Its Delete is to come, or CloudFormation retained it; no template declares it any more."""
         world.create("A", FREE)
         world.update("A", FREE, GOLD)
         world.by_hand(FREE, attached=False)
@@ -432,7 +432,7 @@ class TestNoDrift:
         assert world.watch()["missing"] == 0
 
     def test_detached_while_the_plans_are_looked_into(self, world: World) -> None:
-        """It is neither missing nor somebody else's."""
+        """The watch reports it neither as missing nor as foreign."""
         world.create("A", FREE)
         world.create("B", "bob:gold")
         world.clock.now += RECENT + 60
@@ -441,7 +441,10 @@ class TestNoDrift:
             world.delete("A", FREE)
             world.delete("B", "bob:gold")
 
-        world.clock.meanwhile = [lambda: None, both]  # One plan is looked into before, one after.
+        world.clock.meanwhile = [
+            lambda: None,
+            both,
+        ]  # The watch looks into one plan before this, and into one after it.
         summary = world.watch_now()
         assert (summary["missing"], summary["unheld"], world.attached) == (0, 0, set())
 
@@ -493,7 +496,7 @@ class TestNoDrift:
 
 
 class TestUnheld:
-    """What is in a plan that the ledger knows, and nobody holds."""
+    """A plan that the ledger knows has a key that nobody holds."""
 
     def test_a_line_each(self, world: World, log: pytest.LogCaptureFixture) -> None:
         world.create("A", FREE)
@@ -532,8 +535,8 @@ class TestGone:
         event = {"LetGo": {"StackId": holder("A").stack_id, "LogicalResourceId": "A"}}
         assert "alice:free" in first
         assert (
-            f"--function-name usage-plan-key --cli-binary-format raw-in-base64-out --payload '{json.dumps(event)}'"
-            in first
+            "--function-name usage-plan-key --cli-binary-format raw-in-base64-out"
+            f" --payload '{json.dumps(event)}'" in first
         )
         assert "bob:free" in second
         assert sorted(world.asked_about) == [holder("A").stack_id, holder("C", "two").stack_id], "once each"
@@ -587,10 +590,10 @@ class TestGone:
 
 
 class TestAsked:
-    """What an operator's event may say."""
+    """An operator's event has its fields."""
 
     def test_one_plan_alone(self, world: World, capsys: pytest.CaptureFixture[str]) -> None:
-        """The alarm is about all of them, so its metric says nothing then."""
+        """The alarm is about all plans, so one plan writes no metric."""
         world.missing_key()
         world.create("B", "bob:gold")
         summary = world.watch({"UsagePlanId": "gold"})
@@ -621,7 +624,7 @@ class TestSlowly:
 
     @pytest.fixture(autouse=True)
     def _timed(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Each call takes API Gateway 300 ms, and is noted."""
+        """Let each call take 300 ms, and record it."""
         list_ = world.api.get_usage_plan_keys
 
         def timed(**arguments: Any) -> Any:
@@ -635,7 +638,7 @@ class TestSlowly:
         return {later - earlier >= 1 for earlier, later in itertools.pairwise(world.called)}
 
     def test_10_000_associations_in_300_plans_fit_into_one_run(self, world: World) -> None:
-        """The most plans and keys that a region has by default; each stack has ten resources, so a thousand are asked about."""
+        """A region's default limits of plans and keys, in a thousand stacks of ten resources."""
         many(world, keys=10_000, plans=300)
         world.api.attached.remove(("k77", "p77"))
         summary = world.watch()
@@ -717,7 +720,7 @@ class TestSlowly:
 
 
 def many(world: World, *, keys: int, plans: int) -> None:
-    """So many keys, each in one of so many plans, and attached; ten resources a stack."""
+    """Attach so many keys, each to one of so many plans, in stacks of ten resources."""
     at = int(world.clock.now)
     for number in range(keys):
         key, plan = f"k{number}", f"p{number % plans}"
@@ -736,7 +739,7 @@ class TestSecrets:
 
     @pytest.fixture
     def everything(self) -> Iterator[StringIO]:
-        """All that is logged by anybody, at DEBUG, with each error's traceback and the local variables in it."""
+        """Collect every logger's records at DEBUG, with each error's traceback and its local variables."""
         seen = StringIO()
         root = logging.getLogger()
         stream = logging.StreamHandler(seen)
@@ -785,7 +788,7 @@ class TestSecrets:
 
     @pytest.mark.parametrize("kind", ["text/html", "application/json"])
     def test_none_is_shown_where_botocore_cannot_parse_it(self, everything: StringIO, kind: str) -> None:
-        """A reply of some proxy's, and one that is cut short, through botocore itself, which app.py hushes so."""
+        """Let botocore read a proxy's reply and a cut one; app.py silences botocore's log in this way."""
         client = boto3.client("apigateway", "eu-central-1", aws_access_key_id="x", aws_secret_access_key="y")
         client.meta.events.register("before-send", lambda **_: _cut(kind))  # type: ignore[arg-type]  # a reply may be given
         shown = ""
@@ -821,7 +824,7 @@ class _Everything(logging.Formatter):
 
 
 def unfolded(error: BaseException) -> str:
-    """An error with all that led to it, and the local variables of the project's own frames, but for this test's."""
+    """Show an error, its causes, and the local variables of the project's frames except this test's."""
     found: traceback.TracebackException | None = traceback.TracebackException.from_exception(
         error, capture_locals=True
     )
@@ -834,7 +837,7 @@ def unfolded(error: BaseException) -> str:
 
 
 class TestAskingForRepairs:
-    """What is missing is attached again through the queue, in order with its stack's requests."""
+    """The queue attaches missing keys again, in order with their stack's requests."""
 
     def test_it_names_holder_and_association_and_nobody_to_answer(self, world: World) -> None:
         world.missing_key()
@@ -950,7 +953,7 @@ class TestAskingForRepairs:
         assert parse_repair(repair_event("r", holder("A"), pair(FREE)) | broken) is None
 
     def test_without_a_ledger_there_are_none(self, world: World) -> None:
-        """The event's word is not enough to attach a key."""
+        """The function attaches no key on the event's word."""
         world.sent = [
             {
                 "MessageBody": json.dumps({"event": repair_event("r", holder("A"), pair(FREE))}),
@@ -985,7 +988,7 @@ def adopted(world: World) -> None:
 
 
 def marked(world: World) -> None:
-    """A Delete was answered FAILED while nobody knew whether it had detached."""
+    """Answer a Delete FAILED while nobody knows whether it has detached."""
     world.create("A", FREE)
     world.at("delete_usage_plan_key", fails(LOST), *[fails(DENIED)] * 9)
     assert not world.delete("A", FREE).success
@@ -1141,11 +1144,11 @@ class TestServingARepair:
 
 
 class TestDeaths:
-    """The function may die before and after every call and every write of a repair; then the repair comes again."""
+    """The function dies before and after every call and write of a repair, and the repair comes again."""
 
     @pytest.mark.parametrize("how", ["held", "taken"])
     def test_the_same_repair_again_comes_out_right(self, how: str) -> None:
-        """And a Delete afterwards detaches, whatever was left."""
+        """A later Delete detaches the key after any death."""
         deaths = 0
         for at in itertools.count(1):
             world = World()
@@ -1225,7 +1228,7 @@ def countdown(at: int) -> Callable[[], None]:
 
 
 class TestRaces:
-    """A request of the resource arrives at any moment of a repair; CloudFormation's are served behind it, in order."""
+    """A request arrives at any moment of a repair; the queue serves CloudFormation's after it, in order."""
 
     KINDS: ClassVar[dict[str, Callable[[World], Any]]] = {
         "Delete": lambda world: world.a_delete("A", FREE),
@@ -1261,7 +1264,7 @@ class TestRaces:
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_a_rollback_comes_out_right(self, kind: str) -> None:
-        """What was served behind the repair is taken back."""
+        """A rollback takes back the request that the function served after the repair."""
         if kind == "Delete":
             return
         for at in (1, 3, 5, 7):

@@ -1,4 +1,4 @@
-"""Everything at once, in virtual time: small versions of what `make benchmark` shows. The code is the function's own."""
+"""Small versions of `make benchmark`: the function's code does everything at once, in virtual time."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def received(fifo: Fifo, most: int = 10) -> list[str]:
 
 
 def after(world: World, seconds: float, call: Callable[[], Any]) -> Any:
-    """What a call gives back in so many seconds."""
+    """Run a call for at most so many seconds; return its result."""
     got: list[Any] = []
     world.at(seconds, lambda: got.append(call()))
     world.run()
@@ -161,7 +161,7 @@ def test_forty_minutes_of_throttling_lose_nobody(stacks: int, retry_after: int |
     assert result.invocations <= 2 * 2400 / 45  # Two workers, and each waits for most of its function's time.
     assert result.receives <= MOST_RECEIVES / 10
     assert result.rounds == 1
-    assert retry_after is None or result.calls <= 120  # One a turn, and then the twenty.
+    assert retry_after is None or result.calls <= 120  # One call a turn, and then the twenty.
 
 
 def test_what_is_sent_back_into_the_queue_is_lost_after_sixteen_rounds(
@@ -205,7 +205,7 @@ def test_the_same_seed_gives_the_same_figures() -> None:
 
 
 def an_account(seed: int) -> Account:
-    """Batches of both kinds; and in every other pair of accounts Lambda hands in requests minutes late, and in any order."""
+    """Vary the batches by seed; in two seeds of four Lambda also hands in requests late and in any order."""
     return Account(seed, worst=bool(seed % 2), without_room=0.7 * (seed // 2 % 2))
 
 
@@ -227,10 +227,10 @@ def test_a_rollback_of_moves_leaves_every_key_where_it_was(seed: int) -> None:
 def test_a_rollback_passes_over_what_was_cancelled() -> None:
     storm = storms.rollback(100, Account(1), before=0.0, late=0.02, twice=0.02, wrong=0)
     assert storm.clean, storm
-    assert (
-        storm.calls <= 30
-    )  # What was attached before CloudFormation had heard of the failure, and is detached again.
-    assert storm.seconds < 20  # A hundred useless attachments, and to detach them, would take sixty.
+    # The function attaches a few keys before CloudFormation learns of the failure, and detaches them again.
+    assert storm.calls <= 30
+    # To attach and to detach all hundred keys would take sixty seconds.
+    assert storm.seconds < 20
 
 
 @pytest.mark.parametrize("seed", range(8))

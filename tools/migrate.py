@@ -1,4 +1,4 @@
-"""From AWS::ApiGateway::UsagePlanKey to Custom::UsagePlanKey: rewrites a template for each of three deploys.
+"""Migrates from AWS::ApiGateway::UsagePlanKey to Custom::UsagePlanKey: rewrites a template for three deploys.
 
     pip install PyYAML
     python migrate.py retain template.yaml --in-place                              # then deploy
@@ -7,17 +7,17 @@
     aws cloudformation get-template --stack-name STACK > deployed.json
     python migrate.py take template.yaml --deployed deployed.json --in-place       # then deploy
 
-The keys stay attached all the time. Without --in-place the new template goes to the standard output; notes go
-to the standard error. The template is JSON or YAML with CloudFormation's tags. The command changes only the
-lines that it has to.
+The keys stay attached all the time. Without --in-place the command writes the new template to the standard
+output. It writes notes to the standard error. The template is JSON or YAML with CloudFormation's tags. The
+command changes only the lines that it has to.
 
-retain   gives each native resource DeletionPolicy: Retain, and an entry in Metadata, because CloudFormation may
-         see no change in a policy.
+retain   gives each native resource DeletionPolicy: Retain. It also adds an entry to Metadata, because
+         CloudFormation may see no change in a policy.
 replace  turns each into a Custom::UsagePlanKey with OnExisting: Take, under a new logical id. References
-follow:
-         Ref, Fn::GetAtt, Fn::Sub, DependsOn. The function's ARN: --import, --parameter, --ssm or --arn.
-take     sets VerifyTrigger, so that CloudFormation sends an Update and the resources own their keys. From then on
-         Delete detaches them.
+         follow: Ref, Fn::GetAtt, Fn::Sub, DependsOn. The function's ARN comes from --import, --parameter,
+         --ssm or --arn.
+take     sets VerifyTrigger, so that CloudFormation sends an Update and the resources own their keys. From
+         then on Delete detaches them.
 
 replace and take refuse if the deployed template shows that the step before is not in force.
 """
@@ -57,7 +57,7 @@ GET_TEMPLATE: Final = (
 
 
 class MigrationError(Exception):
-    """Raised where the command cannot or must not go on; its text is one sentence for the user."""
+    """Raised when the command cannot or must not go on; its text is one sentence for the user."""
 
 
 # --- Reading ---
@@ -136,7 +136,7 @@ def references(root: Node) -> Iterator[tuple[str, ScalarNode, frozenset[str]]]:
 
 @dataclass
 class Template:
-    """A template's text, what it says, and the edits that are to be made in the text."""
+    """A template's text, its nodes, and the edits to make in the text."""
 
     text: str
     root: Node
@@ -296,7 +296,7 @@ def _end(node: Node) -> int:
 
 
 def retain(template: Template) -> list[str]:
-    """Give each native resource the policies. Returns what the user should know."""
+    """Give each native resource the policies; return notes for the user."""
     for name, (_, resource) in _natives(template).items():
         if text_of(entry(resource, "DeletionPolicy")) in RETAINING:
             continue
@@ -324,7 +324,7 @@ def retain(template: Template) -> list[str]:
 
 
 def replace(template: Template, deployed: Template, token: Any, suffix: str) -> list[str]:
-    """Turn each native resource into a custom one with a new logical id. Returns what the user should know."""
+    """Turn each native resource into a custom one with a new logical id; return notes for the user."""
     natives = _natives(template)
     _check_retained(natives, deployed)
     names = _new_names(template, natives, suffix)
@@ -342,7 +342,8 @@ def replace(template: Template, deployed: Template, token: Any, suffix: str) -> 
     ]
     if unseen := sorted(deployed.resources(NATIVE).keys() - natives.keys()):
         notes.append(
-            f"Warning: {', '.join(unseen)} is deployed and not here: a transform makes it, or this deploy deletes it."
+            f"Warning: {', '.join(unseen)} is deployed and not here:"
+            " a transform makes it, or this deploy deletes it."
         )
     return [
         *notes,
@@ -383,12 +384,12 @@ def _follow(template: Template, names: Mapping[str, str]) -> None:
 
 
 def service_timeout(keys: int) -> int:
-    """Allow a minute, and a second for every two keys; at least two minutes, at most CloudFormation's hour."""
+    """Allow a minute, and a second for every two keys; between two minutes and CloudFormation's hour."""
     return min(3600, max(120, 60 + keys // 2))
 
 
 def take(template: Template, deployed: Template) -> list[str]:
-    """Set VerifyTrigger of each custom resource that says Take. Returns what the user should know."""
+    """Set VerifyTrigger of each custom resource that says Take; return notes for the user."""
     notes, count, known = [], 0, deployed.resources(CUSTOM)
     for name, (_, resource) in template.resources(CUSTOM).items():
         properties = entry(resource, "Properties")
@@ -397,7 +398,8 @@ def take(template: Template, deployed: Template) -> list[str]:
         trigger, before = entry(properties, "VerifyTrigger"), _deployed_trigger(name, properties, known)
         if trigger is not None and text_of(trigger) is None:
             notes.append(
-                f"Warning: VerifyTrigger of {name} is a function, so it is left alone: change what it refers to."
+                f"Warning: VerifyTrigger of {name} is a function, so it is left alone:"
+                " change what it refers to."
             )
             continue
         if plain(trigger) == before:
@@ -425,8 +427,8 @@ def _deployed_trigger(
     there = entry(known[name][1], "Properties") if name in known else None
     if text_of(entry(there, "OnExisting")) != "Take" or not _same_ids(properties, there):
         raise MigrationError(
-            f"{name} is not deployed with OnExisting: Take for this key and plan, so nothing can be taken over:"
-            f" deploy what replace made, then run {GET_TEMPLATE}"
+            f"{name} is not deployed with OnExisting: Take for this key and plan, so nothing can be"
+            f" taken over: deploy what replace made, then run {GET_TEMPLATE}"
         )
     return plain(entry(there, "VerifyTrigger"))
 
@@ -502,10 +504,12 @@ def warnings(template: Template) -> Iterator[str]:
     """Say what the command cannot see, and which of CloudFormation's limits the result is over."""
     for node in every(template.root):
         if node.tag == "!Transform":
-            yield f"Fn::Transform in line {node.start_mark.line + 1} is not followed: look into what it includes."
+            line = node.start_mark.line + 1
+            yield f"Fn::Transform in line {line} is not followed: look into what it includes."
         for key, place, _ in entries(node):
             if key == "Fn::Transform" or key.startswith("Fn::ForEach"):
-                yield f"{key} in line {place.start_mark.line + 1} is not followed: look into what it makes and names."
+                line = place.start_mark.line + 1
+                yield f"{key} in line {line} is not followed: look into what it makes and names."
     transforms = plain(entry(template.root, "Transform")) or []
     for name in transforms if isinstance(transforms, list) else [transforms]:
         shown = name if isinstance(name, str) else "AWS::Include"
@@ -521,7 +525,10 @@ def _over_limits(count: int, size: int) -> Iterator[str]:
     if size > LARGEST_IN_S3:
         yield f"The template has {size:,} bytes, and CloudFormation takes 1 MB: split the stack."
     elif size > LARGEST_BODY:
-        yield f"The template has {size:,} bytes: above {LARGEST_BODY:,} it has to come from S3 (deploy --s3-bucket)."
+        yield (
+            f"The template has {size:,} bytes:"
+            f" above {LARGEST_BODY:,} it has to come from S3 (deploy --s3-bucket)."
+        )
 
 
 def service_token(arguments: argparse.Namespace, template: Template) -> Any:
@@ -542,8 +549,9 @@ def service_token(arguments: argparse.Namespace, template: Template) -> Any:
         count = template.text.count("{{resolve:") + len(template.resources(NATIVE))
         if count > MOST_DYNAMIC_REFERENCES:
             raise MigrationError(
-                f"The template would have {count} dynamic references, and CloudFormation takes {MOST_DYNAMIC_REFERENCES}:"
-                " declare a parameter of the type AWS::SSM::Parameter::Value<String>, and use --parameter"
+                f"The template would have {count} dynamic references, and CloudFormation takes"
+                f" {MOST_DYNAMIC_REFERENCES}: declare a parameter of the type"
+                " AWS::SSM::Parameter::Value<String>, and use --parameter"
             )
         return f"{{{{resolve:ssm:{arguments.ssm}}}}}"
     return {"Fn::ImportValue": arguments.export}
@@ -605,7 +613,7 @@ def _arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def migrate(arguments: argparse.Namespace) -> tuple[str, list[str]]:
-    """Do a step: the new text, and what the user should know."""
+    """Do a step; return the new text, and notes for the user."""
     template = Template.read(_read(arguments.template), str(arguments.template))
     if arguments.step == "retain":
         notes = retain(template)

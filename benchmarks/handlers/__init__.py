@@ -1,1 +1,1 @@
-"""What cold.py holds the function against. Each stands alone, beside boto3 and crhelper as pip installs them."""
+"""Handlers that cold.py compares the function with. Each uses boto3 and crhelper as pip installs them."""

@@ -1,4 +1,4 @@
-"""The floor: a function that makes one client and one call, and nothing else; `answering` also delivers an answer."""
+"""The floor: a function that makes one client and one call; `answering` also delivers an answer."""
 
 import json
 from typing import Any
@@ -23,7 +23,7 @@ def calling(event: dict[str, Any], context: object) -> None:
 
 
 def answering(event: dict[str, Any], context: object) -> None:
-    """The same, and the answer's PUT."""
+    """Make the call, then PUT the answer."""
     calling(event, context)
     answer = {name: event[name] for name in ("StackId", "RequestId", "LogicalResourceId")}
     answer |= {"Status": "SUCCESS", "PhysicalResourceId": "id", "Data": {"Id": "id"}}

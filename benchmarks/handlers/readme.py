@@ -1,4 +1,4 @@
-"""A handler such as crhelper's README leads to: its helper with its defaults, one client, a function for each request type."""
+"""The handler of crhelper's README: default helper, one client, a function for each request type."""
 
 from typing import Any
 

@@ -1,1 +1,1 @@
-"""A strict AWS on this machine: API Gateway's own rules, and three places where they are in force."""
+"""A strict AWS on this machine: API Gateway's rules, a fake and a proxy that keep them, an emulator."""

@@ -1,4 +1,4 @@
-"""API Gateway in memory: looks like boto3's `apigateway` client, and refuses what rules.py says.
+"""API Gateway in memory: has the methods of boto3's `apigateway` client, and refuses calls by rules.py.
 
 >>> api = ApiGateway()
 >>> api.plans["free"] = Plan("Free", (("api", "prod"),))
@@ -37,26 +37,26 @@ class Key(NamedTuple):
 
 
 class ApiGateway:
-    """The calls about usage plan keys. Plans, keys and what is attached are there to be read and to be set.
+    """The calls about usage plan keys. Tests read and set `plans`, `keys` and `attached`.
 
-    Without `OneAtATime` and a bucket nothing is refused for being too much at a time.
+    Without `OneAtATime` and a bucket it refuses no call as busy or throttled.
     """
 
     shared_stage = rules.SHARED_STAGES[0]
 
     def __init__(self, one_at_a_time: OneAtATime | None = None, bucket: Bucket | None = None) -> None:
-        """An account with nothing in it."""
+        """Make an empty account."""
         self.plans: dict[str, Plan] = {}
         self.keys: dict[str, Key] = {}
         self.attached: set[tuple[str, str]] = set()
         """(key, plan) pairs."""
         self.calls: Counter[str] = Counter()
-        """How often each operation was asked for, refused ones included."""
+        """How often somebody called each operation, including refused calls."""
         self.one_at_a_time, self.bucket = one_at_a_time, bucket
         self.exceptions = _exceptions()
         self.meta = SimpleNamespace(region_name="eu-central-1")
 
-    # What the rules ask.
+    # The rules call these.
 
     def stages(self, plan: str) -> Collection[str] | None:
         """See `rules.World`."""
@@ -71,7 +71,7 @@ class ApiGateway:
         """See `rules.World`; in the order in which the plans were made."""
         return [plan for plan in self.plans if (key, plan) in self.attached] if key in self.keys else []
 
-    # What boto3's client has.
+    # The methods of boto3's client.
 
     def create_usage_plan_key(self, *, usagePlanId: str, keyId: str, keyType: str) -> dict[str, Any]:
         """CreateUsagePlanKey."""
@@ -93,7 +93,7 @@ class ApiGateway:
     def get_usage_plan_keys(
         self, *, usagePlanId: str, position: str | None = None, limit: int = 25
     ) -> dict[str, Any]:
-        """GetUsagePlanKeys, page by page, in no order that means anything."""
+        """GetUsagePlanKeys, page by page, in any order."""
         operation = self._call("GetUsagePlanKeys")
         if usagePlanId not in self.plans:
             _raise(rules.NOT_FOUND, operation)
@@ -172,7 +172,7 @@ def _answer(status: int, **fields: Any) -> dict[str, Any]:
 
 
 def _raise(refusal: Refusal | None, operation: str) -> None:
-    """Nothing for no refusal; else what botocore makes of it, with the modelled `retryAfterSeconds` of both 429s."""
+    """Raise a refusal as botocore does, with the `retryAfterSeconds` that its model gives both 429s."""
     if refusal is None:
         return
     answer = _answer(refusal.status, message=refusal.message)
@@ -185,6 +185,6 @@ def _raise(refusal: Refusal | None, operation: str) -> None:
 
 @cache
 def _exceptions() -> Any:
-    """The exception types of a client, made from botocore's own model; no session, so no configuration is read."""
+    """Make a client's exception types from botocore's model, without a session that reads settings."""
     model = ServiceModel(Loader().load_service_model("apigateway", "service-2"), "apigateway")
     return ClientExceptionsFactory().create_client_exceptions(model)

@@ -1,16 +1,16 @@
-"""MiniStack as the AWS of this machine: started, deployed to, and gone without a trace.
+"""Starts MiniStack as the AWS of this machine, deploys to it, and ends it without a trace.
 
     with running() as aws:
         code = aws.upload(Path("handler"))
         template = packaged(Path("template.yaml"), code)
         aws.deploy("usage-plan-key", template, **aws.emulated)
 
-MiniStack runs functions as subprocesses of its own Python, which finds their dependencies where this process
-does: a function's zip is its source alone. Its API Gateway accepts everything; the strict one is the proxy
-before it, proxy.py. It does hold a function to the policy of its role, for API Gateway and DynamoDB.
+MiniStack runs functions as subprocesses of its own Python. That Python finds their dependencies where this
+process does, so a function's zip holds only its source. MiniStack's API Gateway accepts everything; proxy.py
+stands before it and is strict. MiniStack enforces a function's role for API Gateway and DynamoDB.
 
-Nothing outside matters: MiniStack gets an environment made here, and this process lets go of every AWS, proxy
-and certificate setting for as long as MiniStack runs.
+No setting of the surroundings matters: MiniStack gets an environment made here, and this process drops every
+AWS, proxy and certificate setting for as long as MiniStack runs.
 """
 
 import hashlib
@@ -52,13 +52,13 @@ Template = dict[str, Any]
 REGION = "eu-central-1"
 CODE_BUCKET, ANSWER_BUCKET = "code", "answers"
 PATIENCE = 60
-"""Seconds after which something hangs that takes two at most."""
+"""Seconds until a wait fails; each step takes two at most."""
 NEEDED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL")
-"""What a Python may need of the environment to start at all."""
+"""The variables that a Python may need to start."""
 
 
 class StartError(Exception):
-    """MiniStack did not come up."""
+    """MiniStack did not start."""
 
 
 class InvokeError(Exception):
@@ -74,7 +74,7 @@ class Deployment:
     """The stack's events of this operation, oldest first."""
 
     def reason(self, logical_id: str) -> str:
-        """Why this resource failed; empty when it did not."""
+        """Say why this resource failed; empty if it did not."""
         failed = [event for event in self.events if event["ResourceStatus"].endswith("_FAILED")]
         return next(
             (e.get("ResourceStatusReason", "") for e in failed if e["LogicalResourceId"] == logical_id), ""
@@ -82,7 +82,7 @@ class Deployment:
 
     @property
     def failures(self) -> str:
-        """Everything that failed, and why."""
+        """List every failed resource, and why it failed."""
         failed = [event for event in self.events if event["ResourceStatus"].endswith("_FAILED")]
         return "; ".join(
             f"{event['LogicalResourceId']}: {event.get('ResourceStatusReason')}" for event in failed
@@ -91,7 +91,7 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Request:
-    """What CloudFormation asked for a resource, and what it was answered, as the function's log has it."""
+    """A request of CloudFormation's and the function's answer, from the function's log."""
 
     kind: str
     logical_id: str
@@ -100,41 +100,41 @@ class Request:
     status: str
     answered_id: str
     outcome: str
-    """Empty on Delete, and where it failed."""
+    """Empty on Delete, and if the request failed."""
     reason: str
-    """Why it failed."""
+    """Why the request failed."""
 
 
 class Aws:
     """A running MiniStack."""
 
     def __init__(self, port: int, certificate: Path, proxy: Proxy) -> None:
-        """At this port of the loopback interface."""
+        """Connect to this port of the loopback interface."""
         self.port, self.certificate, self.proxy = port, certificate, proxy
         self.emulated = {"ApiGatewayEndpoint": proxy.url, "ResponseHost": f"localhost:{port}"}
-        """The parameters of template.yaml by which the function finds this AWS, and trusts it with keys' values."""
+        """With these parameters of template.yaml the function finds this AWS, and sends it keys' values."""
         self._clients: dict[tuple[str, str], Any] = {}
 
     def client(self, service: str, url: str = "") -> Any:
-        """A boto3 client that may do everything, for MiniStack or for another endpoint."""
+        """Make a boto3 client that may do everything, for MiniStack or another endpoint."""
         if (service, url) not in self._clients:
             self._clients[service, url] = _client(service, url or _url(self.port), self.certificate)
         return self._clients[service, url]
 
     def close(self) -> None:
-        """Let go of the clients' connections."""
+        """Close the clients' connections."""
         for client in self._clients.values():
             client.close()
 
     def upload(self, source: Path) -> dict[str, str]:
-        """Zip a folder of Python source into the code bucket; where it is, as a function's `CodeUri`."""
+        """Zip a folder of Python source into the code bucket; return its place as a function's `CodeUri`."""
         content = _zipped(source)
         key = f"{hashlib.sha256(content).hexdigest()}.zip"
         self._bucket(CODE_BUCKET).put_object(Bucket=CODE_BUCKET, Key=key, Body=content)
         return {"Bucket": CODE_BUCKET, "Key": key}
 
     def requests(self, function: str) -> list[Request]:
-        """Every request that the function has answered, the oldest first."""
+        """List every request that the function has answered, oldest first."""
         lines = [json.loads(line) for line in self.log(function) if line.startswith("{")]
         return [
             Request(
@@ -153,8 +153,8 @@ class Aws:
     def ask(self, function: str, event: dict[str, Any], *, by_queue: bool = False) -> dict[str, Any]:
         """Send a request to a function as CloudFormation does, or as its queue does, and wait for its answer.
 
-        Asynchronously, with a pre-signed URL of S3's as its ResponseURL: that carries the time of issue,
-        unlike MiniStack's.
+        It invokes asynchronously. Its ResponseURL is a pre-signed URL of S3's, which carries the time of
+        issue; MiniStack's does not.
         """
         s3, place = self._bucket(ANSWER_BUCKET), {"Bucket": ANSWER_BUCKET, "Key": str(uuid4())}
         url = s3.generate_presigned_url("put_object", Params=place)
@@ -178,7 +178,7 @@ class Aws:
         )
 
     def invoke(self, function: str, event: dict[str, Any]) -> Any:
-        """Invoke a function as an operator does, and wait; what it returned."""
+        """Invoke a function as an operator does; return its result."""
         reply = self.client("lambda").invoke(FunctionName=function, Payload=json.dumps(event))
         returned = json.load(reply["Payload"])
         if "FunctionError" in reply:
@@ -208,21 +208,21 @@ class Aws:
         return self._finished(stack_id, before)
 
     def stack_id(self, stack: str) -> str:
-        """The stack's id; its name is reused when it is gone."""
+        """Find the stack's id; a later stack may have the same name."""
         return str(self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]["StackId"])
 
     def outputs(self, stack: str) -> dict[str, str]:
-        """What the stack puts out."""
+        """Read the stack's outputs."""
         found = self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]
         return {output["OutputKey"]: output["OutputValue"] for output in found.get("Outputs", [])}
 
     def physical_ids(self, stack: str) -> dict[str, str]:
-        """What CloudFormation knows the stack's resources by."""
+        """Read the physical ids of the stack's resources."""
         found = self.client("cloudformation").describe_stack_resources(StackName=stack)["StackResources"]
         return {resource["LogicalResourceId"]: resource["PhysicalResourceId"] for resource in found}
 
     def log(self, function: str) -> list[str]:
-        """Every line that the function has written."""
+        """Read every line of the function's log."""
         configuration = self.client("lambda").get_function_configuration(FunctionName=function)
         group = configuration.get("LoggingConfig", {}).get("LogGroup", f"/aws/lambda/{function}")
         pages = self.client("logs").get_paginator("filter_log_events").paginate(logGroupName=group)
@@ -234,7 +234,7 @@ class Aws:
             return []  # the function has not run yet
 
     def _bucket(self, name: str) -> Any:
-        """A client of S3, once the bucket is there."""
+        """Make the bucket if it is missing; return a client of S3."""
         s3 = self.client("s3")
         with suppress(s3.exceptions.BucketAlreadyOwnedByYou):
             s3.create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": REGION})
@@ -264,14 +264,14 @@ class Aws:
 
 
 def _batch(event: dict[str, Any]) -> dict[str, Any]:
-    """Make what the queue invokes the function with."""
+    """Make the payload with which the queue invokes the function."""
     body = json.dumps({"event": event, "arrived": time.time()})
     attributes = {"ApproximateReceiveCount": "1", "MessageGroupId": "1"}
     return {"Records": [{"messageId": "1", "receiptHandle": "1", "attributes": attributes, "body": body}]}
 
 
 def packaged(template: Path, code: dict[str, str]) -> Template:
-    """The template with its functions' code where it was uploaded, as `aws cloudformation package` does it."""
+    """Point a template's functions to their uploaded code, as `aws cloudformation package` does."""
     parsed: Template = yaml_parse(template.read_text())
     for resource in parsed["Resources"].values():
         if resource["Type"] == "AWS::Serverless::Function":
@@ -281,7 +281,7 @@ def packaged(template: Path, code: dict[str, str]) -> Template:
 
 @contextmanager
 def running() -> Iterator[Aws]:
-    """MiniStack with the strict proxy before it, on free ports of the loopback interface."""
+    """Run MiniStack with the strict proxy before it, on free ports of the loopback interface."""
     with ExitStack() as stack:
         stack.enter_context(_unconfigured())
         directory = Path(
@@ -300,7 +300,7 @@ def _url(port: int) -> str:
 
 
 def _client(service: str, url: str, certificate: Path) -> Any:
-    """A boto3 client with the credentials that MiniStack takes for those of the account's root."""
+    """Make a boto3 client with credentials that MiniStack takes for the account's root."""
     config = Config(proxies={}, retries={"total_max_attempts": 1})
     if service == "s3":
         config = config.merge(Config(s3={"addressing_style": "path"}, signature_version="s3v4"))
@@ -310,7 +310,7 @@ def _client(service: str, url: str, certificate: Path) -> Any:
 
 @contextmanager
 def _unconfigured() -> Iterator[None]:
-    """No AWS, proxy or certificate setting in this process's environment or in a home directory, for a while."""
+    """Hide AWS, proxy and certificate settings in the environment or a home directory from this process."""
     with patch.dict(os.environ):
         for name in list(os.environ):
             if (
@@ -325,7 +325,7 @@ def _unconfigured() -> Iterator[None]:
 
 @contextmanager
 def _process(directory: Path, port: int, certificate: Path, key: Path) -> Iterator[None]:
-    """MiniStack and what it starts, as one process group."""
+    """Run MiniStack and its subprocesses as one process group."""
     environment = {name: os.environ[name] for name in NEEDED if name in os.environ} | {
         "HOME": str(directory),
         "TMPDIR": str(directory),
@@ -339,18 +339,18 @@ def _process(directory: Path, port: int, certificate: Path, key: Path) -> Iterat
         "MINISTACK_SSL_KEY": str(key),
         "LAMBDA_EXECUTOR": "local",
         "AUTH": "true",
-        # Else it listens for MQTT on all interfaces, and tidies up containers of the machine's Docker:
+        # Otherwise it listens for MQTT on all interfaces, and removes containers of the machine's Docker:
         "IOT_MTLS_ENABLED": "0",
         "SFTP_ENABLED": "0",
         "DOCKER_HOST": f"unix://{directory}/no-docker",
-        # For the functions, which inherit all of this:
+        # The functions inherit this environment and need these:
         "SSL_CERT_FILE": str(certificate),
         "AWS_CA_BUNDLE": str(certificate),
         "AWS_EC2_METADATA_DISABLED": "true",
     }
     output = directory / "ministack.log"
     with output.open("wb") as sink:
-        # Not `-m ministack`: that takes port 443 besides, where it may.
+        # Not `-m ministack`, which also takes port 443 if it may.
         server = ["-m", "hypercorn", "--workers", "0", "--bind", f"127.0.0.1:{port}"]
         process = subprocess.Popen(
             [
@@ -392,7 +392,7 @@ def _wait_until_healthy(
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    """At once, with its functions: it keeps nothing that would have to be saved."""
+    """Kill MiniStack and its functions at once; it has nothing to save."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -407,7 +407,7 @@ def free_port() -> int:
 
 
 def _certificate(directory: Path) -> tuple[Path, Path]:
-    """A certificate for this machine that signs itself, and its key."""
+    """Make a certificate for this machine that signs itself, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = datetime.now(UTC)
@@ -432,7 +432,7 @@ def _certificate(directory: Path) -> tuple[Path, Path]:
 
 
 def _zipped(source: Path) -> bytes:
-    """The same bytes for the same source, whatever its times."""
+    """Zip the source; the same source gives the same bytes, whatever its times."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(source.rglob("*.py")):

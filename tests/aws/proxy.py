@@ -1,8 +1,8 @@
 """A strict API Gateway in front of an emulator that accepts everything.
 
-Calls about usage plan keys are held against rules.py and the emulator's present state, which is asked for
-over its own API; what passes, and every other call, is handed on as it came, with the caller's signature.
-GetUsagePlans alone is mended on its way back, because MiniStack does not look at `keyId`.
+The proxy checks calls about usage plan keys by rules.py. It reads the emulator's present state over the
+emulator's API. It hands on every other call, and every call that passes, as it came, with the caller's
+signature. It corrects only the answers of GetUsagePlans, because MiniStack ignores `keyId`.
 """
 
 import json
@@ -24,7 +24,7 @@ from . import rules
 from .rules import Bucket, OneAtATime, Refusal
 
 FRAMING = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect", "date", "server"}
-"""Headers that are made anew on each side."""
+"""Each side makes these headers anew."""
 USAGE_PLAN_KEYS = re.compile(r"/usageplans/([^/]+)/keys(?:/([^/]+))?")
 OPERATIONS = {
     ("POST", False): "CreateUsagePlanKey",
@@ -36,7 +36,7 @@ LOST = Refusal(0, "", "the connection is closed instead of an answer")
 
 @dataclass(frozen=True)
 class Call:
-    """A call about usage plan keys, and the status that it was answered with."""
+    """A call about usage plan keys, and the status of its answer."""
 
     operation: str
     key: str
@@ -46,7 +46,7 @@ class Call:
 
 @dataclass
 class Proxy:
-    """A running proxy: where it is, what it was asked, and what is to go wrong next."""
+    """A running proxy: its URL, its calls so far, and the faults to come."""
 
     url: str
     one_at_a_time: OneAtATime
@@ -79,7 +79,7 @@ class Answer:
 
     @classmethod
     def of(cls, refusal: Refusal) -> "Answer":
-        """The shape of an error in the REST JSON protocol."""
+        """Write a refusal as an error of the REST JSON protocol."""
         headers = [("Content-Type", "application/json"), ("x-amzn-ErrorType", refusal.code)]
         if refusal.retry_after is not None:
             headers.append(("Retry-After", str(refusal.retry_after)))
@@ -87,7 +87,7 @@ class Answer:
 
 
 class Present:
-    """The emulator's present state, asked for with a client that may see all of it: a `rules.World`."""
+    """The emulator's present state, read with a client that may see all of it: a `rules.World`."""
 
     shared_stage = rules.SHARED_STAGES[0]
 
@@ -127,11 +127,11 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    wbufsize = -1  # header and body leave together: no delayed ACK in between
+    wbufsize = -1  # Header and body leave together, so that no delayed ACK comes between them.
     server: "Server"
 
     def do_GET(self) -> None:
-        """Any method is served alike."""
+        """Serve any method alike."""
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         answer = self._serve(body)
         if answer is None:
@@ -147,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
     do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = do_GET
 
     def log_message(self, *_: object) -> None:
-        """Nothing on the console: `Proxy.calls` is the record."""
+        """Say nothing on the console: `Proxy.calls` is the record."""
 
     def _serve(self, body: bytes) -> Answer | None:
         if refusal := self.server.bucket.take():
@@ -164,7 +164,7 @@ class Handler(BaseHTTPRequestHandler):
         return answer
 
     def _hand_on(self, body: bytes) -> Answer:
-        """The emulator's answer to this request."""
+        """Hand this request on to the emulator; return its answer."""
         server = self.server
         headers = {name: value for name, value in self.headers.items() if name.lower() not in FRAMING}
         with closing(
@@ -199,7 +199,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """What the connections share."""
+    """The proxy's server, which all connections share."""
 
     daemon_threads = True
     stopping = False
@@ -208,23 +208,23 @@ class Server(ThreadingHTTPServer):
     def __init__(
         self, api: Any, emulator: int, certificate: Path, one_at_a_time: OneAtATime, bucket: Bucket
     ) -> None:
-        """Listens on a free port of the loopback interface."""
+        """Bind a free port of the loopback interface."""
         super().__init__(("127.0.0.1", 0), Handler)
         self.present, self.emulator, self.bucket = Present(api), emulator, bucket
         self.tls = ssl.create_default_context(cafile=certificate)
         self.proxy = Proxy(f"http://127.0.0.1:{self.server_port}", one_at_a_time)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that is gone in mid-call is no error of the proxy's; nor is anything once it is stopped."""
+        """Ignore clients that hang up in mid-call, and every error after the proxy has stopped."""
         if not (self.stopping or isinstance(sys.exception(), OSError)):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 @contextmanager
 def strict(api: Any, port: int, certificate: Path, seconds: float = 0.03) -> Iterator[Proxy]:
-    """A strict proxy before the emulator at this port of this machine; a create or a delete takes it so many seconds.
+    """Run a strict proxy before the emulator at this local port; a create or a delete takes `seconds`.
 
-    `api` is a boto3 client for the emulator itself that may see all plans and keys.
+    `api` is a boto3 client for the emulator that may see all plans and keys.
     """
     clock = time.monotonic
     with Server(api, port, certificate, OneAtATime(seconds, clock), Bucket(clock)) as server:
@@ -254,7 +254,7 @@ def _refusal(world: rules.World, operation: str, plan: str, key: str, body: byte
 
 
 def _of_key(world: rules.World, answer: Answer, key: str) -> Answer:
-    """The page of plans, without those that the key is not in."""
+    """Leave out of a page the plans that the key is not in."""
     plans = world.plans_of(key)
     page = json.loads(answer.body)
     page["item"] = [plan for plan in page["item"] if plan["id"] in plans]

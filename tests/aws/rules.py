@@ -1,20 +1,20 @@
-"""What API Gateway refuses about usage plan keys and no emulator does.
+"""The rules by which API Gateway refuses calls about usage plan keys. No emulator has them.
 
-| asked | refused with |
+| call | refusal |
 |---|---|
-| anything, beyond 10 calls a second with a burst of 40 | 429 TooManyRequestsException, `Retry-After` |
+| any call beyond 10 calls a second with a burst of 40 | 429 TooManyRequestsException, `Retry-After` |
 | create or delete while another one is under way | 409 ConflictException, `try again later` |
 | create with another type than `API_KEY` | 400 BadRequestException |
 | an unknown plan or key; get or delete of a key that is not in the plan | 404 NotFoundException |
-| create of what is there already | 409 ConflictException |
-| create while another plan of the key covers the same API stage | 409 ConflictException, or 400 BadRequestException |
+| create of an attached key | 409 ConflictException |
+| create while another plan of the key covers a stage | 409 ConflictException, or 400 BadRequestException |
 
-The codes are the API reference's. No document says which code refuses a second plan for a stage, so the tests
-play both. Only the text of concurrent modification is known (serverless/serverless #12065); those of the two
-other conflicts are made up and do not say "try again later", and a 404 has one text for the plan and for the
-key, as AWS has been seen to mix them up: nothing can be told from a text.
+The API reference gives the codes. No document says which code refuses a second plan for a stage, so the
+tests play both. Of the texts we know only the one of concurrent modification (serverless/serverless #12065).
+We made up the texts of the two other conflicts; they do not say "try again later". A missing plan and a
+missing key share one text, because AWS confuses the two: no code can tell anything from these texts.
 
-Everything here is pure, but for `OneAtATime` and `Bucket`: these remember; their clock is handed in.
+The functions are pure. `OneAtATime` and `Bucket` keep state, and take their clock as an argument.
 """
 
 from collections.abc import Callable, Collection
@@ -28,19 +28,19 @@ Clock = Callable[[], float]
 
 
 class World(Protocol):
-    """The present state of API Gateway, as far as the rules ask for it."""
+    """The part of API Gateway's present state that the rules read."""
 
     shared_stage: "Refusal"
     """One of `SHARED_STAGES`."""
 
     def stages(self, plan: str) -> Collection[str] | None:
-        """The stages that the plan covers, each `api:stage`; None for an unknown plan."""
+        """List the stages that the plan covers, each `api:stage`; None for an unknown plan."""
 
     def has_key(self, key: str) -> bool:
-        """Whether this is the id of an API key."""
+        """Tell whether this is the id of an API key."""
 
     def plans_of(self, key: str) -> Collection[str]:
-        """The plans that the key is in."""
+        """List the plans that the key is in."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ BUSY = Refusal(
 
 
 def too_many(seconds: float) -> Refusal:
-    """Refused by the bucket, which has a token again in so many seconds; `Retry-After` is in whole ones."""
+    """Refuse a call until the bucket has a token in so many seconds, rounded up for `Retry-After`."""
     return Refusal(429, "TooManyRequestsException", "Too Many Requests", max(1, ceil(seconds)))
 
 
@@ -98,10 +98,10 @@ def delete(world: World, plan: str, key: str) -> Refusal | None:
 
 
 class OneAtATime:
-    """Creates and deletes pass one at a time, and each takes a while; whoever comes meanwhile is refused."""
+    """Lets creates and deletes pass one at a time, each for a while; refuses those that come meanwhile."""
 
     def __init__(self, seconds: float, clock: Clock) -> None:
-        """Each call takes `seconds` of the clock's time."""
+        """Let each call take `seconds` of the clock's time."""
         self.seconds = seconds
         self._clock = clock
         self._lock = Lock()
@@ -118,17 +118,17 @@ class OneAtATime:
             return None
 
     def leave(self) -> float:
-        """The work is done. Others are refused for this many seconds more, until the call has taken its time."""
+        """End the work; return the seconds until the call has taken its time and others can enter."""
         with self._lock:
             self._shut_until = self._entered + self.seconds
             return max(0.0, self._shut_until - self._clock())
 
 
 class Bucket:
-    """The token bucket that all calls of an account draw from (API Gateway limits page: 10 a second, burst 40)."""
+    """The token bucket of an account: 10 a second, burst 40 (API Gateway's limits page)."""
 
     def __init__(self, clock: Clock, rate: float = 10, burst: float = 40) -> None:
-        """Starts full."""
+        """Start full."""
         self._clock, self._rate, self._burst = clock, rate, burst
         self._lock = Lock()
         self._tokens, self._filled = float(burst), clock()

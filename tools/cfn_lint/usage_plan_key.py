@@ -88,7 +88,7 @@ class UsagePlanKeyProperties(CfnLintKeyword):  # type: ignore[misc]  # cfn-lint 
 
 
 def fault(name: str, value: Any, schema: dict[str, Any]) -> str | None:
-    """Say what is wrong with a property's value; None where nothing is."""
+    """Name the fault of a property's value; None if it has no fault."""
     if isinstance(value, bool | int | float):
         value = json.dumps(value)  # CloudFormation makes a string of every scalar.
     if not {"type", "enum"} & schema.keys() or (isinstance(value, str) and RESOLVED_LATER.search(value)):
@@ -169,7 +169,10 @@ class UsagePlanKeyValueShown(CloudFormationLintRule):  # type: ignore[misc]  # c
 
     id = "W9303"
     shortdesc = "Check that a key's value stays masked"
-    description = f"CloudFormation shows an output and metadata to everybody who may read the stack, also the Value of {CUSTOM}"
+    description = (
+        "CloudFormation shows an output and metadata to everybody who may read the"
+        f" stack, also the Value of {CUSTOM}"
+    )
     source_url = "https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-cloudformation-customresource.html"
     tags = ["outputs", "metadata", "apigateway"]  # noqa: RUF012
 
