@@ -24,7 +24,7 @@ EXAMPLES = ROOT / "examples"
 PARAMETER = "/usage-plan-key/function-arn"
 EVENT = json.loads((ROOT / "events" / "create.json").read_text())
 
-#: An app that attaches a key twice, and asks for a value that it cannot have.
+#: An app that attaches a key twice, from two stacks, and asks for a value that it cannot have.
 WRONG = {
     "python": """
 from aws_cdk import App, Stack
@@ -32,10 +32,10 @@ from aws_cdk.aws_apigateway import ApiKey, UsagePlan
 from usage_plan_key import UsagePlanKey
 
 app = App()
-stack = Stack(app, "Customers")
-plan, key = UsagePlan(stack, "Free"), ApiKey(stack, "AcmeKey")
+plans, stack = Stack(app, "Plans"), Stack(app, "Customers")
+plan, key = UsagePlan(plans, "Free"), ApiKey(plans, "AcmeKey")
 acme = UsagePlanKey(stack, "Acme", plan=plan, api_key=key)
-plan.add_api_key(ApiKey(stack, "GlobexKey"))
+plan.add_api_key(ApiKey(plans, "GlobexKey"))
 try:
     print(acme.value)
 except ValueError as error:
@@ -50,11 +50,12 @@ import { UsagePlanKey } from './usage-plan-key';
 
 declare const console: { log(message: unknown): void };
 const app = new App();
+const plans = new Stack(app, 'Plans');
 const stack = new Stack(app, 'Customers');
-const plan = new UsagePlan(stack, 'Free');
-const apiKey = new ApiKey(stack, 'AcmeKey');
+const plan = new UsagePlan(plans, 'Free');
+const apiKey = new ApiKey(plans, 'AcmeKey');
 const acme = new UsagePlanKey(stack, 'Acme', { plan, apiKey });
-plan.addApiKey(new ApiKey(stack, 'GlobexKey'));
+plan.addApiKey(new ApiKey(plans, 'GlobexKey'));
 try {
   console.log(acme.value);
 } catch (error) {
@@ -174,7 +175,7 @@ def test_an_app_that_attaches_a_key_twice_is_not_synthesised(language: str, tmp_
     assert ran.returncode != 0
     assert "Customers/Acme returns no value without" in ran.stdout
     (native,) = set(re.findall(r"(\S+) attaches the same key: leave out", ran.stderr))
-    assert re.search(r"Customers/Free/\S+AcmeKey", native)
+    assert re.search(r"Plans/Free/\S+AcmeKey", native)
 
 
 def test_the_stack_deploys(templates: dict[str, Template]) -> None:

@@ -77,7 +77,7 @@ export class UsagePlanKey extends CustomResource {
   }
 
   private natives({ plan, apiKey }: UsagePlanKeyProps): string[] {
-    const keyOf = (key: string) => JSON.stringify(Stack.of(this).resolve(key));
+    const keyOf = (key: string) => JSON.stringify(Stack.of(plan).resolve(key));
     return plan.node.children
       .filter((child) => child instanceof CfnUsagePlanKey && keyOf(child.keyId) === keyOf(apiKey.keyId))
       .map((native) => `${native.node.path} attaches the same key: leave out plan.addApiKey()`);
