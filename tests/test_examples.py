@@ -252,7 +252,9 @@ def test_terraform_its_template_attaches_the_keys(plans: Plans, tmp_path: Path) 
 
     terraform("init", "-input=false")
     terraform("apply", "-auto-approve", "-input=false")
-    deployment = plans.deploy(json.loads(terraform("output", "-raw", "template")))
+    template = terraform("output", "-raw", "template")
+    assert len(template) / len(keys) * 260 < 51_200  # so many customers fit, says the document
+    deployment = plans.deploy(json.loads(template))
     assert deployment.status == "CREATE_COMPLETE", deployment.failures
     assert plans.declared() & plans.attached() == {f"{key}:{plans.free}" for key in keys.values()}
 
