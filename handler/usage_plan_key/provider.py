@@ -145,7 +145,7 @@ class Provider:
         return json.loads(redacted(local[0])) if local else None
 
     def _on_arrival(self, request: Request, left: float) -> Deadline:
-        """Until when an arriving request is worked on; the function has `left` seconds."""
+        """Make an arriving request's deadline; the function has `left` seconds."""
         now = self.clock.time()
         # A sample event is as old as its file, and a person waits at the terminal.
         there = min(LOCAL_TIME, request.service_timeout) if self.local else request.ends(now) - now
@@ -367,7 +367,7 @@ class Provider:
         self._respond(request, turn.event, context, service, refusal, deliver, end, now - message.arrived)
 
     def _in_turn(self, turn: _Turn, ends: float, patience: float, opens: float) -> Deadline:
-        """Until when a request from the queue is worked on."""
+        """Make the deadline of a request from the queue."""
         now = self.clock.time()
         there = turn.request.ends(turn.message.arrived) - now
         is_over = there <= BEFORE_LOOK

@@ -1,4 +1,4 @@
-"""The response to CloudFormation: what its body holds, where it may go, and its delivery."""
+"""The response to CloudFormation: its body, its permitted destinations and its delivery."""
 
 from __future__ import annotations
 

@@ -250,7 +250,7 @@ class Service:
         return seen
 
     def _undo(self, request: CreateOrUpdate, failed: FailedError, *, absent: bool) -> None:
-        """After a failure attach the moved keys again, and take back the hold if nothing is attached."""
+        """After a failure attach the moved keys again, and take back the hold if it attached nothing."""
         if not failed.nothing_changed:
             return
         try:
@@ -353,7 +353,7 @@ class Service:
             raise
 
     def _reattach(self, request: CreateOrUpdate, association: Association) -> AssociationRecord:
-        """Write down that a held association is attached again; give back its earlier page."""
+        """Write down that this request attaches a held association again; give back its earlier page."""
         cleared = AssociationRecord()
 
         def rule(state: Snapshot) -> Snapshot:
