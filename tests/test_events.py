@@ -93,11 +93,11 @@ class World:
 
     def change(self, **parts: Any) -> None:
         """Put other parts into the function."""
-        self._monkeypatch.setattr(self.app, "_invocation", replace(self.invocation, **parts))
+        self._monkeypatch.setattr(self.app, "provider", replace(self.invocation, **parts))
 
     @property
     def invocation(self) -> Provider:
-        return self.app._invocation  # type: ignore[no-any-return]  # a reloaded module
+        return self.app.provider  # type: ignore[no-any-return]  # a reloaded module
 
     def invoke(self, event: Mapping[str, Any], seconds: float = 900) -> Any:
         return self.app.handler(event, Context(seconds, self.invocation.clock))

@@ -1396,11 +1396,11 @@ class TestEntry:
     def test_it_runs_with_what_app_has_made(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         world.missing_key()
         world.left = 900
-        monkeypatch.setitem(sys.modules, "usage_plan_key.app", SimpleNamespace(_invocation=world.wired()))
+        monkeypatch.setitem(sys.modules, "usage_plan_key.app", SimpleNamespace(provider=world.wired()))
         assert handler({"UsagePlanId": "free"}, world)["plans"] == 1
 
     def test_without_a_ledger_it_says_so(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         wired = SimpleNamespace(**vars(world.wired()) | {"table": None})
-        monkeypatch.setitem(sys.modules, "usage_plan_key.app", SimpleNamespace(_invocation=wired))
+        monkeypatch.setitem(sys.modules, "usage_plan_key.app", SimpleNamespace(provider=wired))
         with pytest.raises(EventError, match="needs a ledger"):
             handler({}, world)

@@ -70,7 +70,7 @@ _check_host = partial(
     suffix=os.environ.get("RESPONSE_URL_SUFFIX"),
     emulator=os.environ.get("RESPONSE_URL_HOST"),
 )
-_invocation = Provider(
+provider = Provider(
     api=ApiGateway(_apigateway),
     table=Table(_client("dynamodb", SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT), _table) if _table else None,
     queue=Queue(
@@ -92,7 +92,7 @@ def handler(event: object, context: Any) -> dict[str, Any] | None:
     """Take CloudFormation's request, serve the queue's batch, or let go for an operator; see `Provider`."""
     match event:
         case {"Records": [{"messageId": _, "receiptHandle": _, "body": _}, *_] as records}:
-            return _invocation.on_batch(records, context)
+            return provider.on_batch(records, context)
         case {"LetGo": asked}:
-            return _invocation.let_go(asked, context)
-    return _invocation.on_event(event, context)
+            return provider.let_go(asked, context)
+    return provider.on_event(event, context)

@@ -395,7 +395,7 @@ def _advice(missing: Missing, *, repairs: bool) -> tuple[str, str]:
 
 def handler(event: object, context: Any) -> dict[str, Any]:
     """The Lambda entry. `app` has the wiring, and makes its clients when Python imports it."""
-    from .app import _invocation as wired  # noqa: PLC0415  # the tests import this module without a region
+    from .app import provider as wired  # noqa: PLC0415  # the tests import this module without a region
 
     if wired.table is None or wired.cloudformation is None:
         raise EventError("the watch needs a ledger")
