@@ -21,7 +21,7 @@ from usage_plan_key.request import parse
 from usage_plan_key.response import Sender
 from usage_plan_key.retry import BEFORE_CALL, Deadline
 
-from .test_queue import BUSY, World, record, throttled
+from .function import BUSY, World, record, throttled
 
 ROOT = Path(__file__).parents[1]
 CREATE = ROOT / "events" / "create.json"
