@@ -17,6 +17,7 @@ from botocore.exceptions import ClientError, ReadTimeoutError
 from tests.memory import Clock
 from usage_plan_key.custom_resource import CustomResource
 from usage_plan_key.errors import FailedError, TurnOverError
+from usage_plan_key.model import Association, Holder
 from usage_plan_key.provider import (
     CLOSING_TIME,
     GIVING_TIME,
@@ -27,6 +28,7 @@ from usage_plan_key.provider import (
     about,
 )
 from usage_plan_key.queue import VISIBILITY, Queue, messages
+from usage_plan_key.request import MOST_SKEW, repair_event
 from usage_plan_key.retry import Deadline
 
 from . import function
@@ -648,3 +650,38 @@ class TestTold:
             ("DEBUG", "Its turn has come: Create alice:free, OnExisting Fail"),
             ("ERROR", "Not answered, so it comes again when its visibility time-out is over"),
         ]
+
+
+class TestTheEndOfTheFunction:
+    """A function that Lambda ends leaves marks that the next one can judge."""
+
+    def test_a_mark_says_until_when_this_function_can_run(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def dies(**_: object) -> None:
+            raise Death
+
+        world.arrives("alice")
+        world.serve()
+        world.arrives("alice", "Delete", PhysicalResourceId="alice:free")
+        monkeypatch.setattr(world.api, "delete_usage_plan_key", dies)
+        ends = world.clock.now + world.seconds
+        with pytest.raises(Death):
+            world.serve()
+        (entry,) = world.ledger.entries.values()
+        assert entry.detaching == int(ends) + MOST_SKEW
+
+    def test_a_repair_that_comes_again_is_marked_as_begun(self, world: World) -> None:
+        event = world.arrives("alice")
+        world.serve()
+        world.api.attached.clear()
+        wanted = Association("alice", "free")
+        repair = repair_event("r", Holder(event["StackId"], "Alice"), wanted)
+        assert world.function.queue
+        for receives, begun in ((1, ""), (2, "r")):
+            world.function.queue.put(repair, world.clock.now, Deadline(60, world.clock))
+            world.at_create = [Death()]
+            with pytest.raises(Death):
+                world.serve(receives)
+            (record,) = world.ledger.records.values()
+            assert record.begun == begun

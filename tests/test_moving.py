@@ -45,6 +45,15 @@ pytestmark = pytest.mark.usefixtures("either_conflict")
 cfn = cloudformation.cfn
 
 
+def test_a_plan_that_may_not_be_left_is_named_with_the_reason(cfn: CloudFormation) -> None:
+    cfn.create("B", FREE)
+    assert failed(
+        cfn.create("A", PRO),
+        "the key is in usage plan free (Free) for the API stage api:prod already, "
+        "and API Gateway takes a key once for each stage. That association is held by B of stack one",
+    )
+
+
 class TestMoving:
     """An Update moves a key between plans that share a stage."""
 

@@ -100,7 +100,7 @@ class TestArriving:
         world.arrives("alice", kind, ResourceProperties=properties, **id_)
         assert (len(world.sqs.sent), len(world.answers)) == ((1, 0) if fits else (0, 1))
         if not fits:
-            assert "Shorten its properties" in world.answers[0]["Reason"]
+            assert f"takes {LONGEST_MESSAGE}. Shorten its properties" in world.answers[0]["Reason"]
             assert ("Still attached: alice:free" in world.answers[0]["Reason"]) is (kind == "Delete")
 
     @pytest.mark.parametrize("kind", ["Create", "Delete"])

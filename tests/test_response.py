@@ -438,6 +438,13 @@ class TestSender:
         self.deliver(sink)
         assert capsys.readouterr().out == ""
 
+    def test_a_status_that_is_tried_again_is_logged(
+        self, sink: Sink, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        sink.replies = [503, 200]
+        self.deliver(sink)
+        assert "The answer's PUT failed, trying again: status 503" in caplog.messages
+
     def test_does_not_wait_for_one_who_hangs(self, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
         assert response._PUT_TIMEOUT.read_timeout == 2.0
         monkeypatch.setattr(response, "_PUT_TIMEOUT", urllib3.Timeout(connect=1, read=0.1))

@@ -71,6 +71,8 @@ from usage_plan_key.service import Service
 from usage_plan_key.watch import MOST_REPAIRS, RECENT, Watch, handler
 
 LIST = "get_usage_plan_keys"
+NOT_HELD = "the resource does not hold it any more, or no answer has said that it is attached"
+PENDING = "Superseded: a request of the resource is pending, and the function serves that one"
 DELETED = ClientError({"Error": {"Code": "ValidationError", "Message": "?"}}, "DescribeStacks")
 REFUSED = ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "Call")
 SCHEDULED = {"detail-type": "Scheduled Event", "source": "aws.events", "resources": [], "detail": {}}
@@ -1022,11 +1024,28 @@ class TestServingARepair:
         assert world.attached == {FREE}
         assert not world.entry(FREE).preexisting
 
-    def test_there_again_it_is_left_alone(self, world: World) -> None:
+    def test_the_log_says_that_it_is_repaired(self, world: World, log: pytest.LogCaptureFixture) -> None:
+        world.missing_key()
+        world.repair()
+        assert lines(log, "REPAIRED") == ["REPAIRED: alice:free for A of stack one"]
+
+    def test_its_event_says_all_of_it(self) -> None:
+        repair = parse_repair(repair_event("r", holder("A"), pair(FREE)))
+        assert repair
+        assert (repair.id, repair.holder, repair.physical_id, repair.wanted) == (
+            "r",
+            holder("A"),
+            FREE,
+            pair(FREE),
+        )
+        assert (repair.issued, repair.response_url, repair.service_timeout) == (None, "", REPAIR_TIME)
+
+    def test_there_again_it_is_left_alone(self, world: World, log: pytest.LogCaptureFixture) -> None:
         world.create("A", FREE)
         before = world.entry(FREE)
         world.calls()
         world.repair()
+        assert lines(log, "There again") == ["There again: alice:free for A of stack one"]
         assert world.calls() == {"GetUsagePlanKey": 1}
         assert world.entry(FREE) == before
 
@@ -1041,27 +1060,30 @@ class TestServingARepair:
         assert (world.attached, world.entry(FREE)) == ({FREE}, before)
 
     ROWS: ClassVar[dict[str, tuple[Callable[[World], object], str]]] = {
-        "not held": (lambda world: None, "does not hold it"),
-        "let go of": (lambda world: (world.create("A", FREE), world.delete("A", FREE)), "does not hold it"),
-        "held by another resource alone": (lambda world: world.create("B", FREE), "does not hold it"),
-        "never attached": (failed_unclear, "no answer has said"),
+        "not held": (lambda world: None, NOT_HELD),
+        "let go of": (lambda world: (world.create("A", FREE), world.delete("A", FREE)), NOT_HELD),
+        "held by another resource only": (lambda world: world.create("B", FREE), NOT_HELD),
+        "never attached": (failed_unclear, NOT_HELD),
         "left by an update": (
             lambda world: (world.create("A", FREE), world.update("A", FREE, GOLD)),
-            "does not hold it",
+            NOT_HELD,
         ),
-        "moved away from": (moved_and_lost, "moved away"),
-        "there before us": (adopted, "was there before"),
-        "being detached": (marked, "detaching it"),
+        "moved away from": (moved_and_lost, "it was moved away from"),
+        "there before us": (
+            adopted,
+            "it was there before this stack, so somebody else may have removed it for good",
+        ),
+        "being detached": (marked, "a request is detaching it"),
         "an Update pending": (
             lambda world: pending(world, lambda: world.an_update("A", FREE, GOLD)),
-            "pending",
+            PENDING,
         ),
         "the same Update pending": (
             lambda world: pending(world, lambda: world.an_update("A", FREE, FREE)),
-            "pending",
+            PENDING,
         ),
-        "a Delete pending": (lambda world: pending(world, lambda: world.a_delete("A", FREE)), "pending"),
-        "a Create pending": (lambda world: pending(world, lambda: world.a_create("A", FREE)), "pending"),
+        "a Delete pending": (lambda world: pending(world, lambda: world.a_delete("A", FREE)), PENDING),
+        "a Create pending": (lambda world: pending(world, lambda: world.a_create("A", FREE)), PENDING),
     }
 
     @pytest.mark.parametrize(("before", "why"), ROWS.values(), ids=ROWS)
@@ -1074,7 +1096,7 @@ class TestServingARepair:
         world.calls()
         log.clear()
         world.repair()
-        assert why in lines(log, "Not repaired: alice:free for A of stack one")[0]
+        assert lines(log, "Not repaired") == [f"Not repaired: alice:free for A of stack one: {why}"]
         assert world.calls() == {}
         assert (world.pages(Deadline(60)), world.attached) == (pages, attached)
 
@@ -1123,7 +1145,9 @@ class TestServingARepair:
         world.missing_key()
         monkeypatch.setattr("usage_plan_key.rules.check_repairable", lambda *_: 1 / 0)
         world.repair()
-        assert "an internal error" in lines(log, "Not repaired")[0]
+        assert lines(log, "Not repaired") == [
+            "Not repaired: alice:free for A of stack one: an internal error, please report it"
+        ]
 
     def test_an_outage_of_the_ledger_costs_its_stack_nothing(self, world: World) -> None:
         world.missing_key()
