@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,8 @@ class Folder:
                 stdout=out,
                 stderr=err,
                 start_new_session=True,
+                # A shell's background job ignores Ctrl-C, and so would all that it starts.
+                preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
             )
         self.started.append(Make(process, output))
         return self.started[-1]
