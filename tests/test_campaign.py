@@ -43,6 +43,13 @@ def test_no_fault_breaks_a_promise(kind: str) -> None:
     assert len(cells) >= 200
 
 
+def test_an_answer_that_could_not_be_written_down_may_be_given_anew_and_the_log_says_so() -> None:
+    refused = (("hangs for ever", 3, 0.0), ("the table is gone", 4, 0.0))
+    done = made(Cell("at random", "delete before create", refused, 0))
+    assert not done.wrong
+    assert any("two answers" in text for text in done.excepted)
+
+
 def test_malformed_events_are_answered_or_refused_in_one_sentence() -> None:
     counts, wrong = events.told(range(3000))
     assert not wrong, wrong[:3]

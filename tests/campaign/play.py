@@ -85,7 +85,7 @@ def play(name: str, faults: Sequence[Fault] = (), *, seed: int = 0, by: str = "t
     if name == "express" and any(fault.lasting for fault in faults if fault.service == "s3"):
         # CloudFormation hears of neither of two Creates, and sends no Delete: the first looks retained.
         excepted += [text for text in wrong if "left behind" in text]
-    unwritten = any("The answer could not be written down" in line for line in world.written)
+    unwritten = any("Could not write the answer down" in line for line in world.written)
     if unwritten or any(fault.lasting for fault in faults if fault.service == "dynamodb"):
         # While the ledger cannot be read, nobody knows what was answered. CloudFormation goes by the first.
         excepted += [text for text in [*wrong, *answers] if "two answers" in text or "anew" in text]
