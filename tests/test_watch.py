@@ -427,6 +427,16 @@ class TestNoDrift:
         world.by_hand(FREE, attached=False)
         assert world.watch()["missing"] == 0
 
+    def test_left_by_an_update_whose_delete_failed(self, world: World) -> None:
+        """The operator detaches it by hand, as the failed Delete's Reason asks; nobody counts on it."""
+        world.create("A", FREE)
+        world.update("A", FREE, GOLD)
+        world.at("delete_usage_plan_key", *[fails(DENIED)] * 9)
+        assert not world.delete("A", FREE).success
+        world.by_hand(FREE, attached=False)
+        assert world.watch(repairs=True)["missing"] == 0
+        assert not world.sent
+
     def test_never_answered_success(self, world: World) -> None:
         world.at(CREATE, *[fails(LOST)] * 2, *[fails(DENIED)] * 9)
         assert not world.create("A", FREE).success

@@ -343,6 +343,8 @@ def is_believed(record: ResourceRecord, entry: AssociationRecord, association: A
     hold = record.holds.get(association)
     if hold is None or hold.failed or hold.left:
         return False
+    if record.wants not in (None, association):
+        return False  # A Delete for it has failed, and CloudFormation does not send that one again.
     given = record.answers.get(hold.request)
     # The ledger remembers an answer for a day. An attaching that is open later never came to SUCCESS.
     return given.success if given else entry.begun_by not in (hold.request, NOBODY)
