@@ -685,3 +685,17 @@ class TestTheEndOfTheFunction:
                 world.serve(receives)
             (record,) = world.ledger.records.values()
             assert record.begun == begun
+
+
+def test_behind_a_call_that_has_hung_a_request_goes_back_and_is_not_answered() -> None:
+    """With less time left than the guard's, the guard would strike at once."""
+    world = World()
+    world.arrives("alice", stack="one")
+    world.arrives("bob", stack="two")
+
+    def hang() -> None:
+        world.clock.now, world.before_create = world.ends - 9, lambda: None
+
+    world.before_create = hang
+    assert world.serve() == ["message-0", "message-1"]
+    assert world.answers == []

@@ -346,6 +346,9 @@ class Provider:
         if isinstance(request, Repair):  # It fences nothing, and nobody waits for an answer.
             self._service(request, deadline, again=again).repair(request)
             return
+        if not deadline.is_over:
+            # With less time than the guard's, it would strike at once and answer FAILED.
+            deadline.allow_turn(f"Could not serve {type(request).__name__}")
         service = self._service(request, deadline, fenced=message.fenced, again=again)
 
         def deliver(body: bytes) -> None:
