@@ -646,6 +646,15 @@ class TestAnswers:
         assert (after.retained, after.wants) == (None, FREE)
 
 
+def test_the_newest_requests_answer_is_kept_also_when_it_is_old() -> None:
+    """Without it, the request would count as pending."""
+    old = Response(success=True, id=FREE.id, at=NOW)
+    record = ResourceRecord({FREE: Hold("c")}, issued=9, arrived=("c",), answers={"c": old, "b": old})
+    after = rules.answered(record, delete(FREE), Response(success=True, id=FREE.id, at=NOW + 2 * REMEMBERED))
+    assert set(after.answers) == {"c", delete(FREE).id}
+    assert not rules.is_pending(after)
+
+
 def test_how_long_things_last() -> None:
     """Answers and fences last for a day."""
     assert REMEMBERED == 24 * 60 * 60

@@ -49,6 +49,7 @@ from tests.cloudformation import (
     served_then,
 )
 from tests.memory import Inline, MemoryLedger
+from usage_plan_key import rules
 from usage_plan_key.api_gateway import ApiGateway
 from usage_plan_key.errors import EventError, FailedError, IncompleteError, TurnOverError
 from usage_plan_key.ledger import Pages, Rule, Table
@@ -582,6 +583,22 @@ class TestGone:
         assert len(world.asked_about) == 1
         assert "cloudformation:DescribeStacks" in lines(log, "Asked about no more stacks")[0]
 
+    @pytest.mark.parametrize("why", ["refused", "another account's"])
+    def test_a_stack_that_it_could_not_ask_about_gets_no_repair(
+        self, world: World, log: pytest.LogCaptureFixture, why: str
+    ) -> None:
+        """The stack may be gone, and its key removed for good."""
+        world.missing_key()
+        if why == "refused":
+            world.stacks = {holder("A").stack_id: REFUSED}
+            with pytest.raises(IncompleteError):
+                world.watch(repairs=True)
+        else:
+            world.invoked_function_arn = "arn:aws:lambda:eu-west-1:2:function:usage-plan-key-watch"
+            world.watch(repairs=True)
+        assert world.sent == []
+        assert "No repair touches it: CloudFormation has not said whether its stack is there" in log.text
+
     def test_out_of_time_those_of_what_is_missing_were_asked_about(self, world: World) -> None:
         """That is no failure: the next run draws others."""
         many(world, keys=3000, plans=1)
@@ -1033,6 +1050,33 @@ class TestServingARepair:
         world.repair()
         assert world.attached == {FREE}
         assert not world.entry(FREE).preexisting
+
+    def test_let_go_of_meanwhile_it_says_that_it_is_to_be_detached(
+        self, world: World, log: pytest.LogCaptureFixture
+    ) -> None:
+        world.missing_key()
+
+        def let_go() -> None:
+            change = partial(rules.abandon, holder=holder("A"))
+            world.change(holder("A"), [pair(FREE)], change, Deadline(60, world.clock))
+
+        world.at(CREATE, preceded_by(let_go))
+        world.repair()
+        assert lines(log, "Attached") == [
+            "Attached, and the resource does not hold it any more: detach alice:free by hand"
+        ]
+
+    def test_one_that_has_an_answered_requests_id_is_dropped(
+        self, world: World, log: pytest.LogCaptureFixture
+    ) -> None:
+        world.create("A", FREE)
+        world.by_hand(FREE, attached=False)
+        (id_,) = world.records[holder("A")].answers
+        repair = parse_repair(repair_event(id_, holder("A"), pair(FREE)))
+        assert repair
+        world.repair(repair)
+        assert lines(log, "Not repaired")[0].endswith("its RequestId is one that the function has answered")
+        assert not world.attached
 
     def test_the_log_says_that_it_is_repaired(self, world: World, log: pytest.LogCaptureFixture) -> None:
         world.missing_key()

@@ -545,9 +545,10 @@ def answered(record: ResourceRecord, request: Request, answer: Response) -> Reso
 
 
 def _with_answer(record: ResourceRecord, request: Request, answer: Response) -> ResourceRecord:
-    """Add an answer to those of the last day."""
+    """Add an answer to those of the last day, and to the newest request's: else it counts as pending."""
+    since = answer.at - REMEMBERED
     kept = sorted(
-        ((id_, given) for id_, given in record.answers.items() if given.at > answer.at - REMEMBERED),
+        ((id_, given) for id_, given in record.answers.items() if given.at > since or id_ == record.newest),
         key=lambda pair: pair[1].at,
     )[1 - MOST_ANSWERS :]
     # The page stores no foreign id: the event brings it, and a former provider's may be a key's value.

@@ -470,6 +470,8 @@ class Service:
         except TurnOverError:
             self._rest()
             raise
+        except _AnsweredError:
+            logger.warning("Not repaired: %s: its RequestId is one that the function has answered", what)
         except FailedError as failed:
             logger.warning("Not repaired: %s: %s", what, failed)
         except Exception:
@@ -482,7 +484,10 @@ class Service:
         wanted = request.wanted
         rules.check_repairable(state, request)
         by_us = self._api.look(wanted, self._watched) is None and self._attach_missing(request)
-        self._change([wanted], lambda state: rules.attached(state, request, wanted))
+        state = self._change([wanted], lambda state: rules.attached(state, request, wanted))
+        if by_us and wanted not in state.record.holds:
+            # An operator's LetGo came in between.
+            logger.error("Attached, and the resource does not hold it any more: detach %s by hand", wanted.id)
         logger.info("%s: %s for %s", Outcome.REPAIRED if by_us else "There again", wanted.id, self._holder)
 
     def _attach_missing(self, request: Repair) -> bool:

@@ -68,9 +68,13 @@ class Missing(NamedTuple):
     barred: str
     askers: list[Holder]
 
-    def without(self, gone: set[Holder]) -> Missing:
-        """Leave out resources of stacks that are gone."""
-        holders, askers = ([one for one in these if one not in gone] for these in (self.holders, self.askers))
+    def judged(self, is_gone: Mapping[str, bool]) -> Missing:
+        """Leave out resources of stacks that are gone; only a stack that is there asks for a repair."""
+        holders = [one for one in self.holders if not is_gone.get(one.stack_id)]
+        askers = [one for one in self.askers if is_gone.get(one.stack_id) is False]
+        if self.askers and not askers:
+            unknown = "CloudFormation has not said whether its stack is there"
+            return self._replace(holders=holders, askers=askers, barred=unknown)
         return self._replace(holders=holders, askers=askers)
 
 
@@ -183,14 +187,15 @@ class Watch:
         pages = self.table.pages(self._until(ends))
         looked_at = {held: entry for held, entry in pages.entries.items() if held.plan_id in inside}
         each = (self._missing(held, entry, pages, inside) for held, entry in looked_at.items())
-        found = [one for one in each if one]
+        found = list(filter(None, each))
         holders = _holding(pages, looked_at)
         first = {holder.stack_id for one in found for holder in one.holders}
-        gone, stacks_not_asked, refused = self._gone(holders, first, ends - CLOSING_TIME, function_arn)
+        is_gone, stacks_not_asked, refused = self._gone(holders, first, ends - CLOSING_TIME, function_arn)
+        gone = {holder for holder in holders if is_gone.get(holder.stack_id)}
         return Seen(
             plans=len(inside),
             associations=len(looked_at),
-            missing=_without(gone, found),
+            missing=_judged(found, is_gone),
             unheld=_listed(inside) - known - pages.entries.keys(),
             gone={holder: pages.records[holder] for holder in sorted(gone)},
             unread=pages.unread,
@@ -261,11 +266,11 @@ class Watch:
 
     def _gone(
         self, holders: Iterable[Holder], first: set[str], ends: float, function_arn: str
-    ) -> tuple[set[Holder], int, int]:
+    ) -> tuple[dict[str, bool], int, int]:
         """Ask CloudFormation about each stack.
 
-        Gives back the holders whose stacks are gone, how many stacks it did not ask about (other accounts',
-        or for lack of time), and 1 if CloudFormation has refused.
+        Gives back whether each stack is gone, how many stacks it did not ask about (other accounts', or for
+        lack of time), and 1 if CloudFormation has refused.
         """
         stacks = self._shuffled(first) + self._shuffled({holder.stack_id for holder in holders} - first)
         client = self.cloudformation()
@@ -281,11 +286,7 @@ class Watch:
             except FailedError as error:
                 logger.error("Asked about no more stacks: %s", error)  # noqa: TRY400  # the sentence says it all
                 failed = 1
-        return (
-            {holder for holder in holders if is_gone.get(holder.stack_id)},
-            len(stacks) - len(is_gone),
-            failed,
-        )
+        return is_gone, len(stacks) - len(is_gone), failed
 
     def _ask_for(self, missing: list[Missing], queue: Queue, ends: float, context: Context) -> int | None:
         """Queue repairs, in order with their stacks' requests; give back how many, or None on failure."""
@@ -308,6 +309,11 @@ class Watch:
         return min(len(missing), MOST_REPAIRS)
 
 
+def _judged(found: list[Missing], is_gone: Mapping[str, bool]) -> list[Missing]:
+    """Leave out associations that only resources of gone stacks hold."""
+    return [judged for one in found if (judged := one.judged(is_gone)).holders]
+
+
 def _barred(entry: AssociationRecord) -> str:
     """Say why nobody may repair an association; empty for nothing."""
     if entry.preexisting and not entry.taken_over:
@@ -325,11 +331,6 @@ def _holding(pages: Pages, looked_at: Mapping[Association, AssociationRecord]) -
 
 def _listed(inside: Mapping[str, set[str] | None]) -> set[Association]:
     return {Association(key, plan) for plan, keys in inside.items() for key in keys or ()}
-
-
-def _without(gone: set[Holder], found: list[Missing]) -> list[Missing]:
-    """Leave out what only stacks hold that are gone."""
-    return [rest for one in found if (rest := one.without(gone)).holders]
 
 
 def _touched(record: ResourceRecord) -> float:
