@@ -43,7 +43,7 @@ coverage: $(READY) ## the tests; fails if a line or a branch of handler/ is not 
 mutants: $(READY) ## find changes of the code that no test notices; an hour
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
-campaign: $(READY) ## play every fault at every call of every story; ten minutes
+campaign: $(READY) ## play every fault at every call of every story; 15 minutes
 	@PYTHONPATH=.:handler $(BIN)/python -m tests.campaign $(ARGS)
 
 benchmark: $(READY) ## everything at once, in virtual time: table and chart; a minute
