@@ -6,6 +6,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,7 +26,11 @@ from usage_plan_key.retry import (
     Again,
     Attempts,
     Deadline,
+    code,
+    message,
     retry,
+    retry_after,
+    transient,
 )
 
 
@@ -408,3 +413,34 @@ class TestAhead:
         with pytest.raises(TurnOverError) as raised:
             retry(failing(99), "x", Deadline(3600, Clock(0.0), Dice(), turn=90, patience=0.1), again())
         assert raised.value.opens == -math.inf
+
+
+class TestErrors:
+    """AWS's errors are read also where a part of them is missing."""
+
+    @staticmethod
+    def error(response: Any) -> ClientError:
+        return ClientError(response, "Call")
+
+    def test_the_code_is_awss_or_the_class(self) -> None:
+        assert code(self.error({"Error": {"Code": "X"}})) == "X"
+        assert code(self.error({"Error": {}})) == code(self.error({})) == ""
+        assert code(ValueError("x")) == "ValueError"
+
+    def test_the_text_is_awss_or_its_own(self) -> None:
+        assert message(self.error({"Error": {"Message": "no"}})) == "no"
+        assert message(self.error({"Error": {"Message": None}})) == message(self.error({})) == ""
+        assert message(ValueError("x")) == "x"
+
+    def test_the_pause_is_the_headers_or_botocores(self) -> None:
+        headers = {"HTTPHeaders": {"retry-after": "3"}}
+        assert retry_after(self.error({"ResponseMetadata": headers, "retryAfterSeconds": "7"})) == 3
+        assert retry_after(self.error({"retryAfterSeconds": "7"})) == 7
+        assert retry_after(self.error({})) == retry_after(self.error({"retryAfterSeconds": "soon"})) == 0
+
+    def test_throttled_api_gateway_is_busy(self) -> None:
+        throttled = {
+            "Error": {"Code": "TooManyRequestsException"},
+            "ResponseMetadata": {"HTTPStatusCode": 429},
+        }
+        assert transient(self.error(throttled)) == Again(busy=True)
