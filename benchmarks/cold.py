@@ -240,19 +240,8 @@ def _build(folder: Path, python: Path) -> tuple[Path, Path]:
         f"PYTHON={python}",
     ]
     subprocess.run(make, env=environment, check=True, capture_output=True)
-    pip = [
-        str(python),
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-compile",
-        "--target",
-        str(others),
-    ]
     subprocess.run(
-        [*pip, "--requirement", str(ROOT / "handler" / "requirements.txt")],
+        [*_pip(python, others), "--no-compile", "--requirement", str(ROOT / "handler" / "requirements.txt")],
         env=environment,
         check=True,
         capture_output=True,
@@ -272,6 +261,12 @@ def _build(folder: Path, python: Path) -> tuple[Path, Path]:
             ]
             subprocess.run(compiling, check=True)
     return ours, others
+
+
+def _pip(python: Path, folder: Path) -> list[str]:
+    """Begin a command that installs into a folder."""
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    return [*pip, "--no-deps", "--target", str(folder)]
 
 
 def _lambdas_python() -> Path:
@@ -296,18 +291,7 @@ def _runtime_for(python: Path) -> Path:
     if not folder.is_dir():
         pinned = (ROOT / "tests" / "runtime.txt").read_text().splitlines()
         wanted = [line.partition(";")[0] for line in pinned if not line.startswith(("#", "aws-sam-cli"))]
-        pip = [
-            str(python),
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--target",
-            str(folder),
-        ]
-        subprocess.run([*pip, *wanted], check=True)
+        subprocess.run([*_pip(python, folder), *wanted], check=True)
     return folder
 
 

@@ -15,17 +15,9 @@ from usage_plan_key.model import Response
 from .sink import SIGNATURE, Sink
 
 EVENTS = {path.stem: json.loads(path.read_text()) for path in sorted(Path("events").glob("*.json"))}
-
-
 ID = "a1b2c3d4e5:f7r3e3"
-
-
 VALUE = "s3cr3t-s3cr3t-s3cr3t-s3cr3t"
-
-
 WHERE = "function usage-plan-key, log group /aws/lambda/usage-plan-key, log stream 2026/03/02/[$LATEST]5f3c"
-
-
 ATTACHED = Response(success=True, id=ID, outcome="ATTACHED", key_name="alice")
 
 

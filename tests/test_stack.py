@@ -180,7 +180,7 @@ class TestDeploys:
     def test_the_native_types_associations_are_taken_over_and_never_detached_on_the_way(
         self, stack: Customers
     ) -> None:
-        """The README's three steps: retain, adopt, take. Then they are ours, and go with their resource."""
+        """Retain, adopt, take (docs/migrate.md). Then the keys are ours and go with their stack."""
         assert stack.deploy(native(example())).status == "CREATE_COMPLETE"
         assert stack.deploy(taking(example())).status == "UPDATE_COMPLETE"
         assert outcomes(stack, 5)["Create", "AliceTaken"] == "ADOPTED"

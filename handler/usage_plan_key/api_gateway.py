@@ -11,10 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-)
+from botocore.exceptions import BotoCoreError, ClientError
 
 from .errors import FailedError, MissingError, OutOfTimeError, UnreadableError
 from .model import Association, digest, well_formed

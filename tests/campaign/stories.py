@@ -195,7 +195,7 @@ def adopt(cfn: CloudFormation) -> None:
 
 
 def adopt_and_move(cfn: CloudFormation) -> None:
-    """It stays where it was: no move, for it is not ours."""
+    """It stays where it was: no move, because it is not ours."""
     if cfn.create("one", "A", props(FREE, OnExisting="Adopt")):
         cfn.update("one", "A", props(PRO, OnExisting="Adopt"))
 

@@ -427,7 +427,7 @@ class World:
         self.at(after, partial(attempt, 0))
 
     def arrive(self) -> None:
-        """What was handed in last arrives now."""
+        """The latest request arrives now."""
         newest = max(self._due, key=lambda due: due[1])
         self._due.remove(newest)
         heapq.heapify(self._due)
