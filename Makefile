@@ -79,7 +79,7 @@ audit: $(READY) ## the artifact's packages: licences, known vulnerabilities
 
 clean: ## away with .venv, build and all caches
 	rm -rf .venv build .aws-sam .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find handler tests examples benchmarks tools -name __pycache__ -prune -exec rm -rf {} +
+	find handler emulators tests examples benchmarks tools -name __pycache__ -prune -exec rm -rf {} +
 
 $(READY): export PYTHON := $(PYTHON)
 $(READY): tests/requirements.txt tests/runtime.txt handler/requirements.txt

@@ -1,6 +1,6 @@
 """Measures a cold start and a warm request under Lambda's runtime, beside a bare function's: `make cold`.
 
-Every figure is the median of fresh processes (RIE and awslambdaric: tests/runtime.py). The functions take
+Every figure is the median of fresh processes (RIE and awslambdaric: emulators/runtime.py). The functions take
 turns, and each round gives one ratio. The others have boto3 and crhelper as pip installs them, with byte
 code. A function has a processor of its own; the servers use another one. The servers are local and answer at
 once, over TLS with as many authorities to load as AWS's, so the figures show the function's own time.
@@ -26,9 +26,9 @@ from shutil import copy, which
 from statistics import median
 from typing import Any, Final
 
-from tests.aws.fake import ApiGateway, Key, Plan
-from tests.runtime import HANDLER, ROOT, RUNTIME, START, Api, Function, function
-from tests.sink import Sink
+from emulators.fake import ApiGateway, Key, Plan
+from emulators.runtime import HANDLER, ROOT, RUNTIME, START, Api, Function, function
+from emulators.sink import Sink
 
 HANDLERS: Final = Path(__file__).with_name("handlers")
 WHEELS: Final = ROOT / ".venv" / "wheels"

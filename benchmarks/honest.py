@@ -23,9 +23,9 @@ from typing import Any, Final
 
 from botocore.exceptions import ClientError
 
-from tests.aws.fake import ApiGateway
-from tests.aws.rules import Bucket, OneAtATime
-from tests.sink import Sink
+from emulators.fake import ApiGateway
+from emulators.rules import Bucket, OneAtATime
+from emulators.sink import Sink
 
 from .model import SERIAL_CALL, Account
 from .waves import SPREAD, furnish, name, wave
@@ -40,7 +40,7 @@ CREATE: Final = {
 
 
 class Strict(ApiGateway):
-    """tests/aws/fake.py's API Gateway, whose calls take their time in the caller's thread."""
+    """emulators/fake.py's API Gateway, whose calls take their time in the caller's thread."""
 
     def __init__(self) -> None:
         super().__init__(OneAtATime(SERIAL_CALL, time.monotonic), Bucket(time.monotonic))

@@ -27,8 +27,8 @@ from unittest import mock
 
 from botocore.exceptions import ClientError
 
-from tests.aws import fake
-from tests.aws.rules import Bucket, OneAtATime, Refusal
+from emulators import fake
+from emulators.rules import Bucket, OneAtATime, Refusal
 from usage_plan_key import custom_resource, retry
 from usage_plan_key.api_gateway import ApiGateway
 from usage_plan_key.ledger import Table
@@ -63,7 +63,7 @@ T = TypeVar("T")
 
 
 class Gateway(fake.ApiGateway):
-    """The API Gateway of tests/aws/fake.py, whose calls take virtual time."""
+    """The API Gateway of emulators/fake.py, whose calls take virtual time."""
 
     def __init__(self, world: World) -> None:
         """An empty account."""

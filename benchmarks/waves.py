@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from tests.aws import fake
-from tests.aws.fake import Key, Plan
+from emulators import fake
+from emulators.fake import Key, Plan
 
 from .model import SERIAL_CALL, Account, Gateway, Sent
 from .world import World

@@ -21,7 +21,7 @@ from typing import Any
 
 from samtranslator.yaml_helper import yaml_parse
 
-from tests.aws.ministack import Aws, Deployment, Request, StartError, Template, packaged, running
+from emulators.ministack import Aws, Deployment, Request, StartError, Template, packaged, running
 
 ROOT = Path(__file__).parent.parent
 PROVIDER, CUSTOMERS = "usage-plan-key", "customers"

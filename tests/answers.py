@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
+from emulators.sink import SIGNATURE, Sink
 from usage_plan_key.model import Response
-
-from .sink import SIGNATURE, Sink
 
 EVENTS = {path.stem: json.loads(path.read_text()) for path in sorted(Path("events").glob("*.json"))}
 ID = "a1b2c3d4e5:f7r3e3"

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 
-from tests.aws import rules
-from tests.aws.fake import ApiGateway as StrictApi
-from tests.aws.fake import Key, Plan
+from emulators import rules
+from emulators.fake import ApiGateway as StrictApi
+from emulators.fake import Key, Plan
 from tests.memory import Clock, MemoryLedger
 from usage_plan_key.api_gateway import ApiGateway
 from usage_plan_key.errors import FailedError

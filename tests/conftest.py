@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from .aws import fake, proxy, rules
+from emulators import fake, proxy, rules
 
 settings.register_profile("unhurried", deadline=None)  # A slow machine must not fail a test.
 settings.load_profile("unhurried")

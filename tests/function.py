@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.aws.fake import ApiGateway as StrictApi
-from tests.aws.fake import Key, Plan
+from emulators.fake import ApiGateway as StrictApi
+from emulators.fake import Key, Plan
 from tests.memory import Clock, Inline, MemoryLedger
 from usage_plan_key.api_gateway import ApiGateway
 from usage_plan_key.provider import Provider, about

@@ -22,8 +22,9 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
-from .aws.fake import ApiGateway, Key, Plan
-from .runtime import ROOT, Api
+from emulators.fake import ApiGateway, Key, Plan
+from emulators.runtime import ROOT, Api
+
 from .test_events import EVENTS, FREE, IN_FREE, KEY, PRO, SITUATIONS, VALUE, whole
 
 FUNCTION = "UsagePlanKeyFunction"

@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 
+from emulators.ministack import Template, packaged, running
 from examples.demo import PROVIDER, ROOT
 from usage_plan_key import request
 from usage_plan_key.model import Association
-
-from .aws.ministack import Template, packaged, running
 
 CDK = ROOT / ".venv" / "cdk"
 EXAMPLES = ROOT / "examples"

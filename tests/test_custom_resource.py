@@ -17,6 +17,7 @@ import boto3
 import pytest
 from crhelper import CfnResource
 
+from emulators.sink import Sink
 from usage_plan_key import custom_resource
 from usage_plan_key.custom_resource import GUARD_TIME, CustomResource
 from usage_plan_key.errors import EventError, OutOfTimeError, TurnOverError, UndeliveredError
@@ -28,7 +29,6 @@ from usage_plan_key.retry import Deadline
 from . import answers
 from .answers import ATTACHED, EVENTS, ID, VALUE, WHERE, Lines, event, failed
 from .memory import Clock
-from .sink import Sink
 
 environment, sink, everything = answers.environment, answers.sink, answers.everything
 

@@ -21,14 +21,14 @@ import pytest
 from botocore.exceptions import ConnectTimeoutError, EndpointConnectionError, NoCredentialsError
 from moto import mock_aws
 
+from emulators.fake import ApiGateway, Key, Plan
+from emulators.sink import Sink
 from usage_plan_key import api_gateway, retry
 from usage_plan_key.custom_resource import GUARD_TIME
 from usage_plan_key.errors import EventError, UndeliveredError
 from usage_plan_key.provider import Provider
 
-from .aws.fake import ApiGateway, Key, Plan
 from .memory import Clock
-from .sink import Sink
 
 EVENTS = {path.stem: json.loads(path.read_text()) for path in sorted(Path("events").glob("*.json"))}
 KEY, FREE, PRO = "a1b2c3d4e5", "f7r3e3", "p9r0p1"

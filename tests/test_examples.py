@@ -13,9 +13,8 @@ from textwrap import dedent
 import pytest
 from samtranslator.yaml_helper import yaml_parse
 
+from emulators.ministack import CODE_BUCKET, Aws, Deployment, Template, packaged, running
 from examples.demo import FUNCTION, PROVIDER, ROOT, example
-
-from .aws.ministack import CODE_BUCKET, Aws, Deployment, Template, packaged, running
 
 EXAMPLES = ROOT / "examples"
 DOCUMENT = ROOT / "docs" / "use-from.md"

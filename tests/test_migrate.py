@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 from samtranslator.yaml_helper import yaml_parse
 
+from emulators import ministack, proxy, rules
+from emulators.ministack import Aws, Deployment, Template, packaged, running
 from examples.demo import FUNCTION, PROVIDER
 from tools import migrate
-
-from .aws import ministack, proxy, rules
-from .aws.ministack import Aws, Deployment, Template, packaged, running
 
 ROOT = Path(__file__).parents[1]
 NATIVE = (ROOT / "tests/templates/native.yaml").read_text()

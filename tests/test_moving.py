@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.aws.fake import Plan
+from emulators.fake import Plan
 from usage_plan_key.api_gateway import ApiGateway
 from usage_plan_key.errors import OutOfTimeError
 from usage_plan_key.model import AssociationRecord

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from tests.aws.fake import Plan
+from emulators.fake import Plan
 from usage_plan_key.api_gateway import ApiGateway
 from usage_plan_key.errors import TurnOverError
 from usage_plan_key.model import Response

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import urllib3
 
+from emulators.sink import SIGNATURE, Proxy, Put, Sink
 from usage_plan_key import response
 from usage_plan_key.errors import EventError, FailedError, UndeliveredError
 from usage_plan_key.model import Response
@@ -32,7 +33,6 @@ from usage_plan_key.retry import Deadline
 from . import answers
 from .answers import ATTACHED, EVENTS, ID, VALUE, WHERE, Lines, event, failed
 from .memory import Clock
-from .sink import SIGNATURE, Proxy, Put, Sink
 
 environment, sink, everything = answers.environment, answers.sink, answers.everything
 

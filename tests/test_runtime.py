@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from emulators.fake import ApiGateway, Key, Plan
+from emulators.runtime import Api, Function, function
+from emulators.sink import Sink
 from usage_plan_key.retry import BEFORE_CALL
 
-from .aws.fake import ApiGateway, Key, Plan
-from .runtime import Api, Function, function
-from .sink import Sink
 from .test_events import EVENTS, FREE, IN_FREE, KEY, PRO, SITUATIONS, VALUE, data, whole
 
 #: A function's time-out in seconds that leaves time to begin a call to API Gateway, even on a busy machine.

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
+from emulators import ministack
 from examples import demo
 
 from . import environment
-from .aws import ministack
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("Makefile", "handler", "tests/environment.py")
@@ -130,7 +130,7 @@ def folder(tmp_path: Path) -> Iterator[Folder]:
         ("pip.sh", PIP),
     ):
         (made.path / name).write_text(text)
-    for name in ("stub", "examples", "benchmarks", "tools"):
+    for name in ("stub", "emulators", "examples", "benchmarks", "tools"):
         (made.path / name).mkdir()
     stub = made.path / "stub" / "python3"
     stub.write_text('#!/bin/sh\ntest "$1" = -c || set -- setter.py\nexec "$REAL" "$@"\n')

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 
+from emulators import rules
+from emulators.ministack import Aws, InvokeError, Template, packaged, running
 from examples.demo import (
     FUNCTION,
     PROVIDER,
@@ -25,9 +27,6 @@ from examples.demo import (
     renamed,
     shifted,
 )
-
-from .aws import rules
-from .aws.ministack import Aws, InvokeError, Template, packaged, running
 
 NUMBERS = count(1)
 SECOND = {"FunctionArnParameterName": ""}

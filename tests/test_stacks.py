@@ -19,9 +19,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from tests.aws.fake import ApiGateway as StrictApi
-from tests.aws.fake import Key, Plan
-from tests.aws.rules import SHARED_STAGES, Refusal
+from emulators.fake import ApiGateway as StrictApi
+from emulators.fake import Key, Plan
+from emulators.rules import SHARED_STAGES, Refusal
 from tests.memory import Clock, Inline, MemoryLedger
 from usage_plan_key.api_gateway import ApiGateway
 from usage_plan_key.model import Association, Holder, ResourceRecord, Response, Snapshot

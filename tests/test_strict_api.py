@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError
 
-from .aws import rules
-from .aws.fake import ApiGateway, Key, Plan
-from .aws.ministack import Aws, running
-from .aws.proxy import strict
-from .aws.rules import Bucket, OneAtATime
+from emulators import rules
+from emulators.fake import ApiGateway, Key, Plan
+from emulators.ministack import Aws, running
+from emulators.proxy import strict
+from emulators.rules import Bucket, OneAtATime
 
 
 class Clock:

@@ -24,8 +24,8 @@ from botocore.compat import HTTPHeaders
 from botocore.exceptions import ClientError
 from moto import mock_aws
 
-from tests.aws.fake import Key, Plan
-from tests.aws.rules import Bucket
+from emulators.fake import Key, Plan
+from emulators.rules import Bucket
 from tests.cloudformation import (
     ADOPT,
     BROKEN,

@@ -25,8 +25,8 @@ from unittest import mock
 
 from botocore.exceptions import ClientError
 
-from tests.aws import fake, rules
-from tests.aws.fake import Key, Plan
+from emulators import fake, rules
+from emulators.fake import Key, Plan
 from tests.memory import Clock, Inline
 from usage_plan_key import custom_resource, retry
 from usage_plan_key.api_gateway import ApiGateway

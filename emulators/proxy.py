@@ -61,7 +61,8 @@ class Proxy:
         """Carry out the next call of this operation and hang up without an answer."""
         self._faults.append((operation, LOST))
 
-    def _fault(self, operation: str) -> Refusal | None:
+    def take_fault(self, operation: str) -> Refusal | None:
+        """Give out the next fault that a test has ordered for this operation."""
         for fault in self._faults:
             if fault[0] == operation:
                 self._faults.remove(fault)
@@ -178,7 +179,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _usage_plan_key(self, operation: str, plan: str, key: str, body: bytes) -> Answer | None:
         proxy, one_at_a_time = self.server.proxy, self.server.proxy.one_at_a_time
-        fault = proxy._fault(operation)
+        fault = proxy.take_fault(operation)
         if fault and fault is not LOST:
             answer = Answer.of(fault)
         elif operation == "GetUsagePlanKey":

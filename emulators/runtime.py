@@ -29,8 +29,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from botocore.exceptions import ClientError
 
-from .aws.fake import ApiGateway
-from .aws.ministack import free_port
+from .fake import ApiGateway
+from .ministack import free_port
 
 ROOT = Path(__file__).parents[1]
 #: awslambdaric, and RIE's executable.
@@ -186,7 +186,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 class Api:
-    """The strict API Gateway of tests/aws/fake.py behind HTTP; a table and queue that take everything."""
+    """The strict API Gateway of emulators/fake.py behind HTTP; a table and queue that take everything."""
 
     def __init__(self, gateway: ApiGateway, host: str = "127.0.0.1", certificate: Path | None = None) -> None:
         """Bind a free port of one address; use TLS if a certificate (after its key) is given."""

@@ -1,1 +1,0 @@
-"""A strict AWS on this machine: API Gateway's rules, a fake and a proxy that keep them, an emulator."""
