@@ -16,7 +16,6 @@ from botocore.exceptions import BotoCoreError, ClientError
 from .errors import FailedError, MissingError, OutOfTimeError, UnreadableError
 from .model import Association, digest, well_formed
 from .retry import Again, Attempts, Deadline, code, message, retry, transient
-from .rules import attaching
 
 if TYPE_CHECKING:
     from mypy_boto3_apigateway import APIGatewayClient
@@ -89,7 +88,7 @@ class ApiGateway:
 
     def attach(self, association: Association, deadline: Deadline) -> InPlan | list[Rival]:
         """Put the key into the plan (CreateUsagePlanKey); give back the rivals if they are why it failed."""
-        what = f"{attaching(association)} in {self._region}"
+        what = f"{association.attaching} in {self._region}"
         attempts = Attempts()
         try:
             return self._attach(what, association, deadline, attempts)

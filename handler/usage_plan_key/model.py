@@ -32,6 +32,11 @@ class Association(NamedTuple):
         """The physical id, `<KeyId>:<UsagePlanId>`: the `Ref`, as with AWS::ApiGateway::UsagePlanKey."""
         return f"{self.key_id}:{self.plan_id}"
 
+    @property
+    def attaching(self) -> str:
+        """Begin a Reason about attaching it."""
+        return f"Could not attach API key {self.key_id} to usage plan {self.plan_id}"
+
     @classmethod
     def parse(cls, physical_id: str) -> Association | None:
         """Read a physical id; None for a foreign one, CloudFormation's invention or a former provider's."""

@@ -232,7 +232,7 @@ def take_hold(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
     # `Fail` refuses the same holders' associations in the plan and outside it.
     if request.on_existing is OnExisting.FAIL and OUTCOMES[stands, False].refused:
         raise FailedError(
-            f"{attaching(request.wanted)}: it is held by {listed(entry.holders, request.holder)}, and "
+            f"{request.wanted.attaching}: it is held by {listed(entry.holders, request.holder)}, and "
             "OnExisting is Fail. Adopt or Take would hold it too; the function detaches it when its last "
             f"holder goes. {way_out(entry.holders)}"
         )
@@ -283,7 +283,7 @@ def check_existing(request: CreateOrUpdate) -> None:
     """
     if request.on_existing is OnExisting.FAIL:
         raise FailedError(
-            f"{attaching(request.wanted)}: it is there already, not through this stack, and OnExisting is "
+            f"{request.wanted.attaching}: it is there already, not through this stack, and OnExisting is "
             "Fail. Adopt would use it and leave it there on Delete; Take would use it and, from the next "
             "Update on, own it"
         )
@@ -582,11 +582,6 @@ def _succeeded(record: ResourceRecord, request: Create | Update, answer: Respons
             request=request.id, left=0, failed=False, key_name=answer.key_name
         )
     return record._replace(holds=holds, digest=request.digest)
-
-
-def attaching(association: Association) -> str:
-    """Begin a Reason."""
-    return f"Could not attach API key {association.key_id} to usage plan {association.plan_id}"
 
 
 def listed(holders: Iterable[Holder], asks: Holder) -> str:

@@ -303,7 +303,7 @@ class Service:
                 self._finish(marker, request.wanted, seen.detaching)
                 continue
             attempt += 1
-            what = rules.attaching(request.wanted)
+            what = request.wanted.attaching
             self._watched.pause(attempt, what, f"{marker} is detaching it", Again(after=1.0))
 
     def _take_back_unseen(self, request: CreateOrUpdate) -> None:
@@ -345,7 +345,7 @@ class Service:
                             result = Outcome.MOVED
                         else:  # DeleteUsagePlanKey answers 202: the key leaves the plan a moment later.
                             attempt += 1
-                            what = rules.attaching(request.wanted)
+                            what = request.wanted.attaching
                             deadline.pause(attempt, what, f"{rivals[0]} still blocks it")
         except FailedError as failed:
             if failed.nothing_changed and cleared is not None:
@@ -419,11 +419,11 @@ class Service:
         for rival in rest:
             if not rules.may_move(state, request, rival.association):
                 raise FailedError(
-                    f"{rules.attaching(request.wanted)}: the key is in {rival} already, "
+                    f"{request.wanted.attaching}: the key is in {rival} already, "
                     "and API Gateway takes a key once for each stage. "
                     f"{rules.left_alone(state.entry(rival.association), request)}"
                 )
-        self._watched.moving().allow(rules.attaching(request.wanted), ahead=CONNECT_TIMEOUT + READ_TIMEOUT)
+        self._watched.moving().allow(request.wanted.attaching, ahead=CONNECT_TIMEOUT + READ_TIMEOUT)
         for rival in rest:
             association = rival.association
             mark = partial(rules.move_away, request=request, association=association, until=self._until)
@@ -496,7 +496,7 @@ class Service:
         try:
             found = self._api.attach(request.wanted, self._watched)
             if isinstance(found, list):
-                raise FailedError(f"{rules.attaching(request.wanted)}: {found[0]} blocks it")
+                raise FailedError(f"{request.wanted.attaching}: {found[0]} blocks it")
         except FailedError as failed:
             if failed.nothing_changed:
                 self._not_reattached(request, request.wanted, cleared)
