@@ -29,7 +29,7 @@ from usage_plan_key.provider import (
 )
 from usage_plan_key.queue import VISIBILITY, Queue, messages
 from usage_plan_key.request import MOST_SKEW, repair_event
-from usage_plan_key.retry import Deadline
+from usage_plan_key.retry import BEFORE_CALL, Deadline
 
 from . import function
 from .function import BUSY, Death, World, denied, log, received, record, throttled
@@ -621,6 +621,17 @@ class TestTold:
             waits[1]
             == "Create bob:free, OnExisting Fail waits: an earlier request of its stack has no answer yet"
         )
+
+    def test_a_request_without_time_in_this_turn_says_so_and_begins_nothing(
+        self, world: World, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "usage_plan_key")
+        world.seconds = CLOSING_TIME + LAST_SECONDS + BEFORE_CALL - 1
+        world.arrives("alice")
+        assert world.serve() == ["message-0"]
+        (waits,) = [text for _, text in log(caplog) if " waits: " in text]
+        assert waits.endswith("waits: Could not serve Create: the function's time is nearly up")
+        assert (world.answers, world.api.calls) == ([], {})
 
     def test_what_cannot_be_given_back_is_logged(
         self, world: World, caplog: pytest.LogCaptureFixture

@@ -220,12 +220,6 @@ class TestDeaths:
         assert set(clocks) == {cfn.clock}
         assert cfn.records[holder("A")].begun == ""
 
-    def test_a_request_whose_turn_is_over_says_which(self, cfn: CloudFormation) -> None:
-        with pytest.raises(
-            TurnOverError, match=r"^Could not serve Create: the function's time is nearly up$"
-        ):
-            self.serve(cfn, cfn.a_create("A", FREE), seconds=1)
-
 
 class TestAnEarlierDelivery:
     """Its own earlier delivery has died half way."""

@@ -343,12 +343,12 @@ class Provider:
         again = message.receives > 1
         logger.log(logging.INFO if again else logging.DEBUG, "Its turn has come: %s", _described(request))
         deadline = self._in_turn(turn, ends, patience, opens)
-        if isinstance(request, Repair):  # It fences nothing, and nobody waits for an answer.
-            self._service(request, deadline, again=again).repair(request)
-            return
         if not deadline.is_over:
             # With less time than the guard's, it would strike at once and answer FAILED.
             deadline.allow_turn(f"Could not serve {type(request).__name__}")
+        if isinstance(request, Repair):  # It fences nothing, and nobody waits for an answer.
+            self._service(request, deadline, again=again).repair(request)
+            return
         service = self._service(request, deadline, fenced=message.fenced, again=again)
 
         def deliver(body: bytes) -> None:

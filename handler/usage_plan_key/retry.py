@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from botocore.exceptions import (
     ChecksumError,
@@ -137,41 +137,29 @@ class Deadline:
 
     def moving(self) -> Deadline:
         """The same deadline, for the calls of a move: it keeps the time to undo the detaching."""
-        return self._with_reserve(CONNECT_TIMEOUT + READ_TIMEOUT + BEFORE_CALL)
+        return self._but(reserve=CONNECT_TIMEOUT + READ_TIMEOUT + BEFORE_CALL)
 
     def looking(self) -> Deadline:
         """The same deadline, for a look after which the function writes nothing more."""
-        return self._with_reserve(BEFORE_LOOK)
+        return self._but(reserve=BEFORE_LOOK)
 
     def short(self) -> Deadline:
         """The same deadline, for calls to all services but API Gateway: they need less time."""
-        return self._of_another(BEFORE_SHORT_CALL)
+        return self._but(reserve=BEFORE_SHORT_CALL, opens=-math.inf)
 
     def last(self) -> Deadline:
         """The same deadline, for the last step, the delivery."""
-        return self._of_another(BEFORE_DELIVERY)
-
-    def _with_reserve(self, seconds: float) -> Deadline:
-        other = self._copy()
-        other.reserve = seconds
-        return other
-
-    def _of_another(self, seconds: float) -> Deadline:
-        other = self._with_reserve(seconds)
-        other.opens = -math.inf
-        return other
-
-    def _copy(self) -> Deadline:
-        """Copy without copy.copy, which asks the pickle protocol; each request needs several copies."""
-        other = object.__new__(Deadline)
-        vars(other).update(vars(self))
-        return other
+        return self._but(reserve=BEFORE_DELIVERY, opens=-math.inf)
 
     def watched(self, given_up: Callable[[], None]) -> Deadline:
         """The same deadline; each pause ends with `given_up`, which raises if CloudFormation has given up."""
-        watched = self._copy()
-        watched.given_up = given_up
-        return watched
+        return self._but(given_up=given_up)
+
+    def _but(self, **changes: Any) -> Deadline:
+        """Copy without copy.copy, which asks the pickle protocol; each request needs several copies."""
+        other = object.__new__(Deadline)
+        vars(other).update(vars(self), **changes)
+        return other
 
     def pause(
         self, attempt: int, what: str, last: object, again: Again = ONCE_MORE, until: float = math.inf

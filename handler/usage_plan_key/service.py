@@ -151,8 +151,6 @@ class Service:
         # Nobody waits for a request whose time is over. It changes nothing: CloudFormation may have counted
         # it as failed.
         is_over = self.deadline.is_over
-        if not is_over:
-            self.deadline.allow_turn(f"Could not serve {type(request).__name__}")
         if not self._fenced and (not is_over or request.physical_id is None):
             self.fence()
         begins = self._received_before and not is_over
