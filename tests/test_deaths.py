@@ -155,7 +155,7 @@ class TestDeaths:
     def serve(cfn: CloudFormation, request: Request, seconds: float = 90) -> Response:
         """Serve a request that came before, within so many seconds of the function's time."""
         deadline = Deadline(3600, cfn.clock, Random(0), turn=seconds)
-        return served(Service(request, cfn, ApiGateway(cfn), deadline, again=True))  # type: ignore[arg-type]  # a fake
+        return served(Service(request, cfn, ApiGateway(cfn), deadline, redelivered=True))  # type: ignore[arg-type]  # a fake
 
     def test_the_fourth_time_it_is_answered_failed(self, cfn: CloudFormation) -> None:
         request = cfn.a_create("A", FREE)

@@ -202,12 +202,12 @@ class World(CloudFormation):
         assert repair
         return repair
 
-    def repair(self, repair: Repair | None = None, *, again: bool = False) -> None:
+    def repair(self, repair: Repair | None = None, *, redelivered: bool = False) -> None:
         """One delivery of a repair from the queue."""
         repair = repair or self.a_repair()
         there, here = (REPAIR_TIME, self.seconds) if self.resumable else (self.seconds, float("inf"))
         deadline = Deadline(there, self.clock, Random(0), turn=here, is_over=self.is_over)
-        Service(repair, self, ApiGateway(self), deadline, again=again).repair(repair)  # type: ignore[arg-type]  # a fake
+        Service(repair, self, ApiGateway(self), deadline, redelivered=redelivered).repair(repair)  # type: ignore[arg-type]  # a fake
 
     def function(self) -> Provider:
         return Provider(
@@ -1216,7 +1216,7 @@ class TestServingARepair:
         world.resumable, world.seconds = True, 60
         world.at(CREATE, *[fails(BUSY)] * 99)
         with pytest.raises(TurnOverError):
-            world.repair(again=True)
+            world.repair(redelivered=True)
         assert not world.records[holder("A")].begun
         assert world.entry(FREE) == AssociationRecord(frozenset({holder("A")}))
 
@@ -1247,7 +1247,7 @@ class TestDeaths:
             if not died:
                 break
             deaths += 1
-            world.repair(repair, again=True)
+            world.repair(repair, redelivered=True)
             assert world.attached == {FREE}, at
             assert world.entry(FREE) == AssociationRecord(frozenset({holder("A")})), at
             assert not world.records[holder("A")].begun
@@ -1277,7 +1277,7 @@ class TestDeaths:
                     assert world.update("A", FREE, PRO if kind == "Move" else FREE).success
                 expected = {"Update": {FREE}, "Move": {PRO}, "Delete": set()}[kind]
                 assert world.attached == expected, (at, kind)
-                world.repair(repair, again=True)
+                world.repair(repair, redelivered=True)
                 assert world.attached == expected, (at, kind)
 
     def test_after_three_deaths_it_is_dropped(self, world: World, log: pytest.LogCaptureFixture) -> None:
@@ -1286,12 +1286,12 @@ class TestDeaths:
         world.at(GET, *[fails(Death())] * 9)
         for _ in range(MOST_DEATHS):
             with pytest.raises(Death):
-                world.repair(repair, again=True)
-        world.repair(repair, again=True)
+                world.repair(repair, redelivered=True)
+        world.repair(repair, redelivered=True)
         assert f"{MOST_DEATHS} invocations died at this request" in lines(log, "Not repaired")[0]
         assert not world.records[holder("A")].begun
         world.at(GET)
-        world.repair(again=True)
+        world.repair(redelivered=True)
         assert world.attached == {FREE}, "another repair is another matter"
 
 

@@ -329,11 +329,11 @@ class ApiGateway:
         return retry(readable, what, deadline, _logged(transient, what), attempts)
 
 
-def _logged(again: Callable[[Exception], Again | None], what: str) -> Callable[[Exception], Again | None]:
+def _logged(judge: Callable[[Exception], Again | None], what: str) -> Callable[[Exception], Again | None]:
     """Log each error that `retry` tries again. Errors hold no secret: values come in replies only."""
 
     def logged(error: Exception) -> Again | None:
-        verdict = again(error)
+        verdict = judge(error)
         if verdict is not None:
             logger.info("%s: %s, trying again", what, code(error))
         return verdict

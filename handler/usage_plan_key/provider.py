@@ -195,8 +195,8 @@ class Provider:
             failed += [message for message in strays if not self._put_aside(message, ends)]
         self._give_back(back, ends)
         failed += [turn.message for turn in now if not self._is_delivered(turn)]
-        again = dict.fromkeys(message.id for message in [*later, *back, *failed])
-        return {"batchItemFailures": [{"itemIdentifier": id_} for id_ in again]}
+        unserved = dict.fromkeys(message.id for message in [*later, *back, *failed])
+        return {"batchItemFailures": [{"itemIdentifier": id_} for id_ in unserved]}
 
     def _handle_all(
         self, turns: Sequence[_Turn], ends: float, context: Context, background: Executor
@@ -340,16 +340,18 @@ class Provider:
         request, message = turn.request, turn.message
         _tell(request, turn.event, context)
         # After a death the next function's log names the request that it may die at.
-        again = message.receives > 1
-        logger.log(logging.INFO if again else logging.DEBUG, "Its turn has come: %s", _described(request))
+        redelivered = message.receives > 1
+        logger.log(
+            logging.INFO if redelivered else logging.DEBUG, "Its turn has come: %s", _described(request)
+        )
         deadline = self._in_turn(turn, ends, patience, opens)
         if not deadline.is_over:
             # With less time than the guard's, it would strike at once and answer FAILED.
             deadline.allow_turn(f"Could not serve {type(request).__name__}")
         if isinstance(request, Repair):  # It fences nothing, and nobody waits for an answer.
-            self._service(request, deadline, again=again).repair(request)
+            self._service(request, deadline, redelivered=redelivered).repair(request)
             return
-        service = self._service(request, deadline, fenced=message.fenced, again=again)
+        service = self._service(request, deadline, fenced=message.fenced, redelivered=redelivered)
 
         def deliver(body: bytes) -> None:
             if self.local:
@@ -399,10 +401,10 @@ class Provider:
                 )
 
     def _service(
-        self, request: Request, deadline: Deadline, *, fenced: bool = True, again: bool = False
+        self, request: Request, deadline: Deadline, *, fenced: bool = True, redelivered: bool = False
     ) -> Service:
         ledger = self.table or StatelessLedger(request)
-        return Service(request, ledger, self.api, deadline, fenced=fenced, again=again)
+        return Service(request, ledger, self.api, deadline, fenced=fenced, redelivered=redelivered)
 
     def _respond(
         self,

@@ -226,21 +226,21 @@ def retry(
     call: Callable[[], T],
     what: str,
     deadline: Deadline,
-    again: Callable[[Exception], Again | None],
+    judge: Callable[[Exception], Again | None],
     attempts: Attempts | None = None,
 ) -> T:
-    """Call until an attempt succeeds, `again` declines another one, or no time is left.
+    """Call until an attempt succeeds, `judge` declines another one, or no time is left.
 
     Args:
         call: The call; it makes one attempt.
         what: The step, as a Reason begins with it.
         deadline: The end of all attempts.
-        again: Tells from an error whether to try again.
+        judge: Tells from an error whether to try again.
         attempts: Counts for the caller, also when this raises.
 
     Raises:
         OutOfTimeError: No time is left.
-        Exception: The error of `call` that `again` declined.
+        Exception: The error of `call` that `judge` declined.
     """
     attempts = attempts or Attempts()
     ends = math.inf
@@ -253,7 +253,7 @@ def retry(
             try:
                 return call()
             except Exception as error:
-                verdict = again(error)
+                verdict = judge(error)
                 now = deadline.clock.time()
                 # Patience counts from the first of its errors in a row.
                 ends = (

@@ -72,7 +72,7 @@ class Service:
         deadline: Deadline,
         *,
         fenced: bool = True,
-        again: bool = False,
+        redelivered: bool = False,
     ) -> None:
         """Prepare.
 
@@ -82,11 +82,11 @@ class Service:
             api: API Gateway.
             deadline: Until when.
             fenced: The invocation that took the request has called `fence`.
-            again: The queue has delivered the request before: a function may have died at it.
+            redelivered: The queue has delivered the request before: a function may have died at it.
         """
         self._request = request
         self._fenced = fenced
-        self._received_before = again
+        self._redelivered = redelivered
         self._has_begun = False
         self._seen: Snapshot | None = None
         self._holder = request.holder
@@ -153,7 +153,7 @@ class Service:
         is_over = self.deadline.is_over
         if not self._fenced and (not is_over or request.physical_id is None):
             self.fence()
-        begins = self._received_before and not is_over
+        begins = self._redelivered and not is_over
         begin = partial(_recorded, change=partial(rules.begin, request=request))
         state = self._change(rules.looked_at(request), begin if begins else _as_is)
         self._has_begun = begins
@@ -444,15 +444,15 @@ class Service:
                 rivals = self._api.attach(association, self.deadline)
                 if isinstance(rivals, list):
                     raise FailedError(f"{rivals[0]} blocks it")
-            except FailedError as again:
-                if again.nothing_changed:
+            except FailedError as second:
+                if second.nothing_changed:
                     self._not_reattached(request, association, cleared)
                 logger.error("Not attached again: %s", association.id)  # noqa: TRY400  # no traceback: the Reason says it all
                 if isinstance(failed, TurnOverError):
                     continue
                 raise FailedError(
-                    f"{failed}. And the function could not attach the detached key again: {again}"
-                ) from again
+                    f"{failed}. And the function could not attach the detached key again: {second}"
+                ) from second
 
     # --- The watch ---
 
