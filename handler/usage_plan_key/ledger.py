@@ -99,15 +99,8 @@ class StatelessLedger:
         seen: Snapshot | None = None,
     ) -> Snapshot:
         """See `Ledger`."""
-        unheard_of = {
-            association: AssociationRecord()
-            for association in associations
-            if association not in self._state.entries
-        }
-        state = (
-            self._state._replace(entries={**self._state.entries, **unheard_of}) if unheard_of else self._state
-        )
-        self._state = rule(state)
+        entries = dict.fromkeys(associations, AssociationRecord()) | dict(self._state.entries)
+        self._state = rule(self._state._replace(entries=entries))
         return self._state
 
 
