@@ -20,7 +20,16 @@ from usage_plan_key.model import (
     Standing,
     digest,
 )
-from usage_plan_key.request import Create, CreateOrUpdate, Delete, Invalid, OnExisting, Request, Update
+from usage_plan_key.request import (
+    Create,
+    CreateOrUpdate,
+    Delete,
+    Invalid,
+    OnExisting,
+    Repair,
+    Request,
+    Update,
+)
 from usage_plan_key.rules import MOST_ANSWERS
 
 FREE, PRO, GOLD = (Association("alice", plan) for plan in ("free", "pro", "gold"))
@@ -644,6 +653,17 @@ class TestAnswers:
         record = ResourceRecord({FREE: Hold("c0")}, issued=2, arrived=("c2",), wants=FREE)
         after = rules.answered(record, create(at=1), self.answer(success=False))
         assert (after.retained, after.wants) == (None, FREE)
+
+
+def test_a_repair_is_in_order_more_than_a_day_after_the_answer_that_said_attached() -> None:
+    """A refused Update is the newest request, so the ledger keeps its answer only."""
+    record = ResourceRecord(
+        issued=2, arrived=("u",), wants=FREE, answers={"u": Response(success=False, id=FREE.id)}
+    )
+    repair = Repair(id="r", physical_id=FREE.id, wanted=FREE, issued=None, **COMMON)
+    rules.check_repairable(ledger(by(THIS), record), repair)
+    with pytest.raises(FailedError):
+        rules.check_repairable(ledger(by(THIS, begun_by="earlier"), record), repair)
 
 
 def test_the_newest_requests_answer_is_kept_also_when_it_is_old() -> None:

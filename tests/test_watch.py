@@ -1075,7 +1075,9 @@ class TestServingARepair:
         repair = parse_repair(repair_event(id_, holder("A"), pair(FREE)))
         assert repair
         world.repair(repair)
-        assert lines(log, "Not repaired")[0].endswith("its RequestId is one that the function has answered")
+        assert lines(log, "Not repaired") == [
+            "Not repaired: alice:free for A of stack one: its RequestId is one that the function has answered"
+        ]
         assert not world.attached
 
     def test_the_log_says_that_it_is_repaired(self, world: World, log: pytest.LogCaptureFixture) -> None:
@@ -1100,6 +1102,7 @@ class TestServingARepair:
         world.calls()
         world.repair()
         assert lines(log, "There again") == ["There again: alice:free for A of stack one"]
+        assert not lines(log, "Attached")
         assert world.calls() == {"GetUsagePlanKey": 1}
         assert world.entry(FREE) == before
 
