@@ -29,6 +29,8 @@ PACKAGE: Final = Path("usage_plan_key")
 #: Percent of a module's mutants that the tests have to kill.
 GOAL: Final = 95.0
 WORKERS: Final = 2
+#: Seconds of CPU time that one test may take: a change that makes the code loop for ever loses by them.
+LONGEST_TEST: Final = 20.0
 #: The exit status of a killed mutant's process: a test failed, or its time was up. mutmut also counts 255,
 #: which means that no test ran.
 KILLED: Final = (1, -signal.SIGXCPU, -signal.SIGKILL)
@@ -51,6 +53,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     for mark in metafunc.definition.iter_markers("parametrize"):
         if mark._param_ids_from:
             object.__setattr__(mark._param_ids_from, "_param_ids_generated", None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[None]:
+    """End a test that loops: mutmut waits for a multiple of the time that all tests together take."""
+    signal.signal(signal.SIGPROF, lambda *_: os._exit(KILLED[0]))
+    signal.setitimer(signal.ITIMER_PROF, LONGEST_TEST)
+    try:
+        return (yield)
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def copied(folder: Path) -> None:
