@@ -340,6 +340,7 @@ class TestFaults:
             ("a1b2/c3d4", "it has characters that no id has (an id has 6 to 10 letters and digits)"),
             (["a1b2c3d4e5"], "it is a list, not a string"),
             (7.5, "it is a number, not a string"),
+            (b"a1b2c3d4e5", "it is bytes, not a string"),
             (
                 " a1b2c3d4e5:f7r3e3",
                 "it has white space around it and it is a pair of a key's and a plan's id",
