@@ -455,7 +455,8 @@ class TestErrors:
         stub.add_response("transact_get_items", EMPTY)
         self.cancelled(stub, "transact_write_items", "TransactionConflict", "ConditionalCheckFailed")
         stub.add_response(
-            "transact_get_items", {"Responses": [{}, {"Item": {"pk": {"S": "x"}, "before": {"BOOL": True}}}]}
+            "transact_get_items",
+            {"Responses": [{}, {"Item": {"version": {"S": "v"}, "before": {"BOOL": True}}}]},
         )
         stub.add_response("transact_write_items", {})
         assert self.change(stub).entry(FREE) == AssociationRecord(frozenset({A}), preexisting=True)
@@ -565,6 +566,8 @@ class TestErrors:
             ),
             pytest.param({"arrived": "request"}, "it is damaged", id="a text in the place of a list"),
             pytest.param({"foreign": "former"}, "it is damaged", id="a text in the place of another list"),
+            pytest.param({"version": None}, "it is damaged", id="no version"),
+            pytest.param({"version": 7}, "it is damaged", id="a version that is no text"),
         ],
     )
     def test_a_page_that_cannot_be_read_is_refused_and_left_as_it_is(
@@ -572,7 +575,7 @@ class TestErrors:
     ) -> None:
         item = {
             name: TypeSerializer().serialize(value)
-            for name, value in {"pk": f"holder#{A.stack_id}#A", **page}.items()
+            for name, value in {"pk": f"holder#{A.stack_id}#A", "version": "v", **page}.items()
         }
         dynamodb.put_item(TableName=NAME, Item=item)
         before = pages(dynamodb)
@@ -592,8 +595,8 @@ class TestErrors:
             "wants": "alice:free",
         }
         for page in (
-            {"pk": f"holder#{A.stack_id}#A", **held},
-            {"pk": "association#alice:free", "holders": [who], "anew": "r"},
+            {"pk": f"holder#{A.stack_id}#A", "version": "v", **held},
+            {"pk": "association#alice:free", "version": "v", "holders": [who], "anew": "r"},
         ):
             dynamodb.put_item(
                 TableName=NAME, Item={name: TypeSerializer().serialize(value) for name, value in page.items()}

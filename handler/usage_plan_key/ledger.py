@@ -228,6 +228,8 @@ class Table:
         where = f"Could not read page {pk} of the ledger {self._name} in {self._client.meta.region_name}"
         try:
             if page.get("shape", 1) <= SHAPE:
+                if page and not isinstance(page["version"], str):
+                    raise TypeError("version")  # Nobody could ever write this page again.
                 return read(page)
         except Exception as error:
             raise FailedError(
