@@ -517,6 +517,7 @@ class TestStrays:
             "{}",
             '{"event": null, "arrived": 1}',
             '{"event": {"RequestType": "Create"}, "arrived": 1}',
+            pytest.param(f'{{"arrived": {10**400}}}', id="arrived at no time that a float holds"),
             '{"requestPayload": 7}',
             '{"Message": "a notification"}',
         ],

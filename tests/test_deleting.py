@@ -58,7 +58,9 @@ class TestDeleting:
         [
             (FREE, FREE),
             ("stack-A-1ABC", "stack-A-1ABC"),
+            ("A", "A"),
             ("s3cr3t-s3cr3t-s3cr3t:free", "a foreign id of 25 characters"),
+            ("aBcDEfGHiJKLmnoPQRAstUVwxyz0123456789abcd", "a foreign id of 41 characters"),
         ],
     )
     def test_not_held(

@@ -455,7 +455,8 @@ class TestErrors:
         stub.add_response("transact_get_items", EMPTY)
         self.cancelled(stub, "transact_write_items", "TransactionConflict", "ConditionalCheckFailed")
         stub.add_response(
-            "transact_get_items", {"Responses": [{}, {"Item": {"pk": {"S": "x"}, "before": {"BOOL": True}}}]}
+            "transact_get_items",
+            {"Responses": [{}, {"Item": {"version": {"S": "v"}, "before": {"BOOL": True}}}]},
         )
         stub.add_response("transact_write_items", {})
         assert self.change(stub).entry(FREE) == AssociationRecord(frozenset({A}), preexisting=True)
@@ -483,6 +484,52 @@ class TestErrors:
             table.change(A, [FREE], hold(A), deadline())
         assert len(tokens) == 3
         assert tokens[0] == tokens[1] != tokens[2]
+
+    @pytest.mark.parametrize("verb", ["get", "write"])
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            pytest.param({"ResponseMetadata": {"HTTPHeaders": {"content-type": "text/html"}}}, id="a page"),
+            pytest.param(AttributeError("'list' object has no attribute 'get'"), id="no object"),
+        ],
+    )
+    def test_a_reply_that_is_none_of_dynamodbs_is_asked_for_again(self, verb: str, reply: Any) -> None:
+        """A proxy's page with 200 is no word about the pages, and no write."""
+        table, called = self.answering(verb, reply)
+        assert table.change(A, [FREE], hold(A), deadline()).entry(FREE).holders == {A}
+        assert called == (["get", "get", "write"] if verb == "get" else ["get", "write", "write"])
+
+    @pytest.mark.parametrize("responses", [{}, {"Responses": []}, {"Responses": [{}]}])
+    def test_a_reply_that_lacks_pages_is_asked_for_again(self, responses: Any) -> None:
+        table, called = self.answering("get", responses)
+        assert table.change(A, [FREE], as_is, deadline()).entry(FREE) == AssociationRecord()
+        assert called == ["get", "get"]
+
+    def test_a_scan_that_lacks_its_items_is_asked_for_again(self) -> None:
+        table, called = self.answering("scan", {})
+        assert table.associations(deadline()) == set()
+        assert called == ["scan", "scan"]
+
+    @staticmethod
+    def answering(verb: str, odd: Any) -> tuple[Table, list[str]]:
+        """Make a table whose first reply to `verb` is odd, and the list of its calls."""
+        called: list[str] = []
+        usual = {"get": EMPTY, "write": {}, "scan": {"Items": []}}
+
+        def answer(name: str) -> Any:
+            called.append(name)
+            reply = odd if name == verb and called.count(name) == 1 else usual[name]
+            if isinstance(reply, Exception):
+                raise reply
+            return reply
+
+        dynamodb: Any = SimpleNamespace(
+            meta=client().meta,
+            transact_get_items=lambda **_: answer("get"),
+            transact_write_items=lambda **_: answer("write"),
+            scan=lambda **_: answer("scan"),
+        )
+        return Table(dynamodb, NAME), called
 
     def test_until_no_time_is_left(self) -> None:
         """FAILED with the attempts, as for API Gateway; the last one is made at the last moment."""
@@ -519,6 +566,8 @@ class TestErrors:
             ),
             pytest.param({"arrived": "request"}, "it is damaged", id="a text in the place of a list"),
             pytest.param({"foreign": "former"}, "it is damaged", id="a text in the place of another list"),
+            pytest.param({"version": None}, "it is damaged", id="no version"),
+            pytest.param({"version": 7}, "it is damaged", id="a version that is no text"),
         ],
     )
     def test_a_page_that_cannot_be_read_is_refused_and_left_as_it_is(
@@ -526,7 +575,7 @@ class TestErrors:
     ) -> None:
         item = {
             name: TypeSerializer().serialize(value)
-            for name, value in {"pk": f"holder#{A.stack_id}#A", **page}.items()
+            for name, value in {"pk": f"holder#{A.stack_id}#A", "version": "v", **page}.items()
         }
         dynamodb.put_item(TableName=NAME, Item=item)
         before = pages(dynamodb)
@@ -546,8 +595,8 @@ class TestErrors:
             "wants": "alice:free",
         }
         for page in (
-            {"pk": f"holder#{A.stack_id}#A", **held},
-            {"pk": "association#alice:free", "holders": [who], "anew": "r"},
+            {"pk": f"holder#{A.stack_id}#A", "version": "v", **held},
+            {"pk": "association#alice:free", "version": "v", "holders": [who], "anew": "r"},
         ):
             dynamodb.put_item(
                 TableName=NAME, Item={name: TypeSerializer().serialize(value) for name, value in page.items()}

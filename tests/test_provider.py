@@ -552,6 +552,20 @@ class TestTold:
             == "No answer in time: a call of the function hangs. Look into its log, and deploy again"
         )
 
+    def test_a_refusal_that_comes_when_the_guard_strikes_at_once_keeps_its_reason(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The ledger is tried for longer than the guard waits."""
+
+        def throttled(*_: Any) -> None:
+            world.clock.sleep(world.seconds - 6)
+            raise FailedError("Could not read the ledger: slow")
+
+        monkeypatch.setattr(world.ledger, "change", throttled)
+        world.ends = world.clock.now + world.seconds
+        world.arrives("alice")
+        assert world.answers[0]["Reason"].startswith("Could not read the ledger: slow")
+
 
 def test_a_former_providers_id_that_is_a_keys_value_is_not_written_anywhere(
     world: World, caplog: pytest.LogCaptureFixture

@@ -40,8 +40,8 @@ class TestMessages:
 
     @pytest.mark.parametrize(
         ("arrived", "read"),
-        [(5, 5), (12, 9), (math.inf, 9), ("5", 9), (None, 9)],
-        ids=["before", "after", "never", "text", "null"],
+        [(5, 5), (12, 9), (math.inf, 9), ("5", 9), (None, 9), (10**400, 9), (-(10**400), 9)],
+        ids=["before", "after", "never", "text", "null", "no float holds it", "nor this one"],
     )
     def test_a_request_arrived_before_its_message_was_sent(self, arrived: object, read: float) -> None:
         (message,) = messages([record(json.dumps({"event": {}, "arrived": arrived}), SentTimestamp="9000")])

@@ -1443,7 +1443,7 @@ class TestScan:
         "page",
         [
             {"pk": {"S": "holder#s#A"}, "shape": {"N": "99"}},
-            {"pk": {"S": "holder#s#A"}, "holds": {"S": "?"}},
+            {"pk": {"S": "holder#s#A"}, "version": {"S": "v"}, "holds": {"S": "?"}},
             {"pk": {"S": "holder#A"}},
             {"pk": {"S": "association#?"}},
             {"pk": {"S": "nonsense"}},

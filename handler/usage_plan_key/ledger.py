@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from botocore.exceptions import BotoCoreError, ClientError
 
-from .errors import FailedError
+from .errors import FailedError, UnreadableError
 from .model import (
     NOBODY,
     REMEMBERED,
@@ -181,7 +181,7 @@ class Table:
         read = TypeDeserializer().deserialize
         while True:
             call = partial(self._client.scan, TableName=self._name, ConsistentRead=True, **more)
-            reply = self._persist(call, "read", deadline)
+            reply = self._persist(call, "read", deadline, lambda reply: "Items" in reply)
             yield from ({name: read(value) for name, value in item.items()} for item in reply["Items"])
             if not (last := reply.get("LastEvaluatedKey")):
                 return
@@ -196,7 +196,9 @@ class Table:
         pks = [_pk(holder), *map(_pk, associations)]
         gets = [{"Get": {"TableName": self._name, "Key": {"pk": {"S": pk}}}} for pk in pks]
         call = partial(self._client.transact_get_items, TransactItems=gets)  # type: ignore[arg-type]  # a plain dict
-        reply = self._persist(call, "read", deadline)
+        reply = self._persist(
+            call, "read", deadline, lambda reply: len(reply.get("Responses", [])) == len(pks)
+        )
         read = TypeDeserializer().deserialize
         pages = [
             {name: read(value) for name, value in found.get("Item", {}).items()}
@@ -219,6 +221,8 @@ class Table:
         where = f"Could not read page {pk} of the ledger {self._name} in {self._client.meta.region_name}"
         try:
             if page.get("shape", 1) <= SHAPE:
+                if page and not isinstance(page["version"], str):
+                    raise TypeError("version")  # Nobody could ever write this page again.
                 return read(page)
         except Exception as error:
             raise FailedError(
@@ -276,10 +280,29 @@ class Table:
     def _what(self, verb: str) -> str:
         return f"Could not {verb} the ledger {self._name} in {self._client.meta.region_name}"
 
-    def _persist(self, call: Callable[[], Any], verb: str, deadline: Deadline) -> Any:
+    def _persist(
+        self,
+        call: Callable[[], Any],
+        verb: str,
+        deadline: Deadline,
+        is_whole: Callable[[Any], bool] = lambda _: True,
+    ) -> Any:
+        """Call until a readable reply comes, and a whole one."""
         what = self._what(verb)
+
+        def readable() -> Any:
+            try:
+                reply = call()
+            except (AttributeError, TypeError) as error:  # botocore's, at JSON that is no object
+                raise UnreadableError(f"the reply cannot be read ({type(error).__name__})") from error
+            headers = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+            # A write's reply is empty, so only the type tells it from a proxy's page.
+            if headers.get("content-type", "").startswith("text/html") or not is_whole(reply):
+                raise UnreadableError("the reply is none of DynamoDB's, or is cut short")
+            return reply
+
         try:
-            return retry(call, what, deadline, partial(_transient, reading=verb == "read"))
+            return retry(readable, what, deadline, partial(_transient, reading=verb == "read"))
         except (ClientError, BotoCoreError) as error:
             raise FailedError(
                 f"{what}: {error}. Check that the table is there and that the role may use it"

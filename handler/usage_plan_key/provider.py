@@ -418,9 +418,10 @@ class Provider:
         waited: float | None = None,
     ) -> None:
         def give_up() -> Response:
-            # The guard has all the time left, and shares no state with the service that hangs.
-            reason = "No answer in time: a call of the function hangs. Look into its log, and deploy again"
-            return self._service(request, end).fail(reason)
+            # The guard has all the time left, and shares no state with the service that hangs. It strikes at
+            # once if a refusal has come so late that less time than the guard's is left.
+            hangs = "No answer in time: a call of the function hangs. Look into its log, and deploy again"
+            return self._service(request, end).fail(refusal or hangs)
 
         def step(serve: Callable[[], Response]) -> Callable[[Any, Any], str]:
             return resource.served_by(lambda: _logged(request, service.fail(refusal) if refusal else serve()))

@@ -78,7 +78,8 @@ def _message(record: Mapping[str, Any]) -> Message:
     attributes = record.get("attributes", {})
     sent = int(attributes.get("SentTimestamp", 0)) / 1000
     arrived = found.get("arrived", _given_up(found))
-    if not (isinstance(arrived, int | float) and math.isfinite(arrived)):
+    # math.isfinite raises at an integer of 400 digits, and the whole batch would fail with it.
+    if not (isinstance(arrived, int | float) and 0 <= arrived < math.inf):
         arrived = sent
     return Message(
         id=record["messageId"],

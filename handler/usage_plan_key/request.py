@@ -79,9 +79,9 @@ class _Request:
     @property
     def shown_id(self) -> str | None:
         """The physical id for logs and Reasons. It hides a former provider's: that may hold a key's value."""
-        id_ = self.physical_id
-        # An id that CloudFormation invents contains the logical id.
-        if id_ is None or self.identified or self.holder.logical_id in id_:
+        id_, name = self.physical_id, self.holder.logical_id
+        # CloudFormation invents STACK-LOGICALID-RANDOM. A logical id of one letter is in many a key's value.
+        if id_ is None or self.identified or id_ == name or f"-{name}-" in id_:
             return id_
         return f"a foreign id of {len(id_)} characters"
 
