@@ -108,7 +108,7 @@ class World:
         )
         if isinstance(said, Exception):
             raise said
-        return {"Stacks": [{"StackStatus": said}]}
+        return {"Stacks": [{"StackStatus": said}]} if said else {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.api, name)

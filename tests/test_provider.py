@@ -340,6 +340,7 @@ class TestLettingGo:
             "DELETE_IN_PROGRESS",
             ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "DescribeStacks"),
             NoCredentialsError(),
+            "",
         ],
     )
     def test_a_stack_that_may_be_there_keeps_what_it_holds(self, world: World, said: str | Exception) -> None:

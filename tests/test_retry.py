@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.memory import Clock
-from usage_plan_key.errors import FailedError, OutOfTimeError, SupersededError, TurnOverError
+from usage_plan_key.errors import FailedError, OutOfTimeError, SupersededError, TurnOverError, UnreadableError
 from usage_plan_key.retry import (
     BEFORE_CALL,
     BEFORE_DELIVERY,
@@ -28,6 +28,7 @@ from usage_plan_key.retry import (
     Deadline,
     code,
     message,
+    readable,
     retry,
     retry_after,
     transient,
@@ -369,6 +370,39 @@ class TestWords:
             OutOfTimeError, match=r"The last error: Try later\. \. X\. Deploy again when that is over$"
         ):
             retry(call, "x", Deadline(BEFORE_CALL, Clock(0.0)), again())
+
+
+class TestReadable:
+    """`readable` takes a reply only from the service that the function has asked."""
+
+    @pytest.mark.parametrize(
+        "reply",
+        [
+            {"a": 1},
+            {"a": 1, "ResponseMetadata": {}},
+            {"a": 1, "ResponseMetadata": {"HTTPHeaders": {"content-type": "application/json"}}},
+        ],
+    )
+    def test_it_gives_a_whole_reply_back(self, reply: dict[str, Any]) -> None:
+        assert readable(lambda: reply, "SQS", lambda reply: "a" in reply)() is reply
+
+    def test_an_empty_reply_will_do_if_the_caller_reads_nothing_of_it(self) -> None:
+        assert readable(dict, "SQS")() == {}
+
+    @pytest.mark.parametrize(
+        "reply", [{}, {"a": 1, "ResponseMetadata": {"HTTPHeaders": {"content-type": "text/html; charset=x"}}}]
+    )
+    def test_a_page_and_half_a_reply_are_none_of_the_services(self, reply: dict[str, Any]) -> None:
+        with pytest.raises(UnreadableError, match=r"^the reply is none of SQS's, or is cut short$"):
+            readable(lambda: reply, "SQS", lambda reply: "a" in reply)()
+
+    @pytest.mark.parametrize("error", [AttributeError, TypeError, ValueError])
+    def test_it_names_the_error_of_a_reply_that_boto3_cannot_read(self, error: type[Exception]) -> None:
+        def call() -> Any:
+            raise error("a value that nobody may see")
+
+        with pytest.raises(UnreadableError, match=rf"^the reply cannot be read \({error.__name__}\)$"):
+            readable(call, "SQS")()
 
 
 class TestAhead:

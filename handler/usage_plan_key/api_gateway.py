@@ -15,7 +15,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from .errors import FailedError, MissingError, OutOfTimeError, UnreadableError
 from .model import Association, digest, well_formed
-from .retry import Again, Attempts, Deadline, code, message, retry, transient
+from .retry import Again, Attempts, Deadline, code, message, readable, retry, transient
 
 if TYPE_CHECKING:
     from mypy_boto3_apigateway import APIGatewayClient
@@ -315,18 +315,12 @@ class ApiGateway:
     ) -> Any:
         """Call until a readable reply comes; with `id_`, one about that id."""
 
-        def readable() -> Any:
+        def counted() -> Any:
             self.calls += 1
-            try:
-                reply = call()
-            except (AttributeError, TypeError, ValueError) as error:  # botocore's, at JSON that is no object
-                raise UnreadableError(f"the reply cannot be read ({type(error).__name__})") from error
-            headers = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-            if headers.get("content-type", "").startswith("text/html") or id_ not in (None, reply.get("id")):
-                raise UnreadableError("the reply is none of API Gateway's, or is cut short")
-            return reply
+            return call()
 
-        return retry(readable, what, deadline, _logged(transient, what), attempts)
+        asked = readable(counted, "API Gateway", lambda reply: id_ in (None, reply.get("id")))
+        return retry(asked, what, deadline, _logged(transient, what), attempts)
 
 
 def _logged(judge: Callable[[Exception], Again | None], what: str) -> Callable[[Exception], Again | None]:

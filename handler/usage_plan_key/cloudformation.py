@@ -9,7 +9,7 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from .errors import FailedError
-from .retry import Deadline, retry, transient
+from .retry import Deadline, readable, retry, transient
 
 
 def is_of(stack_id: str, function_arn: str) -> bool:
@@ -37,7 +37,9 @@ def stack_is_gone(client: Any, stack_id: str, function_arn: str, deadline: Deadl
         )
     what = f"Could not ask CloudFormation about {stack_id}"
     try:
-        reply = retry(partial(client.describe_stacks, StackName=stack_id), what, deadline, transient)
+        call = partial(client.describe_stacks, StackName=stack_id)
+        asked = readable(call, "CloudFormation", lambda reply: "Stacks" in reply)
+        reply = retry(asked, what, deadline, transient)
     except ClientError as error:
         if error.response["Error"]["Code"] == "ValidationError":
             return True

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from botocore.exceptions import BotoCoreError, ClientError
 
-from .errors import FailedError, UnreadableError
+from .errors import FailedError
 from .model import (
     NOBODY,
     REMEMBERED,
@@ -28,7 +28,7 @@ from .model import (
     digest,
 )
 from .request import Request
-from .retry import Again, Deadline, retry, transient
+from .retry import Again, Deadline, readable, retry, transient
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -287,22 +287,9 @@ class Table:
         deadline: Deadline,
         is_whole: Callable[[Any], bool] = lambda _: True,
     ) -> Any:
-        """Call until a readable reply comes, and a whole one."""
-        what = self._what(verb)
-
-        def readable() -> Any:
-            try:
-                reply = call()
-            except (AttributeError, TypeError) as error:  # botocore's, at JSON that is no object
-                raise UnreadableError(f"the reply cannot be read ({type(error).__name__})") from error
-            headers = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {})
-            # A write's reply is empty, so only the type tells it from a proxy's page.
-            if headers.get("content-type", "").startswith("text/html") or not is_whole(reply):
-                raise UnreadableError("the reply is none of DynamoDB's, or is cut short")
-            return reply
-
+        what, asked = self._what(verb), readable(call, "DynamoDB", is_whole)
         try:
-            return retry(readable, what, deadline, partial(_transient, reading=verb == "read"))
+            return retry(asked, what, deadline, partial(_transient, reading=verb == "read"))
         except (ClientError, BotoCoreError) as error:
             raise FailedError(
                 f"{what}: {error}. Check that the table is there and that the role may use it"

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from botocore.exceptions import BotoCoreError, ClientError
 
-from .errors import FailedError, OutOfTimeError, UnclearError, UnreadableError
-from .retry import Deadline, retry, transient
+from .errors import FailedError, OutOfTimeError, UnclearError
+from .retry import Deadline, readable, retry, transient
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
@@ -169,14 +169,14 @@ class Queue:
     def _send(
         self, url: str, body: str, group: str, deduplication: str, deadline: Deadline, what: str
     ) -> None:
-        def call() -> None:
-            reply: Any = self._client.send_message(
-                QueueUrl=url, MessageBody=body, MessageGroupId=group, MessageDeduplicationId=deduplication
-            )
-            if reply and not reply.keys() - {"ResponseMetadata"}:  # botocore's part only
-                raise UnreadableError("the reply is none of SQS's, or is cut short")
-
-        retry(call, what, deadline, transient)
+        call = partial(
+            self._client.send_message,
+            QueueUrl=url,
+            MessageBody=body,
+            MessageGroupId=group,
+            MessageDeduplicationId=deduplication,
+        )
+        retry(readable(call, "SQS", lambda reply: "MessageId" in reply), what, deadline, transient)
 
 
 def _hashed(text: str) -> str:

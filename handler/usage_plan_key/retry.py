@@ -268,6 +268,34 @@ def retry(
         raise
 
 
+def readable(
+    call: Callable[[], Any], service: str, is_whole: Callable[[Any], bool] = lambda _: True
+) -> Callable[[], Any]:
+    """Make a call that takes a reply only from this service, and only if nothing of it is missing.
+
+    Args:
+        call: One attempt.
+        service: The service's name, for the error.
+        is_whole: Tells whether a reply has all that the caller reads.
+
+    Raises:
+        UnreadableError: The reply is a proxy's page, cut short, or no JSON object. The made call raises it.
+    """
+
+    def checked() -> Any:
+        try:
+            reply = call()
+        except (AttributeError, TypeError, ValueError) as error:  # botocore's, at JSON that is no object
+            raise UnreadableError(f"the reply cannot be read ({type(error).__name__})") from error
+        headers = reply.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        # Some replies are empty, so only the type tells them from a proxy's page.
+        if headers.get("content-type", "").startswith("text/html") or not is_whole(reply):
+            raise UnreadableError(f"the reply is none of {service}'s, or is cut short")
+        return reply
+
+    return checked
+
+
 #: Seconds of attempts at a quota. API Gateway reports some rates as one, and no waiting mends a quota.
 QUOTA_PATIENCE: Final = 30.0
 #: AWS's codes that come with 400 and mean 429. After those of TIMED_OUT, a call may have taken effect.
