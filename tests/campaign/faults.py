@@ -59,6 +59,11 @@ def instead(reply: Any) -> Strike:
     return strike
 
 
+def answered_by_a_proxy(world: World, make: Make) -> Any:
+    """The call never reached AWS, and a proxy's page came back as a success."""
+    return {"ResponseMetadata": {"HTTPStatusCode": 200, "HTTPHeaders": {"content-type": "text/html"}}}
+
+
 def without(name: str) -> Strike:
     """Served, and the reply lacks a field."""
 
@@ -162,6 +167,7 @@ connection: Final[dict[str, Strike]] = {
     "500": refused(500, "InternalFailure"),
     "502": refused(502, "BadGateway"),
     "503": refused(503, "ServiceUnavailable"),
+    "a proxy's page with 200": answered_by_a_proxy,
 }
 #: By changes; the last one leaves nothing of any story.
 RESTORED: Final = {f"restored to {changes} changes ago": restored(changes) for changes in (1, 2, 4)} | {
@@ -217,6 +223,7 @@ FAULTS: Final[dict[str, dict[str, Strike]]] = {
         "a page of a newer shape": changed_page(lambda page: page.update(shape={"N": "99"})),
         "a damaged page": changed_page(lambda page: page.update(holds={"S": "?"}, holders={"S": "?"})),
         "a page of an older shape": changed_page(_older),
+        "a reply without its pages": without("Responses"),
         "served, a reply with another checksum": raised(
             partial(ChecksumError, checksum_type="crc32", expected_checksum="1", actual_checksum="2"),
             served=True,
