@@ -304,7 +304,7 @@ class TestEveryCall:
         )
 
     @each_call
-    def test_what_nobody_foresaw_is_named_and_not_retried(
+    def test_an_unforeseen_error_is_named_and_not_retried(
         self, aws: Aws, operation: str, do: Do, reply: Any, result: Any
     ) -> None:
         aws.refuses(operation, 403, "UnrecognizedClientException", "The security token is invalid")
@@ -361,7 +361,9 @@ class TestAttach:
         ],
         ids=["no connection", "time-out", "no proxy"],
     )
-    def test_what_never_got_there_was_not_our_own_attempt(self, aws: Aws, lost: Exception) -> None:
+    def test_a_conflict_after_a_call_that_never_got_there_is_not_our_own_attempt(
+        self, aws: Aws, lost: Exception
+    ) -> None:
         aws.loses(CREATE, lost).refuses(CREATE, 409, "ConflictException", "whatever").answers(GET, KEY)
         assert aws.attach() == InPlan(ALICE, by_us=False)
 

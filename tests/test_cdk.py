@@ -146,7 +146,7 @@ def test_the_trigger_is_there_only_where_it_is_set(template: Template) -> None:
     assert triggers == [None, "1", None]
 
 
-def test_the_token_is_the_export_or_what_was_given(template: Template) -> None:
+def test_the_token_is_the_export_or_the_given_parameter(template: Template) -> None:
     assert properties_of(template, "Acme")["ServiceToken"] == {"Fn::ImportValue": f"{PROVIDER}-FunctionArn"}
     parameter = template["Parameters"][resolved(properties_of(template, "Globex")["ServiceToken"])]
     assert parameter == {"Type": "AWS::SSM::Parameter::Value<String>", "Default": PARAMETER}

@@ -262,7 +262,7 @@ class TestDeployed:
         assert world.api.attached == {IN_FREE}
 
     @every_file
-    def test_log_lines_say_what_was_asked_and_what_came_of_it(self, world: World, name: str) -> None:
+    def test_log_lines_name_the_request_and_its_outcome(self, world: World, name: str) -> None:
         world.after(name)
         answer = SITUATIONS[name][2]
         world.lines.truncate(world.lines.seek(0))
@@ -306,7 +306,7 @@ class TestDeployed:
             pytest.param("amazonaws.com", "127.0.0.1:1", False, id="another port of the emulator's host"),
         ],
     )
-    def test_a_value_is_sent_to_cloudformations_host_alone(
+    def test_a_value_is_sent_only_to_cloudformations_host(
         self, world: World, suffix: str, emulator: str, *, sent: bool
     ) -> None:
         own = world.sink.url.split("/")[2]
@@ -351,7 +351,7 @@ class TestDeployed:
             ),
         ],
     )
-    def test_what_cannot_be_answered_is_an_error_before_anything_is_touched(
+    def test_an_event_that_cannot_be_answered_is_an_error_before_anything_is_touched(
         self, world: World, name: str, broken: dict[str, Any], message: str
     ) -> None:
         world.answer(EVENTS["create"])
@@ -405,7 +405,7 @@ class TestDeployed:
         assert world.answer(broken) == whole("delete")
         assert world.api.attached == set()
 
-    def test_what_is_there_already_is_refused_and_the_ways_out_are_named(self, world: World) -> None:
+    def test_a_key_that_is_there_already_is_refused_and_the_ways_out_are_named(self, world: World) -> None:
         world.api.attached = {IN_FREE}
         answer = world.answer(EVENTS["create"])
         assert (answer["Status"], answer["PhysicalResourceId"]) == ("FAILED", f"{KEY}:{FREE}")
@@ -538,7 +538,7 @@ class TestSecrets:
         shown += [world.lines.getvalue(), *capfd.readouterr()]
         assert not [one for one in shown if VALUE in one or signature in one]
 
-    def test_stay_secret_in_what_boto3_logs(
+    def test_stay_secret_in_boto3s_log_lines(
         self, world: World, shown: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """At DEBUG, botocore logs whole replies."""

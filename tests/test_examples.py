@@ -139,7 +139,7 @@ def template_of(name: str, aws: Aws) -> Template:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_template_attaches_what_it_declares(plans: Plans, name: str) -> None:
+def test_a_template_attaches_every_declared_key(plans: Plans, name: str) -> None:
     """Its keys, all of them; when the stack is gone, the fixture sees that they are detached."""
     deployment = plans.deploy(template_of(name, plans.aws))
     assert deployment.status == "CREATE_COMPLETE", deployment.failures

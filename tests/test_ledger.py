@@ -199,7 +199,7 @@ class TestPages:
         table.change(A, [FREE], let_go(A), deadline())
         assert set(pages(dynamodb)) == {f"holder#{A.stack_id}#A"}
 
-    def test_what_changes_nothing_writes_nothing(self, table: Table, dynamodb: DynamoDBClient) -> None:
+    def test_a_rule_that_changes_nothing_writes_nothing(self, table: Table, dynamodb: DynamoDBClient) -> None:
         """The pages stand as they stood."""
         table.change(A, [FREE], hold(A), deadline())
         before = pages(dynamodb)
@@ -207,7 +207,7 @@ class TestPages:
         table.change(A, [FREE], hold(A), deadline())
         assert pages(dynamodb) == before
 
-    def test_what_a_rule_raises_goes_through(self, table: Table, dynamodb: DynamoDBClient) -> None:
+    def test_a_rules_error_goes_through(self, table: Table, dynamodb: DynamoDBClient) -> None:
         """The ledger writes nothing."""
 
         def refuse(_: Snapshot) -> Snapshot:
@@ -272,7 +272,7 @@ class TestAtOnce:
         assert table.change(A, [FREE], rule, deadline()).entry(FREE).holders == {B}
         assert table.change(B, [FREE], as_is, deadline()).entry(FREE).holders == {B}
 
-    def test_what_a_rule_says_to_what_stands_by_then(self, table: Table) -> None:
+    def test_a_rule_judges_the_pages_that_stand_by_then(self, table: Table) -> None:
         """It may refuse after all."""
 
         def alone(state: Snapshot) -> Snapshot:

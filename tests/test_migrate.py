@@ -169,7 +169,7 @@ class TestLines:
         assert all("OnExisting: Take, VerifyTrigger: taken, KeyId" in line for line in taken[1:])
         assert len(taken) == 3
 
-    def test_comments_stay_above_what_they_are_about(self, migration: Callable[..., Migration]) -> None:
+    def test_comments_stay_above_their_lines(self, migration: Callable[..., Migration]) -> None:
         it = migration()
         for step in ("retain", "replace", "take"):
             it.changed(step)
@@ -214,7 +214,9 @@ class TestLines:
         assert it.text == json.dumps(json.loads(it.text), indent=2)
         assert list(json.loads(it.text)["Resources"]["AliceInPlan2"]) == ["Properties", "Type"]
 
-    def test_what_is_deployed_may_be_written_otherwise(self, migration: Callable[..., Migration]) -> None:
+    def test_the_deployed_template_may_be_written_otherwise(
+        self, migration: Callable[..., Migration]
+    ) -> None:
         """The CLI shows a template in JSON as JSON, and a macro's result with long names of functions."""
         it = migration()
         for step in ("retain", "replace", "take"):
@@ -249,7 +251,7 @@ class TestLines:
         assert "get-template" in told.err
         assert "If the deploy fails" in told.err
 
-    def test_what_the_owner_retains_stays_retained(
+    def test_a_resource_that_its_owner_retains_stays_retained(
         self, migration: Callable[..., Migration], capsys: pytest.CaptureFixture[str]
     ) -> None:
         it = migration(template().replace("    Properties", "    DeletionPolicy: Retain\n    Properties"))
@@ -317,7 +319,7 @@ class TestReferences:
             "!FindInMap [Alice, Alice, Alice]",
         ],
     )
-    def test_left_alone(self, migration: Callable[..., Migration], text: str) -> None:
+    def test_unchanged(self, migration: Callable[..., Migration], text: str) -> None:
         it = migration(template(f"Outputs:\n  It:\n    Value: {text}\n"))
         it.changed("retain")
         it.changed("replace")

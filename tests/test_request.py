@@ -301,7 +301,7 @@ class TestFaults:
         assert f"unknown property {name} (did you mean {meant}?)" in faults({**GOOD, name: "x"})
 
     @pytest.mark.parametrize("name", ["KeyId", "UsagePlanId"])
-    def test_what_may_be_a_value_is_not_shown(self, name: str) -> None:
+    def test_a_text_that_may_be_a_value_is_not_shown(self, name: str) -> None:
         """Somebody may have pasted a key's value as an id: neither the faults nor the id show it."""
         request = parse(event(properties={**GOOD, name: VALUE}))
         assert isinstance(request, Invalid)
@@ -349,7 +349,7 @@ class TestFaults:
         ],
         ids=str,
     )
-    def test_what_is_wrong_with_an_id_is_said_and_none_of_it_shown(self, value: Any, wrong: str) -> None:
+    def test_the_fault_of_an_id_is_named_and_none_of_the_id_is_shown(self, value: Any, wrong: str) -> None:
         """The Reason's reader can mend it; a text that is no id may be a key's value, so it is hidden."""
         text = faults({**GOOD, "KeyId": value})
         assert text.startswith(f"KeyId is malformed: {wrong}")
@@ -364,7 +364,7 @@ class TestFaults:
         )
         assert "alice" not in text.lower()
 
-    def test_white_space_alone_is_empty(self) -> None:
+    def test_an_id_of_white_space_is_empty(self) -> None:
         assert faults({**GOOD, "KeyId": " \n"}) == "KeyId is empty"
 
     def test_equal_ids_are_no_fault(self) -> None:
@@ -436,7 +436,7 @@ class TestProperties:
         assert getattr(parsed({"IncludeValue": value}), "include_value", None) is included
         assert getattr(parsed({}), "include_value", None) is False
 
-    def test_what_is_let_through(self) -> None:
+    def test_the_other_properties_are_let_through(self) -> None:
         """KeyType has one value, VerifyTrigger any, and two names are CloudFormation's own."""
         good = {"KeyType": "API_KEY", "VerifyTrigger": "7", "ServiceToken": "arn:x", "ServiceTimeout": "60"}
         assert isinstance(parsed(good), Create)
@@ -498,7 +498,7 @@ class TestDigest:
     @pytest.mark.parametrize(
         "value", [{1, 2}, {"a": 1, 7: 1}, 10**9999, b"", deep()], ids=lambda each: type(each).__name__
     )
-    def test_what_json_cannot_hold_has_none(self, value: object) -> None:
+    def test_properties_that_json_cannot_hold_have_none(self, value: object) -> None:
         """A request without a digest is like no other, and served all the same."""
         assert digest({**GOOD, "VerifyTrigger": value}) == ""
 
@@ -753,7 +753,7 @@ class TestInFull:
             pytest.param(" a1b2c3d4e5 ", "it has white space around it", id="white space around it"),
         ],
     )
-    def test_what_is_wrong_with_an_id(self, key_id: str, wrong: str) -> None:
+    def test_the_faults_of_an_id(self, key_id: str, wrong: str) -> None:
         assert faults({**GOOD, "KeyId": key_id}) == f"KeyId is malformed: {wrong}"
 
     def test_an_unknown_request_type_is_named_without_its_value(self) -> None:

@@ -169,7 +169,7 @@ def test_two_makes_at_once_make_one_environment(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
-def test_what_was_interrupted_is_never_taken_for_ready(how: signal.Signals, folder: Folder) -> None:
+def test_an_interrupted_set_up_is_never_taken_for_ready(how: signal.Signals, folder: Folder) -> None:
     """The next make sets up everything anew."""
     folder.hold()
     make = folder.make("test")
@@ -279,7 +279,7 @@ def test_the_sentence_names_the_cause(broken: str, reason: str) -> None:
     )
 
 
-def test_what_is_no_fault_of_the_network_is_told_in_pips_words() -> None:
+def test_an_error_that_is_not_the_networks_is_told_in_pips_words() -> None:
     said = environment.why("Collecting six==0\nERROR: No matching distribution found for six==0\n")
     assert said == "ERROR: No matching distribution found for six==0\nAll that pip said is in .venv/pip.log."
 

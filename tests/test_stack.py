@@ -114,7 +114,7 @@ class TestDeploys:
         assert set(outcomes(deployed, 5).values()) == {"VERIFIED"}
         assert deployed.aws.outputs(deployed.name)["AliceOutcome"] == "VERIFIED"
 
-    def test_what_was_removed_by_hand_is_repaired(self, deployed: Customers) -> None:
+    def test_a_key_that_was_removed_by_hand_is_attached_again(self, deployed: Customers) -> None:
         deployed.detach_by_hand("alice in Free")
         deployed.deploy(example(), verify_trigger=2)
         assert outcomes(deployed, 5)["Update", "Alice"] == "REPAIRED"
@@ -201,7 +201,9 @@ class TestRequests:
         assert plans_and_keys.plans()["Free"] == ["alice"]
 
     @pytest.mark.parametrize("passing", [rules.BUSY, rules.too_many(1)], ids=["busy", "throttled"])
-    def test_what_passes_is_waited_for(self, plans_and_keys: Customers, passing: rules.Refusal) -> None:
+    def test_the_function_waits_out_a_passing_refusal(
+        self, plans_and_keys: Customers, passing: rules.Refusal
+    ) -> None:
         plans_and_keys.aws.proxy.fail_next("CreateUsagePlanKey", passing, times=2)
         assert plans_and_keys.send("Create", "Alice", "alice in Free")["Data"]["Outcome"] == "ATTACHED"
 
@@ -267,7 +269,7 @@ class TestRequests:
         assert answer["Status"] == "FAILED"
         assert "usage plan nowhere in eu-central-1" in answer["Reason"]
 
-    def test_what_a_stack_that_is_gone_still_holds_can_be_let_go_of(self, plans_and_keys: Customers) -> None:
+    def test_an_operator_lets_go_of_the_hold_of_a_stack_that_is_gone(self, plans_and_keys: Customers) -> None:
         """An operator's event lets go of a deleted stack's retained hold; an existing stack keeps it."""
         aws = plans_and_keys.aws
         key, plan = plans_and_keys.id("alice in Free").split(":")

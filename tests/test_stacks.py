@@ -656,18 +656,18 @@ class Stacks(RuleBasedStateMachine):
         return believed
 
     @invariant()
-    def what_is_believed_is_attached(self) -> None:
+    def each_believed_association_is_attached(self) -> None:
         for association in self.believed():
             assert self.pair(association) in self.api.attached or association in self.removed, association.id
 
     @invariant()
-    def what_nobody_declares_is_detached(self) -> None:
+    def each_undeclared_association_is_detached(self) -> None:
         allowed = set(self.believed()) | self.outside | self.ever_retained
         for key, plan in self.api.attached:
             assert Association(key, plan) in allowed, f"{key}:{plan} was left behind"
 
     @invariant()
-    def what_was_there_before_still_is(self) -> None:
+    def each_association_from_before_is_still_there(self) -> None:
         for association in self.outside - self.taken:
             assert self.pair(association) in self.api.attached, (
                 f"{association.id} was there before us, and is gone"
