@@ -74,7 +74,7 @@ class Aws:
 
     def _lose(self, **_: object) -> None:
         if (error := self._lost.pop(0)) is not None:
-            self.stub._queue.popleft()  # type: ignore[attr-defined]  # The reply that was lost.
+            self.stub._queue.popleft()  # type: ignore[attr-defined]  # The lost reply.
             raise error
 
     def answers(self, operation: str, reply: dict[str, Any] | None = None, **more: str) -> Aws:
@@ -111,7 +111,7 @@ class Aws:
 
     @property
     def waited(self) -> float:
-        """The length of each sleep."""
+        """The length of all sleeps, in seconds."""
         return self.clock.now - self.began
 
     def attach(self, seconds: float = 600.0) -> Any:
@@ -512,7 +512,7 @@ class TestAttach:
 
 
 class TestKnownRival:
-    """The function remembers for a minute what a conflict showed about plans."""
+    """The function remembers for a minute the plans that a conflict showed."""
 
     @pytest.fixture
     def taught(self, aws: Aws) -> Aws:
@@ -596,7 +596,7 @@ class TestDetach:
 
 
 class TestBadRequest:
-    """The function looks once after a 400, as after a 409: no document says which is the stage conflict."""
+    """The function looks once after a 400, as after a 409: no document gives a stage conflict's code."""
 
     def refused(self, aws: Aws) -> Aws:
         return aws.refuses(CREATE, 400, "BadRequestException", "cannot reference multiple Usage Plans")

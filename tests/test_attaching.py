@@ -1,4 +1,4 @@
-"""Create and Update attach what they name, with the fewest calls, or say in a sentence why not."""
+"""Create and Update attach the named association with the fewest calls, or say in a sentence why not."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class TestAttaching:
 
 
 class TestReplacing:
-    """An Update names something else."""
+    """An Update names another association."""
 
     def test_the_answer_has_the_new_id_and_the_old_one_stays_until_its_delete_comes(
         self, cfn: CloudFormation

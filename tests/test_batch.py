@@ -131,7 +131,7 @@ class TestServing:
     def test_without_a_queue_to_give_it_back_to_it_comes_again_all_the_same(
         self, world: World, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """QUEUE_URL is missing, and the event source is there. No call is made that fails."""
+        """QUEUE_URL is missing, and the event source is there. The function makes no call that fails."""
         world.arrives("alice")
         world.at_create = [BUSY] * 999
         world.function = replace(world.function, queue=None)

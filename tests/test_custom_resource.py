@@ -34,7 +34,7 @@ environment, sink, everything = answers.environment, answers.sink, answers.every
 
 
 class Context:
-    """Lambda's, of a function whose time is up in so many seconds."""
+    """Lambda's context of a function whose time is up in so many seconds."""
 
     aws_request_id = "1d5dac8f"
     function_name = "usage-plan-key"
@@ -55,7 +55,7 @@ Run = Callable[[Context], None]
 
 
 class Prepare(Protocol):
-    """Makes ready to answer an event; what comes of it serves the event and answers it."""
+    """Prepares to answer an event; the call that it returns serves the event and answers it."""
 
     #: How long before the function's end its guard strikes, in seconds.
     guard: float
@@ -518,7 +518,7 @@ class TestGuard:
         assert "The function's time is nearly up, and a call hangs" in caplog.messages
 
     def test_the_invocation_lasts_until_the_guards_answer_is_delivered(self) -> None:
-        """Lambda freezes what still runs when the handler returns."""
+        """Lambda freezes every thread when the handler returns."""
         delivered: list[bytes] = []
         striking = threading.Event()
 

@@ -222,7 +222,7 @@ class TestDeaths:
 
 
 class TestAnEarlierDelivery:
-    """Its own earlier delivery has died half way."""
+    """The request's own earlier delivery has died half way."""
 
     def test_a_repeated_create_that_cannot_look_keeps_its_hold(self, cfn: CloudFormation) -> None:
         """Its first delivery may have attached the key, so the hold stays; the next Delete detaches it."""
@@ -289,7 +289,7 @@ class TestAnEarlierDelivery:
         assert cfn.attached == {FREE}
 
     def test_a_detaching_that_may_have_been_served_keeps_its_mark(self, cfn: CloudFormation) -> None:
-        """The move's next delivery knows what to attach again."""
+        """The move's next delivery knows which key to attach again."""
 
         def late(_: Callable[[], Any]) -> Any:
             cfn.clock.now += 89
@@ -340,7 +340,7 @@ class TestADeadMark:
     def test_out_of_time_it_names_the_holder_that_it_waited_for_and_changes_nothing(
         self, cfn: CloudFormation, dead: Delete
     ) -> None:
-        """The mark and the association, that is."""
+        """The mark and the association stay as they are."""
         cfn.seconds = 300
         assert failed(
             cfn.create("A", FREE), "API key alice to usage plan free", "B of stack one is detaching it"
@@ -473,7 +473,7 @@ class TestOutOfTime:
         return cfn.send(request)
 
     def test_a_create_goes_on(self, cfn: CloudFormation) -> None:
-        """The function answers only at its end."""
+        """The function answers only at the request's end."""
         assert outcome(self.goes_on(cfn, cfn.a_create("A", FREE), CREATE)) == "ATTACHED"
         assert cfn.holders(FREE) == {holder("A")}
 
@@ -497,13 +497,13 @@ class TestOutOfTime:
         assert cfn.attached == {FREE}
 
     def test_a_delete_goes_on(self, cfn: CloudFormation) -> None:
-        """Nothing is said to stay attached before it does."""
+        """No answer says that the key stays attached while the Delete goes on."""
         cfn.create("A", FREE)
         assert self.goes_on(cfn, cfn.a_delete("A", FREE), DELETE).success
         assert not cfn.attached
 
     def test_a_request_refused_for_good_does_not_go_on(self, cfn: CloudFormation) -> None:
-        """Only time is to be had again."""
+        """Another turn would bring only time."""
         cfn.at(CREATE, fails(DENIED))
         assert failed(cfn.create("A", FREE), "apigateway:POST")
 

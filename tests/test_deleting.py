@@ -1,4 +1,4 @@
-"""Delete detaches what only its resource holds, changes nothing else, and succeeds only after that."""
+"""Delete detaches the keys that only its resource holds, and succeeds only after that."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ LOGS = f" (function usage-plan-key, log group /aws/lambda/usage-plan-key, log st
 
 
 class Context:
-    """Lambda's, of a function whose time is up in so many seconds of a clock."""
+    """Lambda's context of a function whose time is up in so many seconds of a clock."""
 
     aws_request_id = "8c5a3a0e"
     function_name = "usage-plan-key"
@@ -70,7 +70,7 @@ def data(outcome: str, plan: str = FREE, **more: str) -> dict[str, str]:
 
 
 class World:
-    """The function and what is around it. Plans Free and Pro cover the same stage."""
+    """The function and its surroundings. Plans Free and Pro cover the same stage."""
 
     def __init__(self, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sink = sink
@@ -115,7 +115,7 @@ class World:
         return {**event, "ResponseURL": url}
 
     def after(self, name: str) -> None:
-        """Come to where a file's request belongs."""
+        """Bring about the situation of a file's request."""
         before, attached, _, _ = SITUATIONS[name]
         self.api.attached |= attached
         for earlier in before:
@@ -191,7 +191,7 @@ every_file = pytest.mark.parametrize("name", EVENTS)
 
 
 def whole(name: str) -> dict[str, Any]:
-    """The answer to a file, with what every answer has."""
+    """The answer to a file, with the fields that every answer has."""
     common = {
         "StackId": EVENTS[name]["StackId"],
         "RequestId": EVENTS[name]["RequestId"],
@@ -581,7 +581,7 @@ class TestLocal:
         assert VALUE not in capsys.readouterr().out + local.lines.getvalue()
 
     def test_an_http_url_will_do_as_sams_own_generated_event_has_one(self, local: World) -> None:
-        """Its properties are none of ours, and the answer says so."""
+        """Its properties are not ours, and the answer says so."""
         http = {"ResponseURL": "http://pre-signed-S3-url-for-response"}
         assert local.invoke(EVENTS["create"] | http)["Status"] == "SUCCESS"
         generated = (

@@ -45,7 +45,7 @@ class TestThereBefore:
     """Somebody else attached it."""
 
     def test_with_fail_it_is_refused_and_neither_held_nor_touched(self, cfn: CloudFormation) -> None:
-        """The Reason says what would do instead."""
+        """The Reason names the choices that would do instead."""
         cfn.by_hand(FREE)
         assert failed(cfn.create("A", FREE), "Adopt", "leave it there on Delete", "Take", "own it")
         assert cfn.attached == {FREE}
@@ -382,7 +382,7 @@ class TestNoLedger:
         return cfn
 
     def test_a_resource_holds_the_association_that_its_id_names(self, cfn: CloudFormation) -> None:
-        """So it is created, verified, repaired, moved and deleted."""
+        """So the function creates, verifies, repairs, moves and deletes it."""
         assert outcome(cfn.create("A", FREE)) == "ATTACHED"
         assert outcome(cfn.update("A", FREE, FREE)) == "VERIFIED"
         cfn.by_hand(FREE, attached=False)

@@ -1,4 +1,4 @@
-"""cfn-lint, run from anywhere, finds with the rule what the function would refuse in a template."""
+"""cfn-lint, run from anywhere, finds with the rule the faults that the function would refuse."""
 
 import importlib.util
 import json
@@ -48,7 +48,7 @@ def lint(*templates: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def found() -> list[dict[str, Any]]:
-    """Find what the rules report on the bad template."""
+    """The rules' findings on the bad template."""
     return [match for match in lint(BAD) if match["Rule"]["Id"] in OURS]
 
 

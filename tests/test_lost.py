@@ -119,7 +119,7 @@ class TestLost:
         assert not cfn.entries
 
     def test_an_update_that_goes_back_a_month_later_is_no_rollback(self, cfn: CloudFormation) -> None:
-        """Under UpdateReplacePolicy Retain no Delete has come for what it goes back to."""
+        """Under UpdateReplacePolicy Retain no Delete has come for the association that it goes back to."""
         cfn.create("A", FREE, digest="P1")
         cfn.update("A", FREE, GOLD, digest="P2")
         del cfn.api.plans["free"]

@@ -131,7 +131,7 @@ class TestAnswers:
         self, world: World, counted: Counted, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def answer(resource: CustomResource, event: Any, context: Any) -> None:
-            world.before_create = resource._timeout  # The guard strikes while API Gateway is asked.
+            world.before_create = resource._timeout  # The guard strikes during the call to API Gateway.
             real(resource, event, context)
 
         real = CustomResource.answer

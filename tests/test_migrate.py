@@ -39,7 +39,7 @@ class Migration:
         self.template.write_bytes(text.encode())
 
     def deploy(self, text: str | None = None) -> None:
-        """Have this, or the template as it is, shown as deployed."""
+        """Show this, or the present template, as deployed."""
         self.deployed.write_text(
             json.dumps({"TemplateBody": text or self.text, "StagesAvailable": ["Original"]})
         )
@@ -187,7 +187,7 @@ class TestLines:
     def test_json_comes_to_the_same(
         self, migration: Callable[..., Migration], form: dict[str, Any], tmp_path: Path
     ) -> None:
-        """In each of its layouts, which stays; and to what the same change of the data comes to."""
+        """Each layout stays, and the result equals the same change of the data."""
         (tmp_path / "json").mkdir()
         ours, theirs = (
             migration(),
@@ -263,7 +263,7 @@ class TestLines:
 
 
 def without_tags(value: Any) -> Any:
-    """A template's data, whether GetAtt is written with a dot or as a list."""
+    """A template's data, alike for GetAtt with a dot and GetAtt as a list."""
     if isinstance(value, list):
         return [without_tags(item) for item in value]
     if isinstance(value, dict):
@@ -430,10 +430,10 @@ def retained() -> dict[str, Any]:
 
 
 class TestRefusals:
-    """One sentence says what is wrong and what to run, and the file stays as it is."""
+    """One sentence names the fault and the command to run, and the file stays as it is."""
 
     def refused(self, it: Migration, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-        """Run it; what it says."""
+        """Run it; return its message."""
         before, _ = it.text, capsys.readouterr()
         assert it.run(*arguments) == 1
         told = capsys.readouterr()
@@ -589,7 +589,7 @@ class TestRefusals:
 
 
 class TestWarnings:
-    """The command warns of what it cannot see, and of CloudFormation's limits."""
+    """The command warns of text that it cannot follow, and of CloudFormation's limits."""
 
     @pytest.mark.parametrize(
         ("more", "warning"),

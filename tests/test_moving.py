@@ -145,7 +145,7 @@ class TestTheWayBack:
     def test_where_nobody_knows_whether_the_old_one_is_back_its_delete_detaches_it(
         self, cfn: CloudFormation
     ) -> None:
-        """A lost reply may have attached it, so the ledger no longer says that it was moved away."""
+        """A lost reply may have attached it, so the ledger drops the mark of the move."""
         cfn.create("A", FREE)
         cfn.at(CREATE, usual, fails(DENIED), served_then(LOST), fails(DENIED))
         assert failed(cfn.update("A", FREE, PRO), "could not attach the detached key again")

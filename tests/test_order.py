@@ -81,7 +81,7 @@ class TestSuperseded:
     def test_a_request_not_fenced_at_its_arrival_is_fenced_when_its_turn_comes(
         self, cfn: CloudFormation, *, is_over: bool
     ) -> None:
-        """Too late, the function fences only a Create, which begins a life and whose Delete may follow."""
+        """Too late, the function fences only a Create: it begins a life, and its Delete may follow."""
         for request in (cfn.a_create("A", FREE), cfn.an_update("B", FREE, FREE)):
             deadline = Deadline(900, cfn.clock, is_over=is_over)
             served(Service(request, cfn, ApiGateway(cfn), deadline, fenced=False))  # type: ignore[arg-type]  # a fake
@@ -229,7 +229,7 @@ class TestSameAnswer:
 
 
 class TestOver:
-    """A request whose time is over touches nothing: CloudFormation may have been told that it failed."""
+    """A request whose time is over touches nothing: CloudFormation may count it as failed."""
 
     @pytest.mark.parametrize("kind", ["create", "update", "delete"])
     def test_it_is_answered_failed_and_nothing_else(self, cfn: CloudFormation, kind: str) -> None:

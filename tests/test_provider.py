@@ -143,7 +143,7 @@ class TestArriving:
 
 
 class TestFencedFirst:
-    """A retained logical id that is declared again and fails must not detach a live customer."""
+    """A template that declares a retained logical id again and fails must not detach a live customer."""
 
     def retained(self, world: World) -> None:
         world.arrives("alice")
@@ -202,7 +202,7 @@ class TestFencedFirst:
 
 
 class TestTime:
-    """CloudFormation's time counts from when the request was issued, beyond the first minute."""
+    """CloudFormation's time counts from the issue time, beyond the first minute."""
 
     def event(self, world: World, *, age: float, timeout: int) -> dict[str, Any]:
         properties = {"KeyId": "alice", "UsagePlanId": "free", "ServiceTimeout": str(timeout)}
@@ -317,7 +317,7 @@ class TestTime:
 
 
 class TestLettingGo:
-    """An operator has a resource let go whose stack is gone without a Delete for it."""
+    """An operator lets go of a resource whose stack is gone without a Delete for it."""
 
     ASKED: ClassVar = {"StackId": STACK.format("one"), "LogicalResourceId": "Alice"}
 
@@ -562,7 +562,7 @@ class TestTold:
     def test_a_refusal_that_comes_when_the_guard_strikes_at_once_keeps_its_reason(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The ledger is tried for longer than the guard waits."""
+        """The function tries the ledger for longer than the guard waits."""
 
         def throttled(*_: Any) -> None:
             world.clock.sleep(world.seconds - 6)

@@ -68,7 +68,7 @@ class TestMessages:
 
 
 class TestCalls:
-    """The queue gets the right calls; errors say what failed."""
+    """The queue gets the right calls; errors name the call that failed."""
 
     def queue(self, world: World) -> Queue:
         return Queue(world.sqs, "https://queue", "https://undelivered")  # type: ignore[arg-type]  # a fake

@@ -240,7 +240,7 @@ class TestEvents:
         ids=lambda each: each if isinstance(each, str) else "",
     )
     def test_foreign_events(self, foreign: Any, what: str) -> None:
-        """One sentence says what it is and what the function takes, and shows none of it."""
+        """One sentence names the event and the kinds that the function takes, and shows none of the event."""
         with pytest.raises(EventError) as raised:
             parse(foreign)
         why, _, takes = str(raised.value).partition(", and ")
@@ -258,7 +258,7 @@ class TestEvents:
 
 
 class TestFaults:
-    """Every fault of a request is named in one answer."""
+    """One answer names every fault of a request."""
 
     def test_all_at_once(self) -> None:
         """It names each fault, not only the first."""
@@ -350,7 +350,7 @@ class TestFaults:
         ids=str,
     )
     def test_the_fault_of_an_id_is_named_and_none_of_the_id_is_shown(self, value: Any, wrong: str) -> None:
-        """The Reason's reader can mend it; a text that is no id may be a key's value, so it is hidden."""
+        """Its reader can mend it; a text that is no id may be a key's value, so no Reason shows it."""
         text = faults({**GOOD, "KeyId": value})
         assert text.startswith(f"KeyId is malformed: {wrong}")
         assert str(value).strip() not in text
@@ -411,7 +411,7 @@ class TestFaults:
         ids=ascii,
     )
     def test_odd_names_are_quoted_and_long_ones_shortened(self, name: Any, shown: str) -> None:
-        """A Reason is one line that can be encoded."""
+        """A Reason is one line that UTF-8 can encode."""
         assert faults({**GOOD, name: "x"}).startswith(f"unknown property {shown} (known are ")
 
     def test_names_of_all_types_at_once(self) -> None:
@@ -504,7 +504,7 @@ class TestDigest:
 
 
 class TestIssued:
-    """A request was issued when its ResponseURL was signed."""
+    """CloudFormation issued a request when it signed the ResponseURL."""
 
     @staticmethod
     def issued(query: str, kind: str = "Update") -> int | None:
@@ -525,7 +525,7 @@ class TestIssued:
         ],
     )
     def test_read(self, query: str, seconds: int, kind: str) -> None:
-        """`X-Amz-Date` says it; `Expires` is two hours later. What kind of request it is does not matter."""
+        """`X-Amz-Date` says it; `Expires` is two hours later. The kind of request does not matter."""
         assert self.issued(query, kind) == seconds
 
     @pytest.mark.parametrize(
@@ -551,7 +551,7 @@ class TestIssued:
         ],
     )
     def test_none(self, query: str) -> None:
-        """Without an issue time there is no fence; what no calendar has is none."""
+        """Without an issue time there is no fence; a time that no calendar has is none."""
         assert self.issued(query) is None
 
 
@@ -647,7 +647,7 @@ class TestAnyEvent:
     def test_is_a_request_where_an_answer_is_possible(
         self, kind: str, needed: dict[str, str], rest: dict[str, Any], properties: Any
     ) -> None:
-        """It carries what the answer needs, and its faults are one line that can be encoded."""
+        """It carries what the answer needs, and its faults are one line that UTF-8 can encode."""
         request = parse({"RequestType": kind, "ResourceProperties": properties, **rest, **needed})
         assert request.id == needed["RequestId"]
         assert request.holder == (needed["StackId"], needed["LogicalResourceId"])
@@ -672,7 +672,7 @@ class TestAnyEvent:
     @given(odd | st.dictionaries(odd_text, odd) | broken)
     @settings(max_examples=300, deadline=None)
     def test_else_it_is_an_event_error_of_one_line(self, foreign: Any) -> None:
-        """Short, without line breaks, and nothing of the event in it but the names of fields."""
+        """It is short, has no line breaks, and shows nothing of the event but the names of fields."""
         with pytest.raises(EventError) as raised:
             parse(foreign)
         assert re.fullmatch(
@@ -689,7 +689,7 @@ class TestAssociation:
 
     @given(ids, ids)
     def test_its_id_names_it(self, key: str, plan: str) -> None:
-        """An id is written and read back."""
+        """`parse` reads an id back as `id` wrote it."""
         association = Association(key, plan)
         assert association.id == f"{key}:{plan}"
         assert Association.parse(association.id) == association
@@ -717,7 +717,7 @@ class TestAssociation:
 
     @given(st.text())
     def test_nothing_else_is_read(self, text: str) -> None:
-        """An id is written as it was read."""
+        """A text that `parse` reads is the text that `id` writes."""
         association = Association.parse(text)
         assert association is None or association.id == text
 
@@ -727,7 +727,7 @@ class TestAssociation:
         assert well_formed("a" * length) is (0 < length < 20)
 
     def test_a_holder_is_named_for_people(self) -> None:
-        """By its logical id and the stack's name, or by what stands in its place."""
+        """By its logical id and the stack's name, or by the text in its place."""
         assert str(Holder(STACK, "Alice")) == "Alice of stack customers"
         assert str(Holder("customers", "Alice")) == "Alice of stack customers"
 

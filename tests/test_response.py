@@ -647,7 +647,7 @@ class TestValueHost:
     @pytest.mark.parametrize(
         ("host", "region", "suffix"),
         [
-            # As they were seen in events; see FACTS.
+            # The hosts of real events.
             (
                 "cloudformation-custom-resource-response-useast1.s3.amazonaws.com",
                 "us-east-1",

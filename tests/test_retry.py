@@ -143,7 +143,7 @@ class TestDeadline:
         ids=["API Gateway", "the ledger", "the delivery"],
     )
     def test_to_the_second(self, kind: Callable[..., Deadline], needed: float) -> None:
-        """With just enough time a call begins, with less it does not, and the Reason says what to do."""
+        """With just enough time a call begins, with less it does not, and the Reason names the remedy."""
         nobody = () if kind is not Deadline.watched else (lambda: None,)
         enough, less = (kind(Deadline(left, Clock(0.0)), *nobody) for left in (needed, needed - 0.1))
         assert retry(failing(0), "x", enough, again()) == "served"
@@ -163,7 +163,7 @@ class TestDeadline:
 
     @pytest.mark.parametrize("seed", range(12))
     def test_with_25_seconds_left_a_throttled_call_has_another_attempt(self, seed: int) -> None:
-        """Its pause ends where another attempt can still be made."""
+        """Its pause ends while the call still has time for another attempt."""
         deadline = Deadline(25, Clock(0.0), Random(seed))
         assert retry(failing(1), "x", deadline, again(after=2, busy=True)) == "served"
 
@@ -258,7 +258,7 @@ class TestPersist:
         assert not clock.slept
 
     def test_until_no_time_is_left(self) -> None:
-        """The Reason has what was done, the number of attempts, the time, the last error and what to do."""
+        """The Reason has the action, the number of attempts, the time, the last error and the remedy."""
         clock = Clock(1000.0)
         with pytest.raises(OutOfTimeError) as raised:
             retry(

@@ -76,7 +76,7 @@ def ledger(
     of: Association = FREE,
     hold: Hold | None = None,
 ) -> Snapshot:
-    """Both pages: what `entry` says that this resource holds stands in its record too."""
+    """Both pages: the holds of this resource in `entry` stand in its record too."""
     record = record or ResourceRecord()
     if THIS in entry.holders:
         record = record._replace(holds={of: hold or Hold("earlier")} | dict(record.holds))
@@ -176,7 +176,6 @@ class TestWanting:
     def test_the_holders_and_the_plan_decide_the_outcome(
         self, request_: CreateOrUpdate, entry: AssociationRecord, present: bool, expected: Outcome
     ) -> None:
-        """Its holders, and whether it was in the plan, decide the outcome."""
         assert rules.outcome(request_, rules.standing(entry, THIS), entry, present=present) is expected
 
     @pytest.mark.parametrize("on_existing", OnExisting)
@@ -211,7 +210,7 @@ class TestBefore:
     """Some keys were in the plan before us."""
 
     def test_fail_refuses_it(self) -> None:
-        """`Fail` refuses a key that is in the plan already, and says what `Adopt` and `Take` would do."""
+        """`Fail` refuses a key that is in the plan already, and names the effects of `Adopt` and `Take`."""
         with pytest.raises(
             FailedError, match=r"Adopt would .* leave it there on Delete; Take would .* own it"
         ):
@@ -312,7 +311,7 @@ class TestTakingBack:
     """API Gateway refused for good, so the request attached nothing."""
 
     def test_a_refused_request_lets_go_of_its_hold(self) -> None:
-        """The request takes its own hold back; a page without holders goes."""
+        """A page without holders goes."""
         state = rules.take_hold(ledger(by()), create())
         assert rules.take_back(state, create()) == Snapshot(ResourceRecord(), {FREE: by()})
 
@@ -365,7 +364,7 @@ class TestMoving:
     def test_a_resource_may_move_only_its_own_association(
         self, request_: CreateOrUpdate, entry: AssociationRecord, hold: Hold | None, may: bool
     ) -> None:
-        """For a move a resource detaches only its own association, of this life, without other holders."""
+        """It detaches for a move only an association of this life, without other holders."""
         assert rules.may_move(ledger(entry, hold=hold), request_, FREE) is may
 
     @pytest.mark.parametrize(("request_", "entry", "hold", "may"), MAY)
@@ -434,7 +433,7 @@ class TestLettingGo:
         assert (FREE in state.record.holds) is (THIS in left.holders)
 
     def test_no_delete_releases_the_association_that_the_newest_request_wants(self) -> None:
-        """A newer request may want it again by the time that its Delete is served."""
+        """A newer request may want it again by the time that the function serves its Delete."""
         state = ledger(by(THIS), ResourceRecord(wants=FREE))
         assert rules.release(state, THIS, FREE, take=False, until=NOW) == state
 
@@ -443,7 +442,6 @@ class TestLettingGo:
         assert rules.detached(ledger(by(THIS, detaching=NOW)), THIS, FREE) == ledger(by())
 
     def test_the_mark_of_detaching_goes_with_its_holder(self) -> None:
-        """A mark goes with the holder that set it."""
         assert ledger(by(THIS, SIBLING, detaching=NOW)).let_go(THIS, FREE).entry(FREE) == by(SIBLING)
 
     @pytest.mark.parametrize(
@@ -512,7 +510,7 @@ class TestLeftovers:
         assert rules.leftovers(self.RECORD, request_) == []
 
     def test_the_wanted_association_is_no_leftover(self) -> None:
-        """A wanted association is no leftover, though no id has named it."""
+        """This holds though no id has named it."""
         assert rules.leftovers(ResourceRecord({FREE: Hold("c")}), update(FREE, FREE)) == []
 
 
@@ -533,7 +531,7 @@ class TestFence:
     def test_a_request_supersedes_the_one_on_the_page_unless_it_is_older(
         self, first: Create | Update, second: Request, superseded: bool
     ) -> None:
-        """A request supersedes the one on the page unless it is older; without issue times nothing fences."""
+        """Without issue times nothing fences."""
         record = arrived(first, second)
         if not superseded:
             rules.check_superseded(record, first)
@@ -607,7 +605,7 @@ class TestFence:
 
 
 class TestAnswers:
-    """The same request, the same answer."""
+    """The same request gets the same answer."""
 
     @staticmethod
     def answer(at: int = NOW, *, success: bool = True) -> Response:
@@ -712,7 +710,7 @@ def test_holders_are_named_three_at_most(names: str, text: str) -> None:
     ],
 )
 def test_serving_begins_with_one_read_of_the_ledger(request_: Request, looked_at: list[Association]) -> None:
-    """One read of the ledger covers the wanted and the named association."""
+    """The read covers the wanted and the named association."""
     assert rules.looked_at(request_) == looked_at
 
 
@@ -723,7 +721,7 @@ def test_a_page_that_was_not_read_is_an_error() -> None:
 
 
 class TestLeftAlone:
-    """The Reason says who holds what blocks the key, and what to do."""
+    """The Reason names the holders of the association that blocks the key, and the remedy."""
 
     SAID = "That association is held by {}, so the function left it alone. {}"
     TWICE = (

@@ -72,7 +72,7 @@ def without_associations(template: Template) -> Template:
 
 
 def native(template: Template) -> Template:
-    """The example with the native type's associations, which are retained when they go."""
+    """The example with the native type's associations, with the policy Retain."""
     for resource in template["Resources"].values():
         if resource["Type"] == "Custom::UsagePlanKey":
             kept = {name: resource["Properties"][name] for name in ("KeyId", "UsagePlanId")}
@@ -301,7 +301,7 @@ class TestRequests:
 
 
 class TestRole:
-    """MiniStack holds the function to its role's policy: all that is above shows that it is enough."""
+    """MiniStack holds the function to its role's policy: the tests above show that it is enough."""
 
     def test_the_function_can_be_narrowed_to_one_plan(self, plans_and_keys: Customers) -> None:
         aws = plans_and_keys.aws
@@ -316,7 +316,7 @@ class TestRole:
 
 
 class TestWatch:
-    """The second function, with its own role's policy: a key is removed from its plan by hand."""
+    """The second function, with its own role's policy: somebody removes a key from its plan by hand."""
 
     def test_it_is_reported_and_attached_again_by_the_serving_function(
         self, plans_and_keys: Customers
@@ -360,7 +360,7 @@ class TestWatch:
 
 
 def two_hours_pass(aws: Aws, table: str) -> None:
-    """For the ledger: all that is written in it was so two hours ago."""
+    """Make every time in the ledger two hours older."""
     client, read, write = aws.client("dynamodb"), TypeDeserializer().deserialize, TypeSerializer().serialize
     for item in client.scan(TableName=table)["Items"]:
         page = {name: read(value) for name, value in item.items()}
@@ -376,7 +376,7 @@ def provider(aws: Aws) -> Template:
 
 
 def retained(key: str, plan: str) -> Template:
-    """A stack whose only resource stays when it is deleted."""
+    """A stack that leaves its only resource behind."""
     properties = {
         "ServiceToken": {"Fn::ImportValue": f"{PROVIDER}-FunctionArn"},
         "KeyId": key,

@@ -16,7 +16,7 @@ from emulators.rules import Bucket, OneAtATime
 
 
 class Clock:
-    """Stands still unless it is moved."""
+    """Stands still unless a test moves it."""
 
     now = 1000.0
 
@@ -247,7 +247,7 @@ class TestFake:
         create(api, "free", "alice")
         for call in (lambda: create(api, "free", "bob"), lambda: delete(api, "free", "alice")):
             assert refusal(call) == expected(rules.BUSY)
-        get(api, "free", "alice")  # looking needs no turn
+        get(api, "free", "alice")  # a get never waits
         clock.now += 0.5
         create(api, "free", "bob")
 

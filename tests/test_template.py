@@ -167,7 +167,7 @@ def test_the_functions_arn_is_exported_and_stays() -> None:
 
 
 def test_the_names_of_a_stack_that_is_deployed_already_stay() -> None:
-    """A changed ServiceToken is not supported, and a new ledger would be an empty one."""
+    """CloudFormation supports no change of a ServiceToken, and a new ledger would be an empty one."""
     assert [resolved(name) for name in NAMES] == [
         *("stack", "/aws/lambda/stack", "stack-ledger", "stack-region"),
         *("stack-watch", "/aws/lambda/stack-watch"),
@@ -175,7 +175,7 @@ def test_the_names_of_a_stack_that_is_deployed_already_stay() -> None:
 
 
 def test_a_stack_whose_name_is_too_long_gets_the_same_names_from_its_parameter() -> None:
-    """A StackSet's stack has a new name when it is made again, and is to find its ledger in the way."""
+    """A StackSet names its stack anew when it makes it again, and must not begin with an empty ledger."""
     given = [resolved(name, FunctionName="own") for name in NAMES]
     assert given == [
         "own",
@@ -296,7 +296,7 @@ def test_an_hour_of_turns_is_far_below_the_queues_max_receive_count() -> None:
 
 
 def test_a_message_that_always_fails_reaches_the_dead_letter_queue_before_it_expires() -> None:
-    """And where Lambda comes back to each request four times as seldom as it may."""
+    """This holds even if Lambda comes back to each request four times as seldom as it may."""
     policy = REQUESTS["RedrivePolicy"]
     assert policy["deadLetterTargetArn"] == {"Fn::GetAtt": ["Undelivered", "Arn"]}
     assert 4 * policy["maxReceiveCount"] * REQUESTS["VisibilityTimeout"] < REQUESTS["MessageRetentionPeriod"]
@@ -340,14 +340,14 @@ def test_the_age_raises_its_alarm_while_it_counts_for_sure() -> None:
 
 
 def test_an_error_that_counts_for_the_period_before_raises_its_alarm() -> None:
-    """It counts for when the function was invoked, and is known at the end of its time."""
+    """CloudWatch counts it at the invocation's beginning, and learns of it at the function's end."""
     errors = ALARMS["ErrorsAlarm"]
     assert (errors["DatapointsToAlarm"], errors["Threshold"]) == (1, 0)
     assert (errors["EvaluationPeriods"] - 1) * errors["Period"] >= TIMEOUT
 
 
 def test_every_alarm_goes_to_the_topic_and_silence_is_no_alarm() -> None:
-    """But the silence between two runs of the watch, which is no sign of anything."""
+    """The silence between two runs of the watch leaves its alarm as it is."""
     assert {
         "RequestsAlarm",
         "ErrorsAlarm",
@@ -441,7 +441,7 @@ def test_every_variable_that_the_code_reads_is_set() -> None:
 
 
 def test_sam_needs_no_flags() -> None:
-    """And under sam local no table is named, or the function would look for one."""
+    """Under sam local no variable names a table, or the function would look for one."""
     config = tomllib.loads((ROOT / "samconfig.toml").read_text())["default"]
     deploy, invoke = config["deploy"]["parameters"], config["local_invoke"]["parameters"]
     assert config["global"]["parameters"]["stack_name"] == "usage-plan-key"
@@ -496,7 +496,7 @@ def test_the_artifact_has_the_pinned_packages_and_the_services_that_are_called(a
 
 
 def test_botocore_describes_the_called_operations_and_no_more(artifact: Path) -> None:
-    """A call that is not in prune.py would be one that the client does not have."""
+    """The client would lack a call that is not in prune.py."""
     calls = {
         service: {operation.name for _, operation in called(file, service)}
         for service, file in SERVICES.items()
@@ -540,12 +540,12 @@ print(*(boto3.client(name, {region!r}, **keys).meta.endpoint_url for name in {[*
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code], env={}, check=True, capture_output=True, text=True
     )
-    whole = [boto3.client(name, region).meta.endpoint_url for name in SERVICES]  # type: ignore[call-overload]  # which, is not known
+    whole = [boto3.client(name, region).meta.endpoint_url for name in SERVICES]  # type: ignore[call-overload]  # any of them
     assert done.stdout.split() == whole
 
 
 def test_init_is_light(artifact: Path) -> None:
-    """Figures are `make cold`'s; this holds what they come from, in counts that no machine changes."""
+    """`make cold` has the figures; this test holds their causes, in counts that no machine changes."""
     code = f"""
 import sys
 sys.path.append({str(artifact)!r})
@@ -619,7 +619,7 @@ def transformed() -> Any:
 
 
 def emitted() -> set[str]:
-    """The names of all metrics that metrics.py can write: each function of it is called, in each way."""
+    """Name all metrics that metrics.py can write: call each of its functions, in each way."""
     calls: list[Callable[[], None]] = [metrics.no_request, metrics.answer_refused, metrics.answer_undelivered]
     calls += [partial(metrics.turn_over, 1), partial(metrics.drift, 1)]
     bodies = [{"Status": "SUCCESS", "Data": {"Outcome": outcome}} for outcome in Outcome]
@@ -641,7 +641,7 @@ def emitted() -> set[str]:
 
 
 def dashboard() -> Any:
-    """The dashboard's body, in which a resource or its attribute stays as it is named."""
+    """The dashboard's body, in which a resource or its attribute stays a name."""
     body = RESOURCES["OperationsDashboard"]["Properties"]["DashboardBody"]["Fn::Sub"]
     return json.loads(re.sub(r"\$\{(.+?)\}", lambda hit: {"AWS::Region": "region"}.get(hit[1], hit[1]), body))
 
@@ -726,7 +726,7 @@ def queue_calls() -> Iterator[tuple[str, str]]:
 
 def called(file: str, service: str) -> Iterator[tuple[str, Any]]:
     """The methods of a module's client, called or handed on, with botocore's model of each."""
-    client = boto3.client(service, region_name="us-east-1")  # type: ignore[call-overload]  # which, is not known here
+    client = boto3.client(service, region_name="us-east-1")  # type: ignore[call-overload]  # any of them
     tree = ast.parse((ROOT / "handler" / "usage_plan_key" / file).read_text())
     for node in ast.walk(tree):
         if (

@@ -139,7 +139,7 @@ class World(CloudFormation):
         deadline: Deadline,
         seen: Snapshot | None = None,
     ) -> Snapshot:
-        """A write is made only where nothing has changed since the reading, as in the table."""
+        """Write only where nothing has changed since the reading, as the table does."""
         deadline.allow("Could not ask the ledger")
         associations = list(associations)
         while True:
@@ -178,7 +178,7 @@ class World(CloudFormation):
     # Send requests.
 
     def watch(self, event: object = None, *, repairs: bool = False) -> dict[str, Any]:
-        """One run, an hour and more after all that was before."""
+        """Run the watch, an hour and more after all that came before."""
         self.clock.now += RECENT + 60
         return self.watch_now(event, repairs=repairs)
 
@@ -402,7 +402,7 @@ class TestNoDrift:
         assert not world.sent
 
     def test_being_attached(self, world: World) -> None:
-        """A death has left it so; its request was never answered."""
+        """A death has left it so; the function never answered its request."""
         world.at(CREATE, fails(Death()))
         with pytest.raises(Death):
             world.create("A", FREE)
@@ -464,7 +464,7 @@ class TestNoDrift:
         assert (summary["missing"], summary["unheld"], world.attached) == (0, 0, set())
 
     def test_attached_while_the_plans_are_looked_into(self, world: World) -> None:
-        """It is nobody's stranger."""
+        """The watch does not report it as foreign."""
         world.create("A", FREE)
         world.clock.now += RECENT + 60
         world.clock.meanwhile = [lambda: world.create("B", "bob:free")]
@@ -653,7 +653,7 @@ class TestAsked:
 
 
 class TestSlowly:
-    """At most one call a second of the account's ten, and all that fits into an account within a run."""
+    """The watch makes one of the account's ten calls a second, and covers a full account in one run."""
 
     @pytest.fixture(autouse=True)
     def _timed(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -705,7 +705,7 @@ class TestSlowly:
     def test_out_of_time_it_reports_its_findings_so_far_and_fails(
         self, world: World, capsys: pytest.CaptureFixture[str], log: pytest.LogCaptureFixture
     ) -> None:
-        """That nothing is missing it does not say then: the alarm stays as it is."""
+        """It does not say then that nothing is missing, so the alarm stays as it is."""
         many(world, keys=300, plans=300)
         world.left = 200
         with pytest.raises(IncompleteError, match=r'"plans": 12'):
@@ -823,7 +823,7 @@ class TestSecrets:
     def test_none_is_shown_where_botocore_cannot_parse_it(self, everything: StringIO, kind: str) -> None:
         """Let botocore read a proxy's reply and a cut one; app.py silences botocore's log in this way."""
         client = boto3.client("apigateway", "eu-central-1", aws_access_key_id="x", aws_secret_access_key="y")
-        client.meta.events.register("before-send", lambda **_: _cut(kind))  # type: ignore[arg-type]  # a reply may be given
+        client.meta.events.register("before-send", lambda **_: _cut(kind))  # type: ignore[arg-type]  # a handler may give a reply
         shown = ""
         with hushed():
             try:
@@ -1034,7 +1034,7 @@ def pending(world: World, request: Callable[[], Any]) -> None:
 
 
 class TestServingARepair:
-    """The steps of a REPAIRED, while nothing speaks against it."""
+    """A repair takes its steps while nothing speaks against it."""
 
     def test_attached_again_and_ours(self, world: World) -> None:
         world.missing_key()
