@@ -2,7 +2,7 @@
 
     world.py      virtual time: functions are threads, one runs at a time
     model.py      the services around the function: API Gateway, DynamoDB, SQS and Lambda, CloudFormation
-    policies.py   what others do when API Gateway is busy
+    policies.py   the policies of others when API Gateway is busy
     waves.py      creates, deletes and moves, all at once
     storms.py     rollbacks, and functions that die
     __main__.py   the table and the plot

@@ -36,9 +36,9 @@ WHEELS: Final = ROOT / ".venv" / "wheels"
 #: https://docs.aws.amazon.com/lambda/latest/dg/configuration-memory.html
 SIZES: Final = (128, 256, 512, 1024)
 WHOLE: Final = 1769
-#: Seconds that API Gateway takes for a call where sizes are compared: a small function waits for it too.
+#: Seconds that API Gateway takes for a call in the comparison of sizes: a small function waits for it too.
 CALL: Final = 0.3
-#: In what order a warm function is asked.
+#: The order of a warm function's requests.
 CYCLE: Final = ("Update", "Delete", "Create")
 PLAN: Final = "f7r3e3"
 KEY: Final = "a1b2c3d4e5"
@@ -73,7 +73,7 @@ class World:
     """The servers that the functions talk to."""
 
     def __init__(self, stack: ExitStack, authorities: Path) -> None:
-        """Start it all; `authorities` is what AWS's clients trust."""
+        """Start it all; AWS's clients trust `authorities`."""
         self.gateway = ApiGateway()
         self.gateway.plans, self.gateway.keys = (
             {PLAN: Plan("Free", (("api", "prod"),))},
@@ -141,7 +141,7 @@ class Bench:
     def limited(self, contestant: Contestant, size: int, warm: int) -> tuple[float, float]:
         """Measure the first Create after init and warm requests, in ms, with a size's CPU share."""
         with self._started(contestant) as running:
-            running.invoke({})  # An error, but from now on it is started. Init has a whole processor.
+            running.invoke({})  # It raises, and has started now. Init has a whole processor.
             with _share(running.pid, size / WHOLE):
                 first = self._ask(running, contestant, "Create")
                 later = [
@@ -193,8 +193,8 @@ def _share(pid: int, share: float) -> Iterator[None]:
     """Limit a process to a share of a processor, in periods of 20 ms.
 
     Raises:
-        PermissionError: No control group can be made: that takes root, and a cgroup file system that may be
-            written to.
+        PermissionError: This process cannot make a control group: that takes root, and a writable cgroup file
+            system.
     """
     period = 20_000
     quota = int(period * share)

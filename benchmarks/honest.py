@@ -30,7 +30,7 @@ from emulators.sink import Sink
 from .model import SERIAL_CALL, Account
 from .waves import SPREAD, furnish, name, wave
 
-#: How many virtual runs the real one is compared with.
+#: The number of virtual runs to compare the real one with.
 RUNS: Final = 20
 CREATE: Final = {
     "RequestType": "Create",

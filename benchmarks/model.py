@@ -348,7 +348,7 @@ class Sent:
 
     @property
     def success(self) -> bool:
-        """Whether it was answered SUCCESS."""
+        """Whether its answer is SUCCESS."""
         return bool(self.answer and self.answer["Status"] == "SUCCESS")
 
 
@@ -372,8 +372,8 @@ class Account:
 
         Args:
             seed: Of all that is random.
-            queue: Whether requests pass through it; else they are served where they arrive.
-            ledger: Whether there is a table; else events are taken at their word.
+            queue: Whether requests pass through it; else the function serves each at once.
+            ledger: Whether there is a table; else the function takes events at their word.
             timeout: The function's.
             batch: The event source's BatchSize.
             workers: Its MaximumConcurrency.
@@ -543,7 +543,7 @@ class _Put:
 
 @contextmanager
 def _simulated(world: World) -> Iterator[None]:
-    """Replace what nobody hands in: the code's dice, and crhelper's timer, which runs in real time."""
+    """Replace the parts not handed in: the code's dice, and crhelper's timer, which runs in real time."""
     logging.disable(logging.CRITICAL)
     try:
         with (

@@ -16,11 +16,11 @@ INVENTED = "stack-resource-1ABCDEFGH"
 
 @dataclass(frozen=True)
 class Storm:
-    """What became of a storm.
+    """The result of a storm.
 
     Attributes:
-        left: Associations that are attached and should not be.
-        gone: Associations that should be attached and are not.
+        left: Attached associations that should not be there.
+        gone: Associations that should be there and are not.
         held: Associations that the ledger still holds for a deleted resource.
         seconds: From the first failure to the last answer.
         calls: To API Gateway.
@@ -53,8 +53,7 @@ class Stack:
         Args:
             account: Where.
             name: The stack's.
-            late: The share of requests that Lambda hands in seconds late, perhaps after those that were sent
-                later.
+            late: The share of requests that Lambda hands in seconds late, perhaps after later ones.
             twice: The share that it hands in twice.
         """
         self.account = account
@@ -131,8 +130,7 @@ def rollback(
         before: The share of keys that are in the plan already: through another stack, or through none.
         late: See `Stack`.
         twice: See `Stack`.
-        wrong: Which key, of those that are sent one after the other; else any, and they are sent in any
-            order.
+        wrong: The number of the wrong key, and CloudFormation sends them in turn; else any, in any order.
     """
     world, gateway, dice = account.world, account.gateway, account.world.dice
     furnish(gateway, keys)
@@ -214,7 +212,7 @@ class Moving:
 
 
 def handed_in(account: Account, late: float, twice: float) -> list[float]:
-    """When a request is handed in, in seconds from now; see `Stack`."""
+    """Say when Lambda hands a request in, in seconds from now; see `Stack`."""
     dice = account.world.dice
     delays = [dice.uniform(2, 8) if dice.random() < late else dice.uniform(0, 0.2)]
     return delays + ([dice.uniform(0, 10)] if dice.random() < twice else [])
@@ -290,7 +288,7 @@ def deaths(keys: int, account: Account, *, share: float, steps: int = 60) -> Sto
 
 @dataclass(frozen=True)
 class Crashing:
-    """What became of stacks beside requests that kill the function.
+    """The result of stacks beside requests that kill the function.
 
     Attributes:
         good: How many of the others' keys came out right.
@@ -311,8 +309,8 @@ def crashing(
     """Create stacks, and beside them requests each of which kills the function.
 
     Args:
-        good: The others' keys,
-        stacks: in so many stacks.
+        good: How many keys the others have.
+        stacks: In so many stacks.
         bad: How many requests kill.
         account: Where.
         hang: They hang until Lambda ends the function; else they crash it.

@@ -17,10 +17,10 @@ SPREAD = 2.0
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a wave.
+    """The result of a wave.
 
     Attributes:
-        name: What was asked.
+        name: Its title.
         keys: How many associations.
         succeeded: How many of them came out right.
         seconds: From the first request to the last answer.

@@ -158,7 +158,7 @@ class World:
         self._perhaps_die(thread)
 
     def wake(self, thread: _Thread) -> None:
-        """Wake a thread, if it is parked."""
+        """Wake a thread that has parked."""
         if thread.parked:
             thread.parked = False
             heappush(self._agenda, (self._time, next(self._number), thread))
@@ -167,7 +167,7 @@ class World:
         """Let time pass until nothing remains to do, then end the threads that still wait.
 
         Raises:
-            BaseException: What a thread raised.
+            BaseException: A thread raised it.
         """
         self._pass()
         for thread in self._alive:

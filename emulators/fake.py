@@ -68,7 +68,7 @@ class ApiGateway:
         return key in self.keys
 
     def plans_of(self, key: str) -> Collection[str]:
-        """See `rules.World`; in the order in which the plans were made."""
+        """See `rules.World`; the oldest plan comes first."""
         return [plan for plan in self.plans if (key, plan) in self.attached] if key in self.keys else []
 
     # The methods of boto3's client.

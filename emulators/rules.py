@@ -109,7 +109,7 @@ class OneAtATime:
         self._shut_until = -inf
 
     def enter(self) -> Refusal | None:
-        """Go in, or be refused."""
+        """Let a call in, or refuse it."""
         with self._lock:
             now = self._clock()
             if now < self._shut_until:
@@ -134,7 +134,7 @@ class Bucket:
         self._tokens, self._filled = float(burst), clock()
 
     def take(self) -> Refusal | None:
-        """Draw a token, or be refused."""
+        """Draw a token, or refuse the call."""
         with self._lock:
             now = self._clock()
             self._tokens = min(self._burst, self._tokens + (now - self._filled) * self._rate)

@@ -189,7 +189,7 @@ class Api:
     """The strict API Gateway of emulators/fake.py behind HTTP; a table and queue that take everything."""
 
     def __init__(self, gateway: ApiGateway, host: str = "127.0.0.1", certificate: Path | None = None) -> None:
-        """Bind a free port of one address; use TLS if a certificate (after its key) is given."""
+        """Bind a free port of one address; with a certificate (after its key) use TLS."""
         self.gateway = gateway
         self.hangs = False
         """Whether it answers byte after byte, for ever, so that no socket times out."""

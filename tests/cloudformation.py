@@ -143,7 +143,7 @@ class CloudFormation(MemoryLedger):
         self.has_ledger = True
         self.refused_writes = 0
         self.lose_writes = 0
-        """The replies to so many writes are lost, of those that hold something."""
+        """So many writes that hold something lose their replies."""
         self.seconds = 900.0
         self.dies = 900.0
         self.is_over = False

@@ -85,7 +85,7 @@ def alone() -> Iterator[int]:
 
 
 def is_ready() -> bool:
-    """Tell what make tells, once the lock is there: another set-up may have ended meanwhile."""
+    """Judge as make does, once the lock is there: another set-up may have ended meanwhile."""
     return READY.exists() and all(READY.stat().st_mtime_ns >= path.stat().st_mtime_ns for path in NEEDS)
 
 
@@ -143,7 +143,7 @@ def environment() -> dict[str, str]:
 
 
 def doing(said: str) -> str:
-    """Tell how far pip is, from what it has said."""
+    """Tell from pip's output how far it is."""
     found = re.findall(r"^Collecting (\S+)", said, re.MULTILINE)
     if installing := re.search(r"^Installing collected packages: (.*)", said, re.MULTILINE):
         return f"installing {len(installing[1].split(','))}"

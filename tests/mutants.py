@@ -75,7 +75,7 @@ def copied(folder: Path) -> None:
 
 
 def as_survivor(module: str, name: str) -> Survivor:
-    """Find what mutmut has changed, and where."""
+    """Find mutmut's change, and its place."""
     path = PACKAGE / f"{module}.py"
     function, class_name = orig_function_and_class_names_from_key(name)
     changed = get_diff_for_mutant(name, path=path).splitlines()[3:]
@@ -105,7 +105,7 @@ def why(found: Survivor) -> str:
 
 
 def told(modules: list[str]) -> Iterator[str]:
-    """Print the counts, and each survivor with its reason; yield what falls short."""
+    """Print the counts, and each survivor with its reason; yield each shortfall."""
     found = {module: tried(module) for module in modules}
     for module, (_, survivors) in found.items():
         for survivor in survivors:
@@ -123,7 +123,7 @@ def told(modules: list[str]) -> Iterator[str]:
 
 
 def main(wanted: list[str]) -> int:
-    """Make the mutants, run the tests, and tell what came of it."""
+    """Make the mutants, run the tests, and report the results."""
     with TemporaryDirectory() as folder, chdir(folder):
         copied(Path(folder))
         modules = [name for path in config().only_mutate if (name := Path(path).stem) in wanted or not wanted]

@@ -1,7 +1,7 @@
 """Runs sam as a person does: validates, builds, invokes every file in events/ and checks its answer.
 
-Needed: Linux, Docker, Python 3.13 on PATH, and aws-sam-cli in an environment of its own, as it pins what
-    others pin otherwise:
+Needed: Linux, Docker, Python 3.13 on PATH, and aws-sam-cli in an environment of its own, because its
+    pins differ from this project's:
 
     python3 -m venv /tmp/sam && /tmp/sam/bin/pip install aws-sam-cli
     make sam-local ARGS="--sam /tmp/sam/bin/sam"
@@ -49,7 +49,7 @@ class Sam:
         }
 
     def __call__(self, *arguments: str) -> str:
-        """Run a subcommand; gives back what it printed on standard output."""
+        """Run a subcommand; return its standard output."""
         began = time.monotonic()
         done = subprocess.run(
             [self._command, *arguments],

@@ -74,7 +74,7 @@ class Aws:
 
     def _lose(self, **_: object) -> None:
         if (error := self._lost.pop(0)) is not None:
-            self.stub._queue.popleft()  # type: ignore[attr-defined]  # The reply that was lost.
+            self.stub._queue.popleft()  # type: ignore[attr-defined]  # The lost reply.
             raise error
 
     def answers(self, operation: str, reply: dict[str, Any] | None = None, **more: str) -> Aws:
@@ -111,7 +111,7 @@ class Aws:
 
     @property
     def waited(self) -> float:
-        """The length of each sleep."""
+        """The length of all sleeps, in seconds."""
         return self.clock.now - self.began
 
     def attach(self, seconds: float = 600.0) -> Any:
@@ -304,7 +304,7 @@ class TestEveryCall:
         )
 
     @each_call
-    def test_what_nobody_foresaw_is_named_and_not_retried(
+    def test_an_unforeseen_error_is_named_and_not_retried(
         self, aws: Aws, operation: str, do: Do, reply: Any, result: Any
     ) -> None:
         aws.refuses(operation, 403, "UnrecognizedClientException", "The security token is invalid")
@@ -361,7 +361,9 @@ class TestAttach:
         ],
         ids=["no connection", "time-out", "no proxy"],
     )
-    def test_what_never_got_there_was_not_our_own_attempt(self, aws: Aws, lost: Exception) -> None:
+    def test_a_conflict_after_a_call_that_never_got_there_is_not_our_own_attempt(
+        self, aws: Aws, lost: Exception
+    ) -> None:
         aws.loses(CREATE, lost).refuses(CREATE, 409, "ConflictException", "whatever").answers(GET, KEY)
         assert aws.attach() == InPlan(ALICE, by_us=False)
 
@@ -510,7 +512,7 @@ class TestAttach:
 
 
 class TestKnownRival:
-    """The function remembers for a minute what a conflict showed about plans."""
+    """The function remembers for a minute the plans that a conflict showed."""
 
     @pytest.fixture
     def taught(self, aws: Aws) -> Aws:
@@ -594,7 +596,7 @@ class TestDetach:
 
 
 class TestBadRequest:
-    """The function looks once after a 400, as after a 409: no document says which is the stage conflict."""
+    """The function looks once after a 400, as after a 409: no document gives a stage conflict's code."""
 
     def refused(self, aws: Aws) -> Aws:
         return aws.refuses(CREATE, 400, "BadRequestException", "cannot reference multiple Usage Plans")

@@ -1,4 +1,4 @@
-"""Create and Update attach what they name, with the fewest calls, or say in a sentence why not."""
+"""Create and Update attach the named association with the fewest calls, or say in a sentence why not."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ cfn = cloudformation.cfn
 class TestAttaching:
     """A resource wants an association."""
 
-    def test_what_nobody_holds_and_is_not_in_the_plan_is_attached_with_one_call(
+    def test_an_unheld_key_that_is_not_in_the_plan_is_attached_with_one_call(
         self, cfn: CloudFormation
     ) -> None:
         """The answer has the id and the key's name."""
@@ -63,20 +63,22 @@ class TestAttaching:
         cfn.create("A", FREE)
         assert seen == [{holder("A")}]
 
-    def test_an_update_of_what_is_held_and_attached_looks_and_does_no_more(self, cfn: CloudFormation) -> None:
+    def test_an_update_of_a_held_and_attached_key_looks_and_does_no_more(self, cfn: CloudFormation) -> None:
         cfn.create("A", FREE)
         cfn.calls()
         assert outcome(cfn.update("A", FREE, FREE)) == "VERIFIED"
         assert cfn.calls() == {"GetUsagePlanKey": 1}
 
-    def test_an_update_attaches_again_what_is_held_and_was_removed_by_hand(self, cfn: CloudFormation) -> None:
+    def test_an_update_attaches_a_held_key_again_that_somebody_removed_by_hand(
+        self, cfn: CloudFormation
+    ) -> None:
         cfn.create("A", FREE)
         cfn.by_hand(FREE, attached=False)
         assert outcome(cfn.update("A", FREE, FREE)) == "REPAIRED"
         assert cfn.attached == {FREE}
 
     @pytest.mark.parametrize("present", [True, False], ids=["attached", "removed by hand"])
-    def test_a_create_of_what_this_resource_holds_already_is_attached(
+    def test_a_create_of_an_association_that_its_resource_holds_already_is_attached(
         self, cfn: CloudFormation, present: bool
     ) -> None:
         """Lambda repeated the Create, or CloudFormation retained the resource once."""
@@ -102,7 +104,7 @@ class TestAttaching:
     @pytest.mark.parametrize(
         ("stack", "on_existing"), [("one", FAIL), ("two", ADOPT)], ids=["a sibling", "another stack"]
     )
-    def test_what_others_hold_and_somebody_removed_is_held_too_and_attached(
+    def test_a_key_that_others_hold_and_somebody_removed_is_held_too_and_attached(
         self, cfn: CloudFormation, stack: str, on_existing: OnExisting
     ) -> None:
         cfn.create("B", FREE, stack=stack)
@@ -111,7 +113,7 @@ class TestAttaching:
         assert cfn.attached == {FREE}
         assert cfn.holders(FREE) == {holder("A"), holder("B", stack)}
 
-    def test_what_was_read_is_not_read_again(
+    def test_no_request_looks_into_the_ledger_more_often_than_it_must(
         self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Each look into the ledger is a call to DynamoDB."""
@@ -137,7 +139,7 @@ class TestAttaching:
 
 
 class TestReplacing:
-    """An Update names something else."""
+    """An Update names another association."""
 
     def test_the_answer_has_the_new_id_and_the_old_one_stays_until_its_delete_comes(
         self, cfn: CloudFormation
@@ -199,7 +201,7 @@ class TestRefused:
         ],
         ids=["bad request", "unauthorized", "access denied"],
     )
-    def test_a_refusal_says_what_was_done_to_which_ids_and_what_to_do_and_the_hold_is_taken_back(
+    def test_a_refusal_names_the_call_the_ids_and_the_remedy_and_the_hold_is_taken_back(
         self, cfn: CloudFormation, refusal: ClientError, words: list[str]
     ) -> None:
         """The Reason says where and why, too."""
@@ -216,7 +218,7 @@ class TestRefused:
         assert answer.id == FREE
         assert cfn.holders(FREE) == {holder("A")}
 
-    def test_a_repair_that_is_refused_leaves_what_was_held_with_its_marks(self, cfn: CloudFormation) -> None:
+    def test_a_refused_repair_leaves_the_hold_and_its_marks(self, cfn: CloudFormation) -> None:
         cfn.by_hand(FREE)
         cfn.create("A", FREE, ADOPT)
         cfn.by_hand(FREE, attached=False)
@@ -290,7 +292,7 @@ class TestRefused:
         assert failed(cfn.create("A", FREE))
         assert cfn.holders(FREE) == {holder("A")}
 
-    def test_an_internal_error_is_answered_and_what_may_be_attached_stays_held(
+    def test_an_internal_error_is_answered_and_a_key_that_may_be_attached_stays_held(
         self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture
     ) -> None:
         cfn.at(CREATE, served_then(ZeroDivisionError("oops")))
@@ -333,7 +335,7 @@ class TestValue:
         assert ("usage_plan_key.service", logging.ERROR, said) in caplog.record_tuples
         assert cfn.attached == {FREE}
 
-    def test_who_does_not_ask_for_it_does_not_miss_it(self, cfn: CloudFormation) -> None:
+    def test_a_request_without_include_value_does_not_look_for_it(self, cfn: CloudFormation) -> None:
         cfn.at(CREATE, self.without)
         assert cfn.create("A", FREE).success
         assert cfn.calls() == {"CreateUsagePlanKey": 1}

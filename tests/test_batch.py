@@ -40,7 +40,7 @@ world = function.world
 class TestServing:
     """The function serves all of a batch, each stack in order, or gives messages back in place."""
 
-    def test_what_delivers_is_made_ready_before_anything_is_called(self, world: World) -> None:
+    def test_the_sender_is_made_ready_before_the_first_call(self, world: World) -> None:
         """The sender becomes ready while the function waits for API Gateway; see response.Sender."""
         world.arrives("alice")
         ready: list[int] = []
@@ -55,7 +55,7 @@ class TestServing:
         assert [answer["LogicalResourceId"] for answer in world.answers] == ["Alice", "Bob"]
         assert world.api.attached == {("alice", "free"), ("bob", "free")}
 
-    def test_what_was_given_up_while_it_waited_touches_nothing(self, world: World) -> None:
+    def test_a_request_given_up_while_it_waited_touches_nothing(self, world: World) -> None:
         """CloudFormation has sent its Delete, with an id that it has invented."""
         world.arrives("alice")
         world.arrives("alice", "Delete", PhysicalResourceId="invented")
@@ -64,7 +64,9 @@ class TestServing:
         assert "Superseded" in world.answers[0]["Reason"]
         assert not world.api.calls
 
-    def test_what_was_not_delivered_comes_again_and_is_answered_the_same(self, world: World) -> None:
+    def test_a_request_with_an_undelivered_answer_comes_again_and_gets_the_same_answer(
+        self, world: World
+    ) -> None:
         world.arrives("alice")
         message = world.records()
         world.unreachable = True
@@ -117,7 +119,7 @@ class TestServing:
         assert world.batch(messages) == []
         assert [answer["Status"] for answer in world.answers] == ["SUCCESS"] * 3
 
-    def test_what_cannot_be_given_back_comes_again_all_the_same(self, world: World) -> None:
+    def test_a_message_that_sqs_does_not_take_back_comes_again_all_the_same(self, world: World) -> None:
         world.arrives("alice")
         world.at_create = [BUSY] * 999
         records = world.records()
@@ -129,7 +131,7 @@ class TestServing:
     def test_without_a_queue_to_give_it_back_to_it_comes_again_all_the_same(
         self, world: World, caplog: pytest.LogCaptureFixture
     ) -> None:
-        """QUEUE_URL is missing, and the event source is there. No call is made that fails."""
+        """QUEUE_URL is missing, and the event source is there. The function makes no call that fails."""
         world.arrives("alice")
         world.at_create = [BUSY] * 999
         world.function = replace(world.function, queue=None)
@@ -160,7 +162,7 @@ class TestServing:
         assert world.served() == [("Alice", "FAILED")]
         assert world.clock.now - began < 1
 
-    def test_what_is_cancelled_while_it_waits_makes_way_for_its_delete(self, world: World) -> None:
+    def test_a_request_cancelled_while_it_waits_makes_way_for_its_delete(self, world: World) -> None:
         """The Delete waits behind it, in the same batch."""
         world.arrives("alice")
         world.at_create = [throttled(600)]
@@ -187,7 +189,7 @@ class TestServing:
         assert "ServiceTimeout" in world.answers[0]["Reason"]
         assert not world.sqs.sent
 
-    def test_a_lane_waits_for_the_door(self, world: World) -> None:
+    def test_a_request_pauses_for_one_to_two_seconds_while_api_gateway_is_busy(self, world: World) -> None:
         world.arrives("alice")
         world.at_create = [BUSY] * 3
         began = world.clock.now
@@ -204,7 +206,7 @@ class TestServing:
 class TestOthersOfTheBatch:
     """A stack that waits costs the others little."""
 
-    def test_who_has_to_wait_waits_when_all_others_are_served(self, world: World) -> None:
+    def test_a_request_that_has_to_wait_waits_after_all_others_are_served(self, world: World) -> None:
         """Also where API Gateway asks for a longer wait than the function's time."""
         for name, error in (("alice", throttled(100)), ("bob", BUSY)):
             world.answers.clear()
@@ -251,7 +253,7 @@ class TestOthersOfTheBatch:
         assert world.served() == [("Alice", "SUCCESS")]
         assert world.clock.now - began <= 2 * GIVING_TIME
 
-    def test_giving_back_first_what_is_served_apart_leaves_time_to_serve(self, world: World) -> None:
+    def test_giving_a_suspect_back_first_leaves_time_to_serve_the_others(self, world: World) -> None:
         world.arrives("alice")
         world.arrives("bob", stack="two")
 
@@ -289,7 +291,7 @@ class TestOthersOfTheBatch:
         assert world.batch([first, second]) == ["message-0", "message-1"]
         assert not world.answers
 
-    def test_who_waits_makes_way_for_other_stacks_and_then_has_all_the_time(
+    def test_a_waiting_request_makes_way_for_other_stacks_and_then_has_all_the_time(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         served: list[tuple[str, float, float]] = []
@@ -323,7 +325,7 @@ class TestDying:
         world.clock.now += VISIBILITY
 
     @pytest.mark.parametrize(("receives", "says"), [(1, False), (2, True)])
-    def test_after_a_death_the_log_says_at_what_the_next_one_may_die(
+    def test_after_a_death_the_log_names_each_request_before_the_function_begins_it(
         self, receives: int, says: bool, world: World, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO, "usage_plan_key")
@@ -332,7 +334,7 @@ class TestDying:
         world.serve(receives)
         assert any("Its turn has come: Create alice:free" in line for line in caplog.messages) is says
 
-    def test_a_request_that_a_function_died_at_is_served_alone_and_at_last_answered_failed(
+    def test_a_request_that_kills_the_function_is_served_apart_and_at_last_answered_failed(
         self, world: World
     ) -> None:
         """Other stacks in its batch wait for two visibility time-outs at most; its own stack for four."""
@@ -355,7 +357,7 @@ class TestDying:
         world.batch([received(carol, 6)])
         assert world.served()[2:] == [("Carol", "SUCCESS")]
 
-    def test_what_was_in_a_batch_that_died_is_served_apart_from_other_stacks(self, world: World) -> None:
+    def test_the_requests_of_a_batch_that_died_are_served_apart_by_stack(self, world: World) -> None:
         """Nobody knows yet at which of them the function died."""
         world.arrives("alice")
         world.arrives("bob", stack="two")
@@ -365,7 +367,7 @@ class TestDying:
         assert failed == ["message-1"]
         assert world.sqs.given_back == ["receipt-1"]
 
-    def test_what_went_back_in_time_is_no_suspect(self, world: World) -> None:
+    def test_a_request_that_went_back_in_time_is_no_suspect(self, world: World) -> None:
         world.arrives("alice")
         world.arrives("bob", stack="two")
         assert world.serve(7, 7, first=world.clock.now - VISIBILITY + 1) == []
@@ -393,7 +395,7 @@ class TestDying:
         )
         assert said in caplog.messages
 
-    def test_a_delete_that_is_given_up_says_what_stays_attached(self, world: World) -> None:
+    def test_a_delete_that_is_given_up_names_the_key_that_stays_attached(self, world: World) -> None:
         world.arrives("bob", "Delete", PhysicalResourceId="bob:free")
         holder = next(iter(world.ledger.records))
         world.ledger.records[holder] = world.ledger.records[holder]._replace(
@@ -410,7 +412,7 @@ class TestDying:
         world.batch([received(message[0], 9)])
         assert world.answers[0] == world.answers[1]
 
-    def test_an_error_of_one_request_costs_its_own_stack_alone(
+    def test_an_error_of_one_request_costs_only_its_own_stack(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The function does not give it back at once; otherwise it would come again and again."""
@@ -443,7 +445,7 @@ class TestDying:
         assert world.batch([received(message, 8)]) == []
         assert "3 invocations died" in world.answers[0]["Reason"]
 
-    def test_a_mark_that_stands_is_not_taken_off_by_who_has_no_time_to_begin(self, world: World) -> None:
+    def test_a_request_without_time_to_begin_leaves_its_mark_standing(self, world: World) -> None:
         world.arrives("alice")
         (message,) = world.records()
         self.dies(world, [received(message, 2)])
@@ -452,7 +454,7 @@ class TestDying:
         (record,) = world.ledger.records.values()
         assert record.begun == "Create-one-alice"
 
-    def test_what_only_waited_is_not_taken_for_what_was_in_a_death(self, world: World) -> None:
+    def test_a_request_that_only_waited_does_not_count_as_in_a_death(self, world: World) -> None:
         """A later delivery began it again, and that function did not die."""
         world.arrives("alice")
         world.arrives("bob", stack="two")
@@ -609,7 +611,7 @@ class TestStrays:
 class TestTold:
     """The function logs a batch."""
 
-    def test_what_waits_says_for_what(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_waiting_request_logs_its_reason(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO, "usage_plan_key")
         world.arrives("alice")
         world.arrives("bob")
@@ -634,7 +636,7 @@ class TestTold:
         assert waits.endswith("waits: Could not serve Create: the function's time is nearly up")
         assert (world.answers, world.api.calls) == ([], {})
 
-    def test_what_cannot_be_given_back_is_logged(
+    def test_a_message_that_sqs_does_not_take_back_is_logged(
         self, world: World, caplog: pytest.LogCaptureFixture
     ) -> None:
         refused = denied("ChangeMessageVisibility")
@@ -646,12 +648,12 @@ class TestTold:
         said = f"Message message-0 comes again when its visibility time-out is over: {refused}"
         assert ("WARNING", said) in log(caplog)
 
-    def test_what_a_batch_logs_before_its_first_request_is_about_none(self, world: World) -> None:
+    def test_a_batchs_log_lines_before_its_first_request_are_about_none(self, world: World) -> None:
         about.set({"left": "over"})
         world.batch([record("stray")])
         assert about.get() == {}
 
-    def test_the_log_says_whose_turn_has_come_and_what_has_broken(
+    def test_the_log_names_the_request_whose_turn_has_come_and_says_that_it_broke(
         self, world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         caplog.set_level(logging.DEBUG, "usage_plan_key")

@@ -57,7 +57,7 @@ def test_malformed_events_are_answered_or_refused_in_one_sentence() -> None:
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """The function, without one of its rules."""
+    """Take one of its rules from the function."""
 
     def logged(url: str, **named: Any) -> Any:
         response.logger.debug(url)

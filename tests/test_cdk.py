@@ -116,7 +116,7 @@ def properties_of(template: Template, logical_id: str) -> dict[str, Any]:
 
 
 def resolved(value: Any) -> str:
-    """A property as CloudFormation sends it: a string. What is referred to has its logical id as its id."""
+    """A property as CloudFormation sends it: a string. A referenced resource has its logical id as its id."""
     return str(value["Ref"]) if isinstance(value, dict) and "Ref" in value else json.dumps(value).strip('"')
 
 
@@ -146,7 +146,7 @@ def test_the_trigger_is_there_only_where_it_is_set(template: Template) -> None:
     assert triggers == [None, "1", None]
 
 
-def test_the_token_is_the_export_or_what_was_given(template: Template) -> None:
+def test_the_token_is_the_export_or_the_given_parameter(template: Template) -> None:
     assert properties_of(template, "Acme")["ServiceToken"] == {"Fn::ImportValue": f"{PROVIDER}-FunctionArn"}
     parameter = template["Parameters"][resolved(properties_of(template, "Globex")["ServiceToken"])]
     assert parameter == {"Type": "AWS::SSM::Parameter::Value<String>", "Default": PARAMETER}
@@ -169,7 +169,7 @@ def test_both_languages_say_the_same(templates: dict[str, Template]) -> None:
 
 @pytest.mark.parametrize("language", list(WRONG))
 def test_an_app_that_attaches_a_key_twice_is_not_synthesised(language: str, tmp_path: Path) -> None:
-    """Nor does a construct give a value away that nobody asked for."""
+    """A construct gives away no value that nobody asked for."""
     ran = run(language, tmp_path / language, WRONG[language])
     assert ran.returncode != 0
     assert "Customers/Acme returns no value without" in ran.stdout
@@ -179,7 +179,7 @@ def test_an_app_that_attaches_a_key_twice_is_not_synthesised(language: str, tmp_
 
 def test_the_stack_deploys(templates: dict[str, Template]) -> None:
     template = templates["python"]
-    del template["Rules"], template["Parameters"]["BootstrapVersion"]  # `cdk bootstrap` was not run here
+    del template["Rules"], template["Parameters"]["BootstrapVersion"]  # nobody ran `cdk bootstrap` here
     with running() as aws:
         function = packaged(ROOT / "template.yaml", aws.upload(ROOT / "handler"))
         assert aws.deploy(PROVIDER, function, **aws.emulated).status == "CREATE_COMPLETE"

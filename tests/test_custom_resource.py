@@ -34,7 +34,7 @@ environment, sink, everything = answers.environment, answers.sink, answers.every
 
 
 class Context:
-    """Lambda's, of a function whose time is up in so many seconds."""
+    """Lambda's context of a function whose time is up in so many seconds."""
 
     aws_request_id = "1d5dac8f"
     function_name = "usage-plan-key"
@@ -55,7 +55,7 @@ Run = Callable[[Context], None]
 
 
 class Prepare(Protocol):
-    """Makes ready to answer an event; what comes of it serves the event and answers it."""
+    """Prepares to answer an event; the call that it returns serves the event and answers it."""
 
     #: How long before the function's end its guard strikes, in seconds.
     guard: float
@@ -179,7 +179,7 @@ class TestMended:
         assert made == []
 
     @pytest.mark.parametrize("before", [None, "true", "its own"])
-    def test_what_makes_it_skip_the_clients_stays_as_it_was(
+    def test_the_variable_that_makes_it_skip_the_clients_stays_as_it_was(
         self, before: str | None, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("AWS_SAM_LOCAL", raising=False)
@@ -351,7 +351,7 @@ class TestMended:
         tried_again = [record for record in everything.records if record.name == "usage_plan_key.response"]
         assert len(tried_again) == len(sink.puts) > 1
 
-    def test_what_every_instance_begins_with_is_made_without_a_trace(self, levels: None) -> None:
+    def test_the_common_start_of_every_instance_is_made_without_a_trace(self, levels: None) -> None:
         root = logging.getLogger()
         root.setLevel(15)
         made = custom_resource._fresh()
@@ -426,7 +426,7 @@ class TestAlwaysAnswered:
         a_resource(parse(asked), attached, failed, delivered.append, WHERE).answer(asked, Context())
         assert [json.loads(one)["Status"] for one in delivered] == ["SUCCESS"]
 
-    def test_what_is_served_again_is_not_answered(self) -> None:
+    def test_a_request_whose_turn_is_over_is_not_answered(self) -> None:
         delivered: list[bytes] = []
 
         def serve() -> Response:
@@ -447,7 +447,7 @@ class TestAlwaysAnswered:
 class TestGuard:
     """The guard answers when a call hangs until the function's time is nearly up."""
 
-    def test_what_was_written_down_first_stands(self, sink: Sink) -> None:
+    def test_the_answer_in_the_ledger_stands(self, sink: Sink) -> None:
         """The guard sends the ledger's answer, which the call under way may have just written."""
         prepare = Ours()
 
@@ -470,7 +470,7 @@ class TestGuard:
         assert (struck, len(sink.puts)) == ([], 1)
 
     @pytest.mark.parametrize("first", ["guard", "call"])
-    def test_whoever_comes_second_says_nothing(self, first: str) -> None:
+    def test_the_second_of_the_guard_and_the_call_says_nothing(self, first: str) -> None:
         """Both come at the same time; the function makes one body, and delivers it once."""
         delivered: list[bytes] = []
         in_call, in_guard = threading.Event(), threading.Event()
@@ -518,7 +518,7 @@ class TestGuard:
         assert "The function's time is nearly up, and a call hangs" in caplog.messages
 
     def test_the_invocation_lasts_until_the_guards_answer_is_delivered(self) -> None:
-        """Lambda freezes what still runs when the handler returns."""
+        """Lambda freezes every thread when the handler returns."""
         delivered: list[bytes] = []
         striking = threading.Event()
 

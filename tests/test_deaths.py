@@ -222,7 +222,7 @@ class TestDeaths:
 
 
 class TestAnEarlierDelivery:
-    """Its own earlier delivery has died half way."""
+    """The request's own earlier delivery has died half way."""
 
     def test_a_repeated_create_that_cannot_look_keeps_its_hold(self, cfn: CloudFormation) -> None:
         """Its first delivery may have attached the key, so the hold stays; the next Delete detaches it."""
@@ -236,7 +236,7 @@ class TestAnEarlierDelivery:
         cfn.delete("A", FREE)
         assert not cfn.attached
 
-    def test_what_an_earlier_delivery_attached_stays_held_where_the_ledger_cannot_be_read(
+    def test_a_key_of_an_earlier_delivery_stays_held_where_the_ledger_cannot_be_read(
         self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         request = cfn.a_create("A", FREE)
@@ -254,7 +254,7 @@ class TestAnEarlierDelivery:
         assert failed(served(cfn.service(request)), "out of reach")
         assert cfn.holders(FREE) == {holder("A")}
 
-    def test_what_an_earlier_delivery_has_not_attached_is_let_go_where_it_is_refused(
+    def test_a_key_that_no_earlier_delivery_has_attached_is_let_go_at_a_refusal(
         self, cfn: CloudFormation
     ) -> None:
         request = cfn.a_create("A", FREE)
@@ -289,7 +289,7 @@ class TestAnEarlierDelivery:
         assert cfn.attached == {FREE}
 
     def test_a_detaching_that_may_have_been_served_keeps_its_mark(self, cfn: CloudFormation) -> None:
-        """The move's next delivery knows what to attach again."""
+        """The move's next delivery knows which key to attach again."""
 
         def late(_: Callable[[], Any]) -> Any:
             cfn.clock.now += 89
@@ -303,7 +303,9 @@ class TestAnEarlierDelivery:
             cfn.send(request)
         assert cfn.entry(FREE).moved_by == request.id
 
-    def test_a_delete_of_what_a_dead_move_has_marked_lets_go_of_it(self, cfn: CloudFormation) -> None:
+    def test_a_delete_lets_go_of_an_association_that_a_dead_move_has_marked(
+        self, cfn: CloudFormation
+    ) -> None:
         """No holder remains without a stack."""
         cfn.create("A", FREE)
         cfn.at(DELETE, fails(Death()))
@@ -335,10 +337,10 @@ class TestADeadMark:
         assert cfn.holders(FREE) == {holder("A")}
         assert cfn.attached == {FREE}
 
-    def test_in_vain_it_names_whom_it_waited_for_and_leaves_all_alone(
+    def test_out_of_time_it_names_the_holder_that_it_waited_for_and_changes_nothing(
         self, cfn: CloudFormation, dead: Delete
     ) -> None:
-        """The mark and the association, that is."""
+        """The mark and the association stay as they are."""
         cfn.seconds = 300
         assert failed(
             cfn.create("A", FREE), "API key alice to usage plan free", "B of stack one is detaching it"
@@ -361,9 +363,7 @@ class TestADeadMark:
         assert rolled(cfn, cfn.a_create("A", FREE)) == [(0, 0.5), (0, 1), (0, 2), (0, 4)]
         assert cfn.clock.now - began == 1 + 4 * 1, "the request's second, and a second for each attempt"
 
-    def test_a_stale_mark_is_finished_by_whoever_waits_for_it(
-        self, cfn: CloudFormation, dead: Delete
-    ) -> None:
+    def test_a_waiting_request_finishes_a_stale_mark(self, cfn: CloudFormation, dead: Delete) -> None:
         marked = cfn.entry(FREE).detaching
         assert marked
         cfn.clock.now = marked - 1.5
@@ -404,7 +404,7 @@ class TestADeadMark:
         assert cfn.holders(FREE) == {holder("A"), holder("C")}
 
     @pytest.mark.parametrize("wanted", [FREE, GOLD], ids=["the same", "another"])
-    def test_the_holders_next_request_finishes_at_once_what_its_dead_one_began(
+    def test_the_holders_next_request_finishes_at_once_the_work_of_its_dead_one(
         self, cfn: CloudFormation, dead: Delete, wanted: str
     ) -> None:
         began = cfn.clock.now
@@ -432,7 +432,7 @@ class TestADeadMark:
         cfn.update("A", "former", GOLD)
         assert marks == [int(cfn.clock.now) + 900 + MOST_SKEW]
 
-    def test_a_mark_that_was_set_anew_meanwhile_is_left_to_who_set_it(
+    def test_a_mark_that_its_marker_renewed_meanwhile_is_left_to_it(
         self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         cfn.create("A", FREE)
@@ -473,7 +473,7 @@ class TestOutOfTime:
         return cfn.send(request)
 
     def test_a_create_goes_on(self, cfn: CloudFormation) -> None:
-        """The function answers only at its end."""
+        """The function answers only at the request's end."""
         assert outcome(self.goes_on(cfn, cfn.a_create("A", FREE), CREATE)) == "ATTACHED"
         assert cfn.holders(FREE) == {holder("A")}
 
@@ -497,13 +497,13 @@ class TestOutOfTime:
         assert cfn.attached == {FREE}
 
     def test_a_delete_goes_on(self, cfn: CloudFormation) -> None:
-        """Nothing is said to stay attached before it does."""
+        """No answer says that the key stays attached while the Delete goes on."""
         cfn.create("A", FREE)
         assert self.goes_on(cfn, cfn.a_delete("A", FREE), DELETE).success
         assert not cfn.attached
 
-    def test_what_is_refused_for_good_does_not_go_on(self, cfn: CloudFormation) -> None:
-        """Only time is to be had again."""
+    def test_a_request_refused_for_good_does_not_go_on(self, cfn: CloudFormation) -> None:
+        """Another turn would bring only time."""
         cfn.at(CREATE, fails(DENIED))
         assert failed(cfn.create("A", FREE), "apigateway:POST")
 

@@ -1,4 +1,4 @@
-"""Delete detaches what only its resource holds, changes nothing else, and succeeds only after that."""
+"""Delete detaches the keys that only its resource holds, and succeeds only after that."""
 
 from __future__ import annotations
 
@@ -91,7 +91,9 @@ class TestDeleting:
         assert not cfn.attached
 
     @pytest.mark.parametrize("id_", [FREE, "invented"])
-    def test_what_a_newer_update_wants_is_left_alone(self, cfn: CloudFormation, id_: str) -> None:
+    def test_an_association_that_a_newer_update_wants_stays_attached(
+        self, cfn: CloudFormation, id_: str
+    ) -> None:
         """The Update arrives before the function serves the Delete."""
         cfn.create("A", FREE)
         late = cfn.a_delete("A", id_)
@@ -100,7 +102,9 @@ class TestDeleting:
         assert cfn.attached == {FREE}
         assert cfn.holders(FREE) == {holder("A")}
 
-    def test_what_is_wanted_again_meanwhile_is_neither_let_go_nor_detached(self, cfn: CloudFormation) -> None:
+    def test_an_association_that_is_wanted_again_meanwhile_is_neither_let_go_nor_detached(
+        self, cfn: CloudFormation
+    ) -> None:
         cfn.create("A", FREE)
         cfn.update("A", "former", GOLD)
         newer = cfn.an_update("A", "former", GOLD)
@@ -148,7 +152,7 @@ class TestDeleting:
 class TestRefused:
     """The detaching fails."""
 
-    def test_the_reason_and_an_error_name_what_stays_attached_and_another_delete_succeeds(
+    def test_the_reason_and_an_error_name_the_key_that_stays_and_another_delete_succeeds(
         self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture
     ) -> None:
         cfn.create("A", FREE)
@@ -161,7 +165,9 @@ class TestRefused:
         assert cfn.delete("A", FREE).success
         assert not cfn.attached
 
-    def test_out_of_time_it_names_the_attempts_and_what_stays_attached(self, cfn: CloudFormation) -> None:
+    def test_out_of_time_it_names_the_attempts_and_the_key_that_stays_attached(
+        self, cfn: CloudFormation
+    ) -> None:
         cfn.create("A", FREE)
         cfn.at(DELETE, *[fails(BUSY)] * 999)
         assert failed(
@@ -177,7 +183,7 @@ class TestRefused:
         assert cfn.delete("A", FREE).success
         assert not cfn.entries
 
-    def test_what_was_not_tried_is_named_too(self, cfn: CloudFormation) -> None:
+    def test_an_association_that_it_did_not_try_is_named_too(self, cfn: CloudFormation) -> None:
         cfn.create("A", FREE)
         cfn.update("A", "other", "bob:free")
         cfn.at(DELETE, fails(DENIED))
@@ -233,7 +239,7 @@ class TestMeanwhile:
         assert cfn.holders(FREE) == {holder("B", "two")}
         assert cfn.attached == {FREE}
 
-    def test_what_another_has_attached_and_marked_meanwhile_is_left_to_it(
+    def test_a_key_that_another_has_attached_and_marked_meanwhile_is_left_to_it(
         self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         cfn.create("A", FREE)

@@ -362,7 +362,7 @@ def texts(node: ast.AST) -> Iterator[str]:
 def reasons() -> Iterator[Any]:
     """The literal parts of every Reason.
 
-    They are in errors' calls, in functions that put a text together, and in what begins with "Could not".
+    They are in errors' calls, in functions that make a text, and in texts that begin with "Could not".
     """
     told = {
         name
@@ -427,7 +427,7 @@ def test_each_metric_of_an_alarm_or_the_dashboard_is_in_the_manual() -> None:
 
 
 def test_the_cost_counts_the_alarms() -> None:
-    """Those that a schedule of the watch adds are apart."""
+    """The alarms that a schedule of the watch adds are extra."""
     resources = template()["Resources"].values()
     alarms = [
         each for each in resources if each["Type"] == "AWS::CloudWatch::Alarm" and "Condition" not in each

@@ -39,7 +39,7 @@ LOGS = f" (function usage-plan-key, log group /aws/lambda/usage-plan-key, log st
 
 
 class Context:
-    """Lambda's, of a function whose time is up in so many seconds of a clock."""
+    """Lambda's context of a function whose time is up in so many seconds of a clock."""
 
     aws_request_id = "8c5a3a0e"
     function_name = "usage-plan-key"
@@ -70,7 +70,7 @@ def data(outcome: str, plan: str = FREE, **more: str) -> dict[str, str]:
 
 
 class World:
-    """The function and what is around it. Plans Free and Pro cover the same stage."""
+    """The function and its surroundings. Plans Free and Pro cover the same stage."""
 
     def __init__(self, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sink = sink
@@ -115,7 +115,7 @@ class World:
         return {**event, "ResponseURL": url}
 
     def after(self, name: str) -> None:
-        """Come to where a file's request belongs."""
+        """Bring about the situation of a file's request."""
         before, attached, _, _ = SITUATIONS[name]
         self.api.attached |= attached
         for earlier in before:
@@ -191,7 +191,7 @@ every_file = pytest.mark.parametrize("name", EVENTS)
 
 
 def whole(name: str) -> dict[str, Any]:
-    """The answer to a file, with what every answer has."""
+    """The answer to a file, with the fields that every answer has."""
     common = {
         "StackId": EVENTS[name]["StackId"],
         "RequestId": EVENTS[name]["RequestId"],
@@ -262,7 +262,7 @@ class TestDeployed:
         assert world.api.attached == {IN_FREE}
 
     @every_file
-    def test_log_lines_say_what_was_asked_and_what_came_of_it(self, world: World, name: str) -> None:
+    def test_log_lines_name_the_request_and_its_outcome(self, world: World, name: str) -> None:
         world.after(name)
         answer = SITUATIONS[name][2]
         world.lines.truncate(world.lines.seek(0))
@@ -306,7 +306,7 @@ class TestDeployed:
             pytest.param("amazonaws.com", "127.0.0.1:1", False, id="another port of the emulator's host"),
         ],
     )
-    def test_a_value_is_sent_to_cloudformations_host_alone(
+    def test_a_value_is_sent_only_to_cloudformations_host(
         self, world: World, suffix: str, emulator: str, *, sent: bool
     ) -> None:
         own = world.sink.url.split("/")[2]
@@ -351,7 +351,7 @@ class TestDeployed:
             ),
         ],
     )
-    def test_what_cannot_be_answered_is_an_error_before_anything_is_touched(
+    def test_an_event_that_cannot_be_answered_is_an_error_before_anything_is_touched(
         self, world: World, name: str, broken: dict[str, Any], message: str
     ) -> None:
         world.answer(EVENTS["create"])
@@ -405,7 +405,7 @@ class TestDeployed:
         assert world.answer(broken) == whole("delete")
         assert world.api.attached == set()
 
-    def test_what_is_there_already_is_refused_and_the_ways_out_are_named(self, world: World) -> None:
+    def test_a_key_that_is_there_already_is_refused_and_the_ways_out_are_named(self, world: World) -> None:
         world.api.attached = {IN_FREE}
         answer = world.answer(EVENTS["create"])
         assert (answer["Status"], answer["PhysicalResourceId"]) == ("FAILED", f"{KEY}:{FREE}")
@@ -538,7 +538,7 @@ class TestSecrets:
         shown += [world.lines.getvalue(), *capfd.readouterr()]
         assert not [one for one in shown if VALUE in one or signature in one]
 
-    def test_stay_secret_in_what_boto3_logs(
+    def test_stay_secret_in_boto3s_log_lines(
         self, world: World, shown: list[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """At DEBUG, botocore logs whole replies."""
@@ -581,7 +581,7 @@ class TestLocal:
         assert VALUE not in capsys.readouterr().out + local.lines.getvalue()
 
     def test_an_http_url_will_do_as_sams_own_generated_event_has_one(self, local: World) -> None:
-        """Its properties are none of ours, and the answer says so."""
+        """Its properties are not ours, and the answer says so."""
         http = {"ResponseURL": "http://pre-signed-S3-url-for-response"}
         assert local.invoke(EVENTS["create"] | http)["Status"] == "SUCCESS"
         generated = (

@@ -29,7 +29,7 @@ class Plans:
     """The main example's two plans, which share a stage, and a stack that puts keys into them."""
 
     def __init__(self, aws: Aws) -> None:
-        """The function of template.yaml and the main example are deployed."""
+        """Expect template.yaml's function and the main example on this AWS."""
         self.aws = aws
         self.stack = ""
         """Its name, another one in each test."""
@@ -139,8 +139,8 @@ def template_of(name: str, aws: Aws) -> Template:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_template_attaches_what_it_declares(plans: Plans, name: str) -> None:
-    """Its keys, all of them; when the stack is gone, the fixture sees that they are detached."""
+def test_a_template_attaches_every_declared_key(plans: Plans, name: str) -> None:
+    """When the stack is gone, the fixture sees that every key is detached."""
     deployment = plans.deploy(template_of(name, plans.aws))
     assert deployment.status == "CREATE_COMPLETE", deployment.failures
     assert plans.declared()
@@ -238,7 +238,7 @@ def test_serverless_its_resources_attach_the_key(plans: Plans) -> None:
 
 @pytest.mark.skipif(not shutil.which("terraform"), reason="terraform is not installed")
 def test_terraform_its_template_attaches_the_keys(plans: Plans, tmp_path: Path) -> None:
-    """As Terraform itself evaluates it. That needs no provider, and so no network."""
+    """Terraform itself evaluates it, without a provider, and so without a network."""
     keys = {name: plans.key() for name in ("Acme", "Globex")}
     customers = {name: {"key_id": key, "plan_id": plans.free} for name, key in keys.items()}
     shutil.copy(EXAMPLES / "terraform" / "template.tf", tmp_path)
@@ -252,7 +252,7 @@ def test_terraform_its_template_attaches_the_keys(plans: Plans, tmp_path: Path) 
     terraform("init", "-input=false")
     terraform("apply", "-auto-approve", "-input=false")
     template = terraform("output", "-raw", "template")
-    assert len(template) / len(keys) * 260 < 51_200  # so many customers fit, says the document
+    assert len(template) / len(keys) * 260 < 51_200  # the document says that so many customers fit
     deployment = plans.deploy(json.loads(template))
     assert deployment.status == "CREATE_COMPLETE", deployment.failures
     assert plans.declared() & plans.attached() == {f"{key}:{plans.free}" for key in keys.values()}
@@ -273,7 +273,7 @@ def linked(text: str) -> set[Path]:
 
 @pytest.mark.parametrize("section", sections(), ids=lambda section: section.partition("\n")[0])
 def test_a_snippet_is_in_a_file_that_its_section_links(section: str) -> None:
-    """Line by line, without regard to how far it is indented. A command is none."""
+    """The test compares lines without their indentation, and leaves out commands."""
     texts = [path.read_text().splitlines() for path in linked(section)]
     for language, snippet in re.findall(r"^```(\w+)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL):
         if language != "sh":

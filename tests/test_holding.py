@@ -45,7 +45,7 @@ class TestThereBefore:
     """Somebody else attached it."""
 
     def test_with_fail_it_is_refused_and_neither_held_nor_touched(self, cfn: CloudFormation) -> None:
-        """The Reason says what would do instead."""
+        """The Reason names the choices that would do instead."""
         cfn.by_hand(FREE)
         assert failed(cfn.create("A", FREE), "Adopt", "leave it there on Delete", "Take", "own it")
         assert cfn.attached == {FREE}
@@ -102,7 +102,9 @@ class TestThereBefore:
         assert FREE in cfn.attached
         assert not cfn.entry(FREE).preexisting
 
-    def test_what_was_adopted_and_is_put_back_during_its_repair_is_taken(self, cfn: CloudFormation) -> None:
+    def test_an_adopted_key_that_somebody_puts_back_during_its_repair_is_taken(
+        self, cfn: CloudFormation
+    ) -> None:
         cfn.by_hand(FREE)
         cfn.create("A", FREE, TAKE)
         cfn.by_hand(FREE, attached=False)
@@ -122,7 +124,7 @@ class TestShared:
     """Several resources, of one stack or of several, hold it."""
 
     @pytest.mark.parametrize("present", [True, False], ids=["in the plan", "not in the plan"])
-    def test_with_fail_what_other_stacks_hold_is_refused_without_a_call_and_they_are_named(
+    def test_with_fail_a_key_of_other_stacks_is_refused_without_a_call_and_they_are_named(
         self, cfn: CloudFormation, present: bool
     ) -> None:
         """The key is in the plan, or not."""
@@ -149,7 +151,7 @@ class TestShared:
 class TestWhoseItIs:
     """An attached key is ours from the moment at which one of our resources began to attach it."""
 
-    def test_who_joined_a_hold_that_came_to_nothing_detaches_nothing(self, cfn: CloudFormation) -> None:
+    def test_a_joiner_of_a_hold_that_came_to_nothing_detaches_nothing(self, cfn: CloudFormation) -> None:
         """Another request supersedes stack one before it attaches; stack two joins meanwhile with Adopt."""
         cfn.by_hand(FREE)
         request = cfn.a_create("A", FREE)
@@ -165,7 +167,7 @@ class TestWhoseItIs:
         assert cfn.attached == {FREE}
 
     @pytest.mark.parametrize("on_existing", [FAIL, ADOPT])
-    def test_who_joins_what_nobody_has_begun_to_attach_finds_what_was_there_before(
+    def test_a_key_was_there_before_if_no_holder_has_begun_to_attach_it(
         self, cfn: CloudFormation, on_existing: OnExisting
     ) -> None:
         cfn.create("A", FREE)
@@ -233,7 +235,9 @@ class TestAtTheSameTime:
         assert outcome(first[0]) == "ATTACHED"
         assert cfn.entry(FREE) == AssociationRecord(frozenset({holder("A")}))
 
-    def test_what_a_delivery_attached_before_it_died_is_its_resources_own(self, cfn: CloudFormation) -> None:
+    def test_a_key_that_a_delivery_attached_before_it_died_is_its_resources_own(
+        self, cfn: CloudFormation
+    ) -> None:
         request = cfn.a_create("A", FREE)
 
         def other_delivery() -> None:
@@ -257,7 +261,7 @@ class TestAtTheSameTime:
         assert cfn.send(request).success
         assert cfn.holders(FREE) == {holder("A")}
 
-    def test_who_joins_during_a_repair_does_not_put_back_the_mark_that_it_has_cleared(
+    def test_a_joiner_during_a_repair_does_not_put_back_the_mark_that_the_repair_cleared(
         self, cfn: CloudFormation
     ) -> None:
         cfn.by_hand(FREE)
@@ -269,7 +273,7 @@ class TestAtTheSameTime:
         cfn.delete("B", FREE)
         assert not cfn.attached
 
-    def test_what_was_there_before_two_that_want_it_is_neithers(self, cfn: CloudFormation) -> None:
+    def test_a_key_that_was_there_before_two_resources_is_neithers(self, cfn: CloudFormation) -> None:
         """API Gateway refuses while the other one holds it too."""
         cfn.by_hand(FREE)
         cfn.at(CREATE, preceded_by(lambda: cfn.create("B", FREE)))
@@ -282,14 +286,14 @@ class TestAtTheSameTime:
 class TestRetained:
     """A resource's keys from an earlier life stay attached."""
 
-    def test_what_an_id_has_named_is_left_alone(self, cfn: CloudFormation) -> None:
+    def test_an_association_that_an_id_has_named_stays_attached(self, cfn: CloudFormation) -> None:
         """CloudFormation may have retained it: with UpdateReplacePolicy no Delete comes."""
         cfn.create("A", FREE)
         cfn.update("A", FREE, GOLD)
         cfn.update("A", GOLD, GOLD)
         assert cfn.attached == {FREE, GOLD}
 
-    def test_what_a_resource_of_the_same_name_left_outlives_a_cancelled_create(
+    def test_a_key_that_a_resource_of_the_same_name_left_outlives_a_cancelled_create(
         self, cfn: CloudFormation
     ) -> None:
         """DeletionPolicy: Retain left it."""
@@ -298,7 +302,7 @@ class TestRetained:
         cfn.delete("A", "invented")
         assert cfn.attached == {GOLD}
 
-    def test_the_delete_of_a_failed_create_does_not_undo_what_was_retained(self, cfn: CloudFormation) -> None:
+    def test_the_delete_of_a_failed_create_leaves_a_retained_key_attached(self, cfn: CloudFormation) -> None:
         cfn.create("A", FREE)
         cfn.at(GET, fails(DENIED))
         answer = cfn.create("A", FREE)
@@ -341,7 +345,7 @@ class TestFailedBefore:
         assert cfn.delete("A", FREE).success
         assert cfn.attached == set()
 
-    def test_what_a_success_took_up_is_its_own(self, cfn: CloudFormation) -> None:
+    def test_an_association_that_a_success_took_up_is_its_own(self, cfn: CloudFormation) -> None:
         """Without issue times too: the clean-up of the old one leaves it attached."""
         cfn.create("A", FREE, issued=None)
         self.unclear(cfn, cfn.an_update("A", FREE, GOLD, issued=None))
@@ -349,7 +353,7 @@ class TestFailedBefore:
         assert cfn.delete("A", FREE, issued=None).success
         assert cfn.attached == {GOLD}
 
-    def test_a_delete_after_a_failed_update_and_no_rollback_detaches_what_that_may_have_attached(
+    def test_a_delete_after_a_failed_update_without_a_rollback_detaches_both_associations(
         self, cfn: CloudFormation
     ) -> None:
         cfn.create("A", FREE)
@@ -362,9 +366,7 @@ class TestFailedBefore:
         assert not cfn.attached
         assert not cfn.entries
 
-    def test_a_rollback_releases_what_the_update_that_nobody_waited_for_had_attached(
-        self, cfn: CloudFormation
-    ) -> None:
+    def test_a_rollback_releases_the_association_of_a_cancelled_update(self, cfn: CloudFormation) -> None:
         cfn.create("A", FREE)
         cfn.update("A", FREE, GOLD)  # CloudFormation cancelled it, and does not know its id.
         assert outcome(cfn.update("A", FREE, FREE)) == "VERIFIED"
@@ -379,8 +381,8 @@ class TestNoLedger:
         cfn.has_ledger = False
         return cfn
 
-    def test_a_resource_holds_what_its_id_names(self, cfn: CloudFormation) -> None:
-        """So it is created, verified, repaired, moved and deleted."""
+    def test_a_resource_holds_the_association_that_its_id_names(self, cfn: CloudFormation) -> None:
+        """So the function creates, verifies, repairs, moves and deletes it."""
         assert outcome(cfn.create("A", FREE)) == "ATTACHED"
         assert outcome(cfn.update("A", FREE, FREE)) == "VERIFIED"
         cfn.by_hand(FREE, attached=False)

@@ -160,7 +160,7 @@ class TestPages:
         assert ledger._entry(self.through_dynamodb(ledger._entry_page(FREE, entry))) == entry
 
     def test_a_mark_without_its_end_is_trusted_for_15_minutes(self) -> None:
-        """An earlier version wrote when it set about detaching; it understands what this one writes."""
+        """An earlier version wrote when it set about detaching; it understands this one's pages."""
         page = ledger._entry_page(FREE, AssociationRecord(frozenset({A}), detaching=NOW))
         assert page["detaching"] == NOW - 15 * 60
         del page["until"]
@@ -199,7 +199,7 @@ class TestPages:
         table.change(A, [FREE], let_go(A), deadline())
         assert set(pages(dynamodb)) == {f"holder#{A.stack_id}#A"}
 
-    def test_what_changes_nothing_writes_nothing(self, table: Table, dynamodb: DynamoDBClient) -> None:
+    def test_a_rule_that_changes_nothing_writes_nothing(self, table: Table, dynamodb: DynamoDBClient) -> None:
         """The pages stand as they stood."""
         table.change(A, [FREE], hold(A), deadline())
         before = pages(dynamodb)
@@ -207,7 +207,7 @@ class TestPages:
         table.change(A, [FREE], hold(A), deadline())
         assert pages(dynamodb) == before
 
-    def test_what_a_rule_raises_goes_through(self, table: Table, dynamodb: DynamoDBClient) -> None:
+    def test_a_rules_error_goes_through(self, table: Table, dynamodb: DynamoDBClient) -> None:
         """The ledger writes nothing."""
 
         def refuse(_: Snapshot) -> Snapshot:
@@ -272,7 +272,7 @@ class TestAtOnce:
         assert table.change(A, [FREE], rule, deadline()).entry(FREE).holders == {B}
         assert table.change(B, [FREE], as_is, deadline()).entry(FREE).holders == {B}
 
-    def test_what_a_rule_says_to_what_stands_by_then(self, table: Table) -> None:
+    def test_a_rule_judges_the_pages_that_stand_by_then(self, table: Table) -> None:
         """It may refuse after all."""
 
         def alone(state: Snapshot) -> Snapshot:
@@ -393,7 +393,7 @@ class TestErrors:
         )
 
     def test_a_missing_table(self) -> None:
-        """FAILED at once, naming the table, the region and what to check."""
+        """It fails at once, and names the table, the region and the things to check."""
         with (
             mock_aws(),
             pytest.raises(
@@ -407,7 +407,7 @@ class TestErrors:
     )
     @pytest.mark.parametrize("verb", ["read", "write"])
     def test_refused_for_good(self, stub: Stubber, verb: str, code: str) -> None:
-        """Reading and writing alike: FAILED, naming the table and the error, without another attempt."""
+        """Reading and writing alike fail without another attempt, and name the table and the error."""
         if verb == "write":
             stub.add_response("transact_get_items", EMPTY)
         stub.add_client_error(
@@ -451,7 +451,7 @@ class TestErrors:
         assert self.change(stub).entry(FREE).holders == {A}
 
     def test_a_page_has_changed(self, stub: Stubber) -> None:
-        """A condition that fails, whatever else does: all is read again."""
+        """If a condition fails, whatever else does, the ledger reads all pages again."""
         stub.add_response("transact_get_items", EMPTY)
         self.cancelled(stub, "transact_write_items", "TransactionConflict", "ConditionalCheckFailed")
         stub.add_response(
@@ -532,7 +532,7 @@ class TestErrors:
         return Table(dynamodb, NAME), called
 
     def test_until_no_time_is_left(self) -> None:
-        """FAILED with the attempts, as for API Gateway; the last one is made at the last moment."""
+        """The error counts the attempts, as for API Gateway; the last one comes at the last moment."""
 
         class Slow:
             meta = SimpleNamespace(region_name="eu-central-1")
@@ -583,7 +583,7 @@ class TestErrors:
             table.change(A, [FREE], hold(A), deadline())
         assert pages(dynamodb) == before
 
-    def test_pages_of_before_shapes_were_numbered_are_read(
+    def test_pages_from_before_shapes_had_numbers_are_read(
         self, table: Table, dynamodb: DynamoDBClient
     ) -> None:
         """Old pages have a rank in each order, one RequestId, and no state: each hold is attached."""

@@ -1,4 +1,4 @@
-"""cfn-lint, run from anywhere, finds with the rule what the function would refuse in a template."""
+"""cfn-lint, run from anywhere, finds with the rule the faults that the function would refuse."""
 
 import importlib.util
 import json
@@ -48,7 +48,7 @@ def lint(*templates: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def found() -> list[dict[str, Any]]:
-    """Find what the rules report on the bad template."""
+    """The rules' findings on the bad template."""
     return [match for match in lint(BAD) if match["Rule"]["Id"] in OURS]
 
 
@@ -71,7 +71,7 @@ def test_every_fault_is_found_where_it_is_and_nothing_else(found: list[dict[str,
 
 
 @pytest.mark.parametrize(("id_", "line", "part"), expected())
-def test_each_says_what_is_wrong(found: list[dict[str, Any]], id_: str, line: int, part: str) -> None:
+def test_each_finding_names_its_fault(found: list[dict[str, Any]], id_: str, line: int, part: str) -> None:
     messages = [
         it["Message"]
         for it in found
@@ -100,7 +100,7 @@ def test_the_folder_and_the_schema_are_enough_in_another_repository(tmp_path: Pa
     assert len(re.findall(f":(?:{'|'.join(OURS)}):", done.stdout)) == len(expected())
 
 
-def test_without_the_schema_the_rule_says_what_to_copy(tmp_path: Path) -> None:
+def test_without_the_schema_the_rule_names_the_file_to_copy(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "tools/cfn_lint", tmp_path / "away/lint")
     done = cfn_lint("--append-rules", tmp_path / "away/lint", "--", BAD)
     assert done.returncode != 0

@@ -57,7 +57,7 @@ class TestLost:
         assert outcome(cfn.update("A", FREE, FREE, digest="P1")) == "LOST"
         assert cfn.delete("A", FREE).success
 
-    def test_what_is_lost_does_not_count_as_attached(self, cfn: CloudFormation) -> None:
+    def test_a_lost_association_does_not_count_as_attached(self, cfn: CloudFormation) -> None:
         """A key that somebody puts back later stays when the resource goes."""
         cfn.create("A", FREE, digest="P1")
         cfn.delete("A", FREE)
@@ -78,7 +78,7 @@ class TestLost:
         assert cfn.delete("A", GOLD).success
         assert cfn.holders(FREE) == {holder("A")}
 
-    def test_after_its_delete_what_was_left_is_wanted_anew(self, cfn: CloudFormation) -> None:
+    def test_after_its_delete_a_left_association_is_wanted_anew(self, cfn: CloudFormation) -> None:
         """The clean-up's Delete failed, so the hold stays: an Update to it is a deployment, and fails."""
         cfn.create("A", FREE, digest="P1")
         cfn.update("A", FREE, GOLD, digest="P2")
@@ -87,7 +87,7 @@ class TestLost:
         self.gone(cfn)
         assert failed(cfn.update("A", GOLD, FREE, digest="P3"), "there is no")
 
-    def test_an_update_fails_though_it_wants_what_it_had_before(self, cfn: CloudFormation) -> None:
+    def test_an_update_fails_though_it_wants_its_former_association(self, cfn: CloudFormation) -> None:
         cfn.create("A", FREE, digest="P1")
         cfn.update("A", FREE, FREE, digest="P2")
         self.gone(cfn)
@@ -119,7 +119,7 @@ class TestLost:
         assert not cfn.entries
 
     def test_an_update_that_goes_back_a_month_later_is_no_rollback(self, cfn: CloudFormation) -> None:
-        """Under UpdateReplacePolicy Retain no Delete has come for what it goes back to."""
+        """Under UpdateReplacePolicy Retain no Delete has come for the association that it goes back to."""
         cfn.create("A", FREE, digest="P1")
         cfn.update("A", FREE, GOLD, digest="P2")
         del cfn.api.plans["free"]
@@ -134,7 +134,7 @@ class TestLost:
         assert (first.outcome, first.value) == ("LOST", "")
         assert cfn.send(request) == first
 
-    def test_what_is_lost_is_logged_in_full(
+    def test_a_lost_association_is_logged_in_full(
         self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture
     ) -> None:
         cfn.create("A", FREE, digest="P1")

@@ -88,7 +88,7 @@ class TestAnswers:
             {"Deleted"},
         ]
 
-    def test_what_was_never_in_the_queue_did_not_wait(self, world: World, counted: Counted) -> None:
+    def test_a_request_that_was_never_in_the_queue_did_not_wait(self, world: World, counted: Counted) -> None:
         world.sqs.fails = [ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "SendMessage")]
         world.arrives("alice")
         assert world.answers[-1]["Status"] == "FAILED"
@@ -131,7 +131,7 @@ class TestAnswers:
         self, world: World, counted: Counted, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def answer(resource: CustomResource, event: Any, context: Any) -> None:
-            world.before_create = resource._timeout  # The guard strikes while API Gateway is asked.
+            world.before_create = resource._timeout  # The guard strikes during the call to API Gateway.
             real(resource, event, context)
 
         real = CustomResource.answer
@@ -176,7 +176,9 @@ class TestAnswers:
     ],
 )
 @pytest.mark.usefixtures("world")
-def test_what_went_wrong_is_counted_by_name(count: Callable[[], None], name: str, counted: Counted) -> None:
+def test_each_kind_of_trouble_is_counted_by_name(
+    count: Callable[[], None], name: str, counted: Counted
+) -> None:
     count()
     assert counted() == [{name: 1}]
 

@@ -39,7 +39,7 @@ class Migration:
         self.template.write_bytes(text.encode())
 
     def deploy(self, text: str | None = None) -> None:
-        """Have this, or the template as it is, shown as deployed."""
+        """Show this, or the present template, as deployed."""
         self.deployed.write_text(
             json.dumps({"TemplateBody": text or self.text, "StagesAvailable": ["Original"]})
         )
@@ -169,7 +169,7 @@ class TestLines:
         assert all("OnExisting: Take, VerifyTrigger: taken, KeyId" in line for line in taken[1:])
         assert len(taken) == 3
 
-    def test_comments_stay_above_what_they_are_about(self, migration: Callable[..., Migration]) -> None:
+    def test_comments_stay_above_their_lines(self, migration: Callable[..., Migration]) -> None:
         it = migration()
         for step in ("retain", "replace", "take"):
             it.changed(step)
@@ -187,7 +187,7 @@ class TestLines:
     def test_json_comes_to_the_same(
         self, migration: Callable[..., Migration], form: dict[str, Any], tmp_path: Path
     ) -> None:
-        """In each of its layouts, which stays; and to what the same change of the data comes to."""
+        """Each layout stays, and the result equals the same change of the data."""
         (tmp_path / "json").mkdir()
         ours, theirs = (
             migration(),
@@ -214,7 +214,9 @@ class TestLines:
         assert it.text == json.dumps(json.loads(it.text), indent=2)
         assert list(json.loads(it.text)["Resources"]["AliceInPlan2"]) == ["Properties", "Type"]
 
-    def test_what_is_deployed_may_be_written_otherwise(self, migration: Callable[..., Migration]) -> None:
+    def test_the_deployed_template_may_be_written_otherwise(
+        self, migration: Callable[..., Migration]
+    ) -> None:
         """The CLI shows a template in JSON as JSON, and a macro's result with long names of functions."""
         it = migration()
         for step in ("retain", "replace", "take"):
@@ -249,7 +251,7 @@ class TestLines:
         assert "get-template" in told.err
         assert "If the deploy fails" in told.err
 
-    def test_what_the_owner_retains_stays_retained(
+    def test_a_resource_that_its_owner_retains_stays_retained(
         self, migration: Callable[..., Migration], capsys: pytest.CaptureFixture[str]
     ) -> None:
         it = migration(template().replace("    Properties", "    DeletionPolicy: Retain\n    Properties"))
@@ -261,7 +263,7 @@ class TestLines:
 
 
 def without_tags(value: Any) -> Any:
-    """A template's data, whether GetAtt is written with a dot or as a list."""
+    """A template's data, alike for GetAtt with a dot and GetAtt as a list."""
     if isinstance(value, list):
         return [without_tags(item) for item in value]
     if isinstance(value, dict):
@@ -317,7 +319,7 @@ class TestReferences:
             "!FindInMap [Alice, Alice, Alice]",
         ],
     )
-    def test_left_alone(self, migration: Callable[..., Migration], text: str) -> None:
+    def test_unchanged(self, migration: Callable[..., Migration], text: str) -> None:
         it = migration(template(f"Outputs:\n  It:\n    Value: {text}\n"))
         it.changed("retain")
         it.changed("replace")
@@ -428,10 +430,10 @@ def retained() -> dict[str, Any]:
 
 
 class TestRefusals:
-    """One sentence says what is wrong and what to run, and the file stays as it is."""
+    """One sentence names the fault and the command to run, and the file stays as it is."""
 
     def refused(self, it: Migration, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-        """Run it; what it says."""
+        """Run it; return its message."""
         before, _ = it.text, capsys.readouterr()
         assert it.run(*arguments) == 1
         told = capsys.readouterr()
@@ -587,7 +589,7 @@ class TestRefusals:
 
 
 class TestWarnings:
-    """The command warns of what it cannot see, and of CloudFormation's limits."""
+    """The command warns of text that it cannot follow, and of CloudFormation's limits."""
 
     @pytest.mark.parametrize(
         ("more", "warning"),

@@ -70,7 +70,7 @@ class TestMoving:
         assert not cfn.calls()
         assert not cfn.holders(FREE)
 
-    def test_what_was_there_before_may_be_moved_once_it_was_taken(self, cfn: CloudFormation) -> None:
+    def test_a_key_that_was_there_before_may_be_moved_once_it_was_taken(self, cfn: CloudFormation) -> None:
         cfn.by_hand(FREE)
         cfn.create("A", FREE, TAKE)
         cfn.update("A", FREE, FREE, TAKE)
@@ -145,7 +145,7 @@ class TestTheWayBack:
     def test_where_nobody_knows_whether_the_old_one_is_back_its_delete_detaches_it(
         self, cfn: CloudFormation
     ) -> None:
-        """A lost reply may have attached it, so the ledger no longer says that it was moved away."""
+        """A lost reply may have attached it, so the ledger drops the mark of the move."""
         cfn.create("A", FREE)
         cfn.at(CREATE, usual, fails(DENIED), served_then(LOST), fails(DENIED))
         assert failed(cfn.update("A", FREE, PRO), "could not attach the detached key again")
@@ -154,7 +154,7 @@ class TestTheWayBack:
         assert cfn.delete("A", FREE).success
         assert not cfn.attached
 
-    def test_what_could_not_be_detached_is_as_it_was(self, cfn: CloudFormation) -> None:
+    def test_a_key_that_could_not_be_detached_is_as_it_was(self, cfn: CloudFormation) -> None:
         cfn.create("A", FREE)
         earlier = dict(cfn.entries)
         cfn.at(DELETE, fails(DENIED))
@@ -162,7 +162,7 @@ class TestTheWayBack:
         assert cfn.attached == {FREE}
         assert cfn.entries == earlier
 
-    def test_what_another_has_joined_since_the_move_began_is_not_detached_and_the_move_is_undone(
+    def test_a_move_is_undone_where_another_resource_has_joined_since_it_began(
         self, cfn: CloudFormation
     ) -> None:
         cfn.api.plans["beta"] = Plan("Beta", (("api", "beta"),))
@@ -183,7 +183,7 @@ class TestTheWayBack:
         assert cfn.attached == {FREE}
         assert outcome(cfn.send(rollback)) == "VERIFIED"
 
-    def test_what_blocks_the_way_back_is_named(self, cfn: CloudFormation) -> None:
+    def test_a_plan_that_blocks_the_way_back_is_named(self, cfn: CloudFormation) -> None:
         """Somebody has put the key into a third plan for the stage."""
         cfn.api.plans["third"] = Plan("Third", (("api", "prod"),))
         cfn.create("A", FREE)
@@ -242,7 +242,7 @@ class TestTheWayBack:
 class TestBlocked:
     """An association that a move may not detach blocks it; the Reason names it."""
 
-    def test_what_was_adopted_is_not_broken_for_a_move(self, cfn: CloudFormation) -> None:
+    def test_an_adopted_key_is_not_detached_for_a_move(self, cfn: CloudFormation) -> None:
         """A move leaves an adopted key alone; the Reason names plan, stage, holder and remedy."""
         cfn.by_hand(FREE)
         cfn.create("A", FREE, ADOPT)
@@ -258,13 +258,15 @@ class TestBlocked:
         assert cfn.attached == {FREE}
         assert not cfn.holders(PRO)
 
-    def test_what_no_stack_holds_is_not_touched(self, cfn: CloudFormation) -> None:
+    def test_a_key_that_no_stack_holds_is_not_touched(self, cfn: CloudFormation) -> None:
         cfn.by_hand(FREE)
         assert failed(cfn.create("A", PRO), "usage plan free (Free)", "api:prod", "held by no stack")
         assert cfn.attached == {FREE}
 
     @pytest.mark.parametrize("stack", ["one", "two"])
-    def test_what_another_resource_holds_too_is_not_detached(self, cfn: CloudFormation, stack: str) -> None:
+    def test_a_key_that_another_resource_holds_too_is_not_detached(
+        self, cfn: CloudFormation, stack: str
+    ) -> None:
         cfn.create("B", FREE, stack=stack)
         cfn.create("A", FREE, ADOPT)
         answer = cfn.update("A", FREE, PRO)
@@ -305,12 +307,12 @@ class TestMovingAgain:
         assert cfn.calls() == {"DeleteUsagePlanKey": 1, "CreateUsagePlanKey": 1}
         assert cfn.attached == {PRO, "bob:pro"}
 
-    def test_what_was_seen_longer_ago_is_looked_at_again(self, cfn: CloudFormation) -> None:
+    def test_a_plan_that_was_seen_longer_ago_is_looked_at_again(self, cfn: CloudFormation) -> None:
         cfn.clock.now += 61
         assert outcome(cfn.update("B", "bob:free", "bob:pro")) == "MOVED"
         assert cfn.calls()["GetUsagePlan"] == 1
 
-    def test_what_it_may_not_detach_still_blocks_it(self, cfn: CloudFormation) -> None:
+    def test_an_association_that_it_may_not_detach_still_blocks_it(self, cfn: CloudFormation) -> None:
         cfn.create("C", "bob:free")
         assert failed(cfn.update("B", "bob:free", "bob:pro"), "C of stack one")
         assert cfn.attached == {PRO, "bob:free"}
@@ -398,7 +400,7 @@ class TestMovedAway:
         assert cfn.holders(PRO) == {holder("A")}
         assert cfn.attached == {PRO}
 
-    def test_what_was_retained_stays_held(self, cfn: CloudFormation) -> None:
+    def test_a_retained_association_stays_held(self, cfn: CloudFormation) -> None:
         """A replacement, not a move, left it."""
         cfn.create("A", FREE)
         cfn.update("A", FREE, GOLD)

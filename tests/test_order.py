@@ -78,10 +78,10 @@ class TestSuperseded:
         assert outcome(cfn.send(late)) == "ATTACHED"
 
     @pytest.mark.parametrize("is_over", [False, True], ids=["in time", "too late"])
-    def test_what_was_not_fenced_when_it_arrived_is_fenced_when_its_turn_comes(
+    def test_a_request_not_fenced_at_its_arrival_is_fenced_when_its_turn_comes(
         self, cfn: CloudFormation, *, is_over: bool
     ) -> None:
-        """Too late, the function fences only a Create, which begins a life and whose Delete may follow."""
+        """Too late, the function fences only a Create: it begins a life, and its Delete may follow."""
         for request in (cfn.a_create("A", FREE), cfn.an_update("B", FREE, FREE)):
             deadline = Deadline(900, cfn.clock, is_over=is_over)
             served(Service(request, cfn, ApiGateway(cfn), deadline, fenced=False))  # type: ignore[arg-type]  # a fake
@@ -185,7 +185,7 @@ class TestSameAnswer:
         cfn.at(GET)
         assert cfn.send(request) == first
 
-    def test_who_prints_what_was_served_prints_no_value(self) -> None:
+    def test_a_printed_response_shows_no_value(self) -> None:
         assert "value-of-alice" not in repr(Response(success=True, id=FREE, value="value-of-alice"))
 
     def test_the_log_says_that_an_answer_is_given_again_and_that_nothing_is_touched(
@@ -229,7 +229,7 @@ class TestSameAnswer:
 
 
 class TestOver:
-    """A request whose time is over touches nothing: CloudFormation may have been told that it failed."""
+    """A request whose time is over touches nothing: CloudFormation may count it as failed."""
 
     @pytest.mark.parametrize("kind", ["create", "update", "delete"])
     def test_it_is_answered_failed_and_nothing_else(self, cfn: CloudFormation, kind: str) -> None:

@@ -70,7 +70,7 @@ class TestArriving:
                 "bob", ResourceProperties={**properties, "ServiceTimeout": str(int(BEFORE_LOOK) + 1)}
             )
 
-    def test_what_makes_answers_is_made_ready_at_once_where_there_is_no_queue(self, world: World) -> None:
+    def test_without_a_queue_the_sender_is_made_ready_at_once(self, world: World) -> None:
         world.function = replace(world.function, queue=None)
         world.before_create = lambda: ready.append(world.prepared)
         ready: list[int] = []
@@ -92,7 +92,7 @@ class TestArriving:
 
     @pytest.mark.parametrize("kind", ["Create", "Delete"])
     @pytest.mark.parametrize(("size", "fits"), [(250_000, True), (1_000_000, True), (LONGEST_MESSAGE, False)])
-    def test_what_does_not_fit_into_a_message_is_answered_failed(
+    def test_a_request_that_does_not_fit_into_a_message_is_answered_failed(
         self, world: World, kind: str, size: int, fits: bool
     ) -> None:
         properties = {"KeyId": "alice", "UsagePlanId": "free", "VerifyTrigger": "x" * size}
@@ -143,7 +143,7 @@ class TestArriving:
 
 
 class TestFencedFirst:
-    """A retained logical id that is declared again and fails must not detach a live customer."""
+    """A template that declares a retained logical id again and fails must not detach a live customer."""
 
     def retained(self, world: World) -> None:
         world.arrives("alice")
@@ -202,7 +202,7 @@ class TestFencedFirst:
 
 
 class TestTime:
-    """CloudFormation's time counts from when the request was issued, beyond the first minute."""
+    """CloudFormation's time counts from the issue time, beyond the first minute."""
 
     def event(self, world: World, *, age: float, timeout: int) -> dict[str, Any]:
         properties = {"KeyId": "alice", "UsagePlanId": "free", "ServiceTimeout": str(timeout)}
@@ -216,7 +216,9 @@ class TestTime:
         assert world.served() == [("Alice", "SUCCESS")]
 
     @pytest.mark.parametrize(("age", "seconds"), [(0, 600), (60, 600), (300, 360), (-300, 600)])
-    def test_what_waits_in_vain_is_answered_in_time(self, world: World, age: float, seconds: float) -> None:
+    def test_a_request_that_waits_in_vain_is_answered_in_time(
+        self, world: World, age: float, seconds: float
+    ) -> None:
         world.arrives("alice", **self.event(world, age=age, timeout=600))
         records, arrived = world.records(), world.clock.now
         world.at_create = [BUSY] * 9999
@@ -238,7 +240,9 @@ class TestTime:
         assert world.served() == [("Alice", "FAILED")]
         assert [record.newest for record in world.ledger.records.values()] == [""]
 
-    def test_what_is_put_back_from_a_dead_letter_queue_days_later_touches_nothing(self, world: World) -> None:
+    def test_a_request_put_back_from_a_dead_letter_queue_days_later_touches_nothing(
+        self, world: World
+    ) -> None:
         world.arrives("alice")
         records = world.records()
         world.clock.now += 3 * 24 * 3600
@@ -276,7 +280,9 @@ class TestTime:
         assert world.batch([received(message, 2)]) == ["message-0"]
         assert len(world.answers) == 1
 
-    def test_what_is_over_and_cannot_be_delivered_does_not_come_again(self, world: World) -> None:
+    def test_a_request_whose_time_is_over_does_not_come_again_for_an_undelivered_answer(
+        self, world: World
+    ) -> None:
         """CloudFormation waits for it no longer."""
         world.arrives("alice")
         records = world.records()
@@ -311,7 +317,7 @@ class TestTime:
 
 
 class TestLettingGo:
-    """An operator has a resource let go whose stack is gone without a Delete for it."""
+    """An operator lets go of a resource whose stack is gone without a Delete for it."""
 
     ASKED: ClassVar = {"StackId": STACK.format("one"), "LogicalResourceId": "Alice"}
 
@@ -343,7 +349,7 @@ class TestLettingGo:
             "",
         ],
     )
-    def test_a_stack_that_may_be_there_keeps_what_it_holds(self, world: World, said: str | Exception) -> None:
+    def test_a_stack_that_may_be_there_keeps_its_holds(self, world: World, said: str | Exception) -> None:
         world.stacks[STACK.format("one")] = said
         with pytest.raises(FailedError, match=STACK.format("one")):
             world.function.let_go(self.ASKED, world)
@@ -363,18 +369,18 @@ class TestLettingGo:
             world.function.let_go({"StackId": stack, "LogicalResourceId": "Alice"}, world)
 
     @pytest.mark.parametrize("asked", [None, [], {}, {"StackId": 7, "LogicalResourceId": "Alice"}])
-    def test_what_is_not_named_is_an_error(self, world: World, asked: object) -> None:
+    def test_an_event_that_names_no_resource_is_an_error(self, world: World, asked: object) -> None:
         with pytest.raises(EventError, match="StackId"):
             world.function.let_go(asked, world)
 
-    def test_the_way_out_is_named_to_whoever_is_kept_out(self, world: World) -> None:
+    def test_the_reason_of_a_refused_request_names_the_way_out(self, world: World) -> None:
         world.arrives("alice", stack="two")
         world.serve()
         said = world.answers[-1]["Reason"]
         event = json.loads(said[said.index("{") : said.rindex("}") + 1])
         assert event == {"LetGo": self.ASKED}
 
-    def test_what_is_let_go_is_logged(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
+    def test_letting_go_is_logged(self, world: World, caplog: pytest.LogCaptureFixture) -> None:
         world.arrives("alice")
         bob = {"KeyId": "bob", "UsagePlanId": "free"}
         world.serve()
@@ -391,7 +397,7 @@ class TestLettingGo:
             "Alice of stack one is gone: let go of nothing, and detached nothing",
         ]
 
-    def test_letting_go_says_what_it_takes_and_why_it_refuses(self, world: World) -> None:
+    def test_letting_go_names_its_fields_and_its_reason_to_refuse(self, world: World) -> None:
         with pytest.raises(
             EventError,
             match=r'^LetGo takes \{"StackId": "...", "LogicalResourceId": "..."\}, and needs a ledger$',
@@ -460,14 +466,14 @@ class TestTold:
             ),
         ],
     )
-    def test_the_log_says_what_is_asked(
+    def test_the_log_names_the_request(
         self, world: World, more: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO, "usage_plan_key")
         world.arrives("alice", **more)
         assert log(caplog) == [("INFO", said)]
 
-    def test_every_line_says_which_request_it_is_about(self, world: World) -> None:
+    def test_every_line_names_the_request_that_it_is_about(self, world: World) -> None:
         world.arrives("alice", "Delete", PhysicalResourceId="alice:free")
         assert about.get() == {
             "StackId": STACK.format("one"),
@@ -478,7 +484,7 @@ class TestTold:
             "function_request_id": "8c5a3a0e",
         }
 
-    def test_the_outcome_is_logged_with_what_was_asked(
+    def test_the_outcome_is_logged_with_the_request(
         self, world: World, caplog: pytest.LogCaptureFixture
     ) -> None:
         caplog.set_level(logging.INFO, "usage_plan_key")
@@ -505,7 +511,7 @@ class TestTold:
         assert ("ERROR", "Not delivered: division by zero") in log(caplog)
 
     @pytest.mark.parametrize(("seconds", "left"), [(90, 20), (36, 36 - LAST_SECONDS - 15)])
-    def test_a_delivery_has_twenty_seconds_or_what_is_left(
+    def test_a_delivery_has_twenty_seconds_or_the_time_that_is_left(
         self, world: World, seconds: float, left: float
     ) -> None:
         deadlines: list[Deadline] = []
@@ -523,7 +529,7 @@ class TestTold:
         assert checked == ["Create-one-alice"]
 
     @pytest.mark.parametrize("on_batch", [False, True], ids=["by CloudFormation", "by the queue"])
-    def test_who_gives_up_has_all_the_time_that_is_left(
+    def test_the_guard_has_all_the_time_that_is_left(
         self, world: World, monkeypatch: pytest.MonkeyPatch, *, on_batch: bool
     ) -> None:
         given: list[Any] = []
@@ -556,7 +562,7 @@ class TestTold:
     def test_a_refusal_that_comes_when_the_guard_strikes_at_once_keeps_its_reason(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The ledger is tried for longer than the guard waits."""
+        """The function tries the ledger for longer than the guard waits."""
 
         def throttled(*_: Any) -> None:
             world.clock.sleep(world.seconds - 6)

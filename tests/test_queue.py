@@ -68,7 +68,7 @@ class TestMessages:
 
 
 class TestCalls:
-    """The queue gets the right calls; errors say what failed."""
+    """The queue gets the right calls; errors name the call that failed."""
 
     def queue(self, world: World) -> Queue:
         return Queue(world.sqs, "https://queue", "https://undelivered")  # type: ignore[arg-type]  # a fake
@@ -85,7 +85,7 @@ class TestCalls:
         assert not Queue(world.sqs, "https://queue").put_aside(stray, Deadline(60, world.clock))  # type: ignore[arg-type]  # a fake
         assert not world.sqs.aside
 
-    def test_an_error_says_what_could_not_be_done(self, world: World) -> None:
+    def test_an_error_names_the_call_that_failed(self, world: World) -> None:
         (message,) = messages([record("stray")])
         event = {"StackId": "s", "RequestId": "r"}
         throttled = ClientError({"Error": {"Code": "RequestThrottled", "Message": "slow"}}, "Call")

@@ -240,7 +240,7 @@ class TestEvents:
         ids=lambda each: each if isinstance(each, str) else "",
     )
     def test_foreign_events(self, foreign: Any, what: str) -> None:
-        """One sentence says what it is and what the function takes, and shows none of it."""
+        """One sentence names the event and the kinds that the function takes, and shows none of the event."""
         with pytest.raises(EventError) as raised:
             parse(foreign)
         why, _, takes = str(raised.value).partition(", and ")
@@ -258,7 +258,7 @@ class TestEvents:
 
 
 class TestFaults:
-    """Every fault of a request is named in one answer."""
+    """One answer names every fault of a request."""
 
     def test_all_at_once(self) -> None:
         """It names each fault, not only the first."""
@@ -301,7 +301,7 @@ class TestFaults:
         assert f"unknown property {name} (did you mean {meant}?)" in faults({**GOOD, name: "x"})
 
     @pytest.mark.parametrize("name", ["KeyId", "UsagePlanId"])
-    def test_what_may_be_a_value_is_not_shown(self, name: str) -> None:
+    def test_a_text_that_may_be_a_value_is_not_shown(self, name: str) -> None:
         """Somebody may have pasted a key's value as an id: neither the faults nor the id show it."""
         request = parse(event(properties={**GOOD, name: VALUE}))
         assert isinstance(request, Invalid)
@@ -349,8 +349,8 @@ class TestFaults:
         ],
         ids=str,
     )
-    def test_what_is_wrong_with_an_id_is_said_and_none_of_it_shown(self, value: Any, wrong: str) -> None:
-        """The Reason's reader can mend it; a text that is no id may be a key's value, so it is hidden."""
+    def test_the_fault_of_an_id_is_named_and_none_of_the_id_is_shown(self, value: Any, wrong: str) -> None:
+        """Its reader can mend it; a text that is no id may be a key's value, so no Reason shows it."""
         text = faults({**GOOD, "KeyId": value})
         assert text.startswith(f"KeyId is malformed: {wrong}")
         assert str(value).strip() not in text
@@ -364,7 +364,7 @@ class TestFaults:
         )
         assert "alice" not in text.lower()
 
-    def test_white_space_alone_is_empty(self) -> None:
+    def test_an_id_of_white_space_is_empty(self) -> None:
         assert faults({**GOOD, "KeyId": " \n"}) == "KeyId is empty"
 
     def test_equal_ids_are_no_fault(self) -> None:
@@ -411,7 +411,7 @@ class TestFaults:
         ids=ascii,
     )
     def test_odd_names_are_quoted_and_long_ones_shortened(self, name: Any, shown: str) -> None:
-        """A Reason is one line that can be encoded."""
+        """A Reason is one line that UTF-8 can encode."""
         assert faults({**GOOD, name: "x"}).startswith(f"unknown property {shown} (known are ")
 
     def test_names_of_all_types_at_once(self) -> None:
@@ -436,7 +436,7 @@ class TestProperties:
         assert getattr(parsed({"IncludeValue": value}), "include_value", None) is included
         assert getattr(parsed({}), "include_value", None) is False
 
-    def test_what_is_let_through(self) -> None:
+    def test_the_other_properties_are_let_through(self) -> None:
         """KeyType has one value, VerifyTrigger any, and two names are CloudFormation's own."""
         good = {"KeyType": "API_KEY", "VerifyTrigger": "7", "ServiceToken": "arn:x", "ServiceTimeout": "60"}
         assert isinstance(parsed(good), Create)
@@ -498,13 +498,13 @@ class TestDigest:
     @pytest.mark.parametrize(
         "value", [{1, 2}, {"a": 1, 7: 1}, 10**9999, b"", deep()], ids=lambda each: type(each).__name__
     )
-    def test_what_json_cannot_hold_has_none(self, value: object) -> None:
+    def test_properties_that_json_cannot_hold_have_none(self, value: object) -> None:
         """A request without a digest is like no other, and served all the same."""
         assert digest({**GOOD, "VerifyTrigger": value}) == ""
 
 
 class TestIssued:
-    """A request was issued when its ResponseURL was signed."""
+    """CloudFormation issued a request when it signed the ResponseURL."""
 
     @staticmethod
     def issued(query: str, kind: str = "Update") -> int | None:
@@ -525,7 +525,7 @@ class TestIssued:
         ],
     )
     def test_read(self, query: str, seconds: int, kind: str) -> None:
-        """`X-Amz-Date` says it; `Expires` is two hours later. What kind of request it is does not matter."""
+        """`X-Amz-Date` says it; `Expires` is two hours later. The kind of request does not matter."""
         assert self.issued(query, kind) == seconds
 
     @pytest.mark.parametrize(
@@ -551,7 +551,7 @@ class TestIssued:
         ],
     )
     def test_none(self, query: str) -> None:
-        """Without an issue time there is no fence; what no calendar has is none."""
+        """Without an issue time there is no fence; a time that no calendar has is none."""
         assert self.issued(query) is None
 
 
@@ -647,7 +647,7 @@ class TestAnyEvent:
     def test_is_a_request_where_an_answer_is_possible(
         self, kind: str, needed: dict[str, str], rest: dict[str, Any], properties: Any
     ) -> None:
-        """It carries what the answer needs, and its faults are one line that can be encoded."""
+        """It carries what the answer needs, and its faults are one line that UTF-8 can encode."""
         request = parse({"RequestType": kind, "ResourceProperties": properties, **rest, **needed})
         assert request.id == needed["RequestId"]
         assert request.holder == (needed["StackId"], needed["LogicalResourceId"])
@@ -672,7 +672,7 @@ class TestAnyEvent:
     @given(odd | st.dictionaries(odd_text, odd) | broken)
     @settings(max_examples=300, deadline=None)
     def test_else_it_is_an_event_error_of_one_line(self, foreign: Any) -> None:
-        """Short, without line breaks, and nothing of the event in it but the names of fields."""
+        """It is short, has no line breaks, and shows nothing of the event but the names of fields."""
         with pytest.raises(EventError) as raised:
             parse(foreign)
         assert re.fullmatch(
@@ -689,7 +689,7 @@ class TestAssociation:
 
     @given(ids, ids)
     def test_its_id_names_it(self, key: str, plan: str) -> None:
-        """An id is written and read back."""
+        """`parse` reads an id back as `id` wrote it."""
         association = Association(key, plan)
         assert association.id == f"{key}:{plan}"
         assert Association.parse(association.id) == association
@@ -717,7 +717,7 @@ class TestAssociation:
 
     @given(st.text())
     def test_nothing_else_is_read(self, text: str) -> None:
-        """An id is written as it was read."""
+        """A text that `parse` reads is the text that `id` writes."""
         association = Association.parse(text)
         assert association is None or association.id == text
 
@@ -727,7 +727,7 @@ class TestAssociation:
         assert well_formed("a" * length) is (0 < length < 20)
 
     def test_a_holder_is_named_for_people(self) -> None:
-        """By its logical id and the stack's name, or by what stands in its place."""
+        """By its logical id and the stack's name, or by the text in its place."""
         assert str(Holder(STACK, "Alice")) == "Alice of stack customers"
         assert str(Holder("customers", "Alice")) == "Alice of stack customers"
 
@@ -753,7 +753,7 @@ class TestInFull:
             pytest.param(" a1b2c3d4e5 ", "it has white space around it", id="white space around it"),
         ],
     )
-    def test_what_is_wrong_with_an_id(self, key_id: str, wrong: str) -> None:
+    def test_the_faults_of_an_id(self, key_id: str, wrong: str) -> None:
         assert faults({**GOOD, "KeyId": key_id}) == f"KeyId is malformed: {wrong}"
 
     def test_an_unknown_request_type_is_named_without_its_value(self) -> None:

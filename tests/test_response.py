@@ -122,7 +122,9 @@ class TestBody:
             )
 
     @pytest.mark.parametrize("success", [True, False])
-    def test_what_does_not_fit_at_all_is_sent_and_told(self, everything: Lines, *, success: bool) -> None:
+    def test_an_answer_that_does_not_fit_at_all_is_sent_and_logged(
+        self, everything: Lines, *, success: bool
+    ) -> None:
         asked = {**EVENTS["update-verify"], "StackId": "i" * 5000}
         answer = Response(
             success=success,
@@ -180,7 +182,7 @@ class TestBody:
         assert "Value" not in unasked["Data"]
 
     @pytest.mark.parametrize("lacking", ["function_name", "log_group_name", "log_stream_name"])
-    def test_what_a_stand_in_for_the_context_lacks_is_left_out(self, lacking: str) -> None:
+    def test_a_part_that_a_stand_in_for_the_context_lacks_is_left_out(self, lacking: str) -> None:
         names = {"function_name": "F", "log_group_name": "G", "log_stream_name": "S"}
         names.pop(lacking)
         parts = {
@@ -196,7 +198,7 @@ class TestBody:
         answer = json.loads(body(parse(EVENTS["create"]), failed("No"), where(object())))
         assert answer["Reason"] == "No"
 
-    def test_what_fits_is_not_cut(self) -> None:
+    def test_a_reason_that_fits_is_not_cut(self) -> None:
         answer = json.loads(body(parse(EVENTS["create"]), failed("€" * 1000), WHERE))
         assert answer["Reason"] == f"{'€' * 1000} ({WHERE})"
 
@@ -252,7 +254,7 @@ class TestSender:
             parse(event(sink)), Deadline(60, Clock()), json.dumps({"Data": {"Value": VALUE}}).encode()
         )
 
-    def test_what_could_not_be_made_ready_is_made_anew(
+    def test_a_preparation_that_failed_is_made_anew(
         self, sink: Sink, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Otherwise the process could answer no later request."""
@@ -445,7 +447,7 @@ class TestSender:
         self.deliver(sink)
         assert "The answer's PUT failed, trying again: status 503" in caplog.messages
 
-    def test_does_not_wait_for_one_who_hangs(self, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_does_not_wait_for_a_server_that_hangs(self, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
         assert response._PUT_TIMEOUT.read_timeout == 2.0
         monkeypatch.setattr(response, "_PUT_TIMEOUT", urllib3.Timeout(connect=1, read=0.1))
         sink.replies = ["hang", 200]
@@ -454,7 +456,7 @@ class TestSender:
         assert len(sink.puts) == 2
         assert time.monotonic() - began < 2
 
-    def test_an_error_that_names_the_url_is_named_by_its_type_alone(
+    def test_an_error_whose_text_has_the_url_is_logged_only_by_its_type(
         self, sink: Sink, monkeypatch: pytest.MonkeyPatch, everything: Lines
     ) -> None:
         def request(_: object, __: str, url: str, **___: object) -> None:
@@ -469,7 +471,7 @@ class TestSender:
         assert everything.secrets(sink.url) == []
 
     @pytest.mark.parametrize("name", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
-    def test_trusts_whom_boto3_is_told_to_trust(
+    def test_trusts_the_certificates_that_boto3_is_told_to_trust(
         self, sink: Sink, name: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.delenv("SSL_CERT_FILE")
@@ -537,7 +539,7 @@ class TestSender:
         assert everything.secrets(sink.url) == []
         assert sink.puts == []
 
-    def test_trusts_none_but_whom_it_knows(self, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_trusts_no_unknown_certificate(self, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("SSL_CERT_FILE")
         with pytest.raises(UndeliveredError):
             self.deliver(sink)
@@ -645,7 +647,7 @@ class TestValueHost:
     @pytest.mark.parametrize(
         ("host", "region", "suffix"),
         [
-            # As they were seen in events; see FACTS.
+            # The hosts of real events.
             (
                 "cloudformation-custom-resource-response-useast1.s3.amazonaws.com",
                 "us-east-1",

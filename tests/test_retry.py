@@ -127,7 +127,7 @@ class TestBackOff:
 class TestDeadline:
     """No call begins with less time left than its own time-out and the answer's together."""
 
-    def test_what_a_call_needs(self) -> None:
+    def test_a_call_needs_its_own_time_and_the_ledgers_and_the_answers(self) -> None:
         """Its own time-outs, and the ledger's and the answer's after it; the short ones come to less."""
         assert BEFORE_CALL >= CONNECT_TIMEOUT + READ_TIMEOUT + BEFORE_SHORT_CALL
         assert BEFORE_SHORT_CALL >= SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT + BEFORE_DELIVERY
@@ -143,7 +143,7 @@ class TestDeadline:
         ids=["API Gateway", "the ledger", "the delivery"],
     )
     def test_to_the_second(self, kind: Callable[..., Deadline], needed: float) -> None:
-        """With just enough time a call begins, with less it does not, and the Reason says what to do."""
+        """With just enough time a call begins, with less it does not, and the Reason names the remedy."""
         nobody = () if kind is not Deadline.watched else (lambda: None,)
         enough, less = (kind(Deadline(left, Clock(0.0)), *nobody) for left in (needed, needed - 0.1))
         assert retry(failing(0), "x", enough, again()) == "served"
@@ -163,7 +163,7 @@ class TestDeadline:
 
     @pytest.mark.parametrize("seed", range(12))
     def test_with_25_seconds_left_a_throttled_call_has_another_attempt(self, seed: int) -> None:
-        """Its pause ends where another attempt can still be made."""
+        """Its pause ends while the call still has time for another attempt."""
         deadline = Deadline(25, Clock(0.0), Random(seed))
         assert retry(failing(1), "x", deadline, again(after=2, busy=True)) == "served"
 
@@ -219,7 +219,7 @@ class TestTurn:
         assert type(raised.value) is OutOfTimeError
         assert clock.now == 0
 
-    def test_who_is_to_make_way_does_not_wait_for_longer_than_that(self) -> None:
+    def test_a_request_that_makes_way_does_not_wait_beyond_its_patience(self) -> None:
         """The error says until when API Gateway wants no call."""
         clock = Clock(0.0)
         with pytest.raises(TurnOverError) as raised:
@@ -258,7 +258,7 @@ class TestPersist:
         assert not clock.slept
 
     def test_until_no_time_is_left(self) -> None:
-        """The Reason has what was done, the number of attempts, the time, the last error and what to do."""
+        """The Reason has the action, the number of attempts, the time, the last error and the remedy."""
         clock = Clock(1000.0)
         with pytest.raises(OutOfTimeError) as raised:
             retry(
@@ -339,7 +339,7 @@ class TestPersist:
 class TestWords:
     """An error names the action, and its cause."""
 
-    def test_a_request_that_makes_way_says_for_what(self) -> None:
+    def test_a_request_that_makes_way_names_the_refusal(self) -> None:
         with pytest.raises(TurnOverError, match=r"^Could not do it: refusal 1\.$") as raised:
             retry(failing(1), "Could not do it", Deadline(3600, Clock(0.0), turn=90), again(after=100))
         assert raised.value.opens == -math.inf, "its own turn was over, and the wait with it"
@@ -351,7 +351,7 @@ class TestWords:
                 again(after=30),
             )
 
-    def test_a_call_that_may_not_begin_in_this_turn_says_which(self) -> None:
+    def test_a_call_that_may_not_begin_in_this_turn_is_named(self) -> None:
         deadline = Deadline(3600, Clock(0.0), turn=BEFORE_CALL - 0.1)
         with pytest.raises(TurnOverError, match=r"^Could not do it: the function's time is nearly up$"):
             deadline.allow("Could not do it")
@@ -439,11 +439,11 @@ class TestAhead:
             retry(failing(99), "Could not do it", deadline, again(after=15), attempts)
         assert attempts.count == count
 
-    def test_who_is_to_make_way_waits_for_all_of_that(self) -> None:
+    def test_a_request_that_makes_way_waits_for_all_of_its_patience(self) -> None:
         clock = Clock(0.0)
         assert retry(failing(1), "x", Deadline(3600, clock, turn=90, patience=4), again(after=4)) == "served"
 
-    def test_who_makes_way_unasked_keeps_api_gateway_open(self) -> None:
+    def test_a_request_that_makes_way_without_a_retry_after_keeps_api_gateway_open(self) -> None:
         with pytest.raises(TurnOverError) as raised:
             retry(failing(99), "x", Deadline(3600, Clock(0.0), Dice(), turn=90, patience=0.1), again())
         assert raised.value.opens == -math.inf

@@ -76,7 +76,7 @@ def ledger(
     of: Association = FREE,
     hold: Hold | None = None,
 ) -> Snapshot:
-    """Both pages: what `entry` says that this resource holds stands in its record too."""
+    """Both pages: the holds of this resource in `entry` stand in its record too."""
     record = record or ResourceRecord()
     if THIS in entry.holders:
         record = record._replace(holds={of: hold or Hold("earlier")} | dict(record.holds))
@@ -104,7 +104,7 @@ class TestWanting:
             pytest.param(by(NAMESAKE), Standing.STRANGERS, id="a deleted stack's namesake is a stranger"),
         ],
     )
-    def test_who_holds_it(self, entry: AssociationRecord, stands: Standing) -> None:
+    def test_the_holders_decide_the_standing(self, entry: AssociationRecord, stands: Standing) -> None:
         """A stack is its ARN, not its name; the resource's own hold counts first, then a sibling's."""
         assert rules.standing(entry, THIS) is stands
 
@@ -173,10 +173,9 @@ class TestWanting:
             ),
         ],
     )
-    def test_what_it_comes_to(
+    def test_the_holders_and_the_plan_decide_the_outcome(
         self, request_: CreateOrUpdate, entry: AssociationRecord, present: bool, expected: Outcome
     ) -> None:
-        """Its holders, and whether it was in the plan, decide the outcome."""
         assert rules.outcome(request_, rules.standing(entry, THIS), entry, present=present) is expected
 
     @pytest.mark.parametrize("on_existing", OnExisting)
@@ -211,7 +210,7 @@ class TestBefore:
     """Some keys were in the plan before us."""
 
     def test_fail_refuses_it(self) -> None:
-        """`Fail` refuses a key that is in the plan already, and says what `Adopt` and `Take` would do."""
+        """`Fail` refuses a key that is in the plan already, and names the effects of `Adopt` and `Take`."""
         with pytest.raises(
             FailedError, match=r"Adopt would .* leave it there on Delete; Take would .* own it"
         ):
@@ -311,8 +310,8 @@ class TestBefore:
 class TestTakingBack:
     """API Gateway refused for good, so the request attached nothing."""
 
-    def test_what_this_request_held_is_let_go(self) -> None:
-        """The request takes its own hold back; a page without holders goes."""
+    def test_a_refused_request_lets_go_of_its_hold(self) -> None:
+        """A page without holders goes."""
         state = rules.take_hold(ledger(by()), create())
         assert rules.take_back(state, create()) == Snapshot(ResourceRecord(), {FREE: by()})
 
@@ -325,7 +324,7 @@ class TestTakingBack:
     @pytest.mark.parametrize(
         "entry", [by(THIS), by(SIBLING)], ids=["held by an earlier request", "let go of meanwhile"]
     )
-    def test_what_it_has_not_taken_is_not_touched(self, entry: AssociationRecord) -> None:
+    def test_it_touches_no_hold_that_it_has_not_taken(self, entry: AssociationRecord) -> None:
         """After a failed repair every resource keeps its holds."""
         assert rules.take_back(ledger(entry), create()) == ledger(entry)
 
@@ -362,10 +361,10 @@ class TestMoving:
     )
 
     @pytest.mark.parametrize(("request_", "entry", "hold", "may"), MAY)
-    def test_who_may(
+    def test_a_resource_may_move_only_its_own_association(
         self, request_: CreateOrUpdate, entry: AssociationRecord, hold: Hold | None, may: bool
     ) -> None:
-        """For a move a resource detaches only its own association, of this life, without other holders."""
+        """It detaches for a move only an association of this life, without other holders."""
         assert rules.may_move(ledger(entry, hold=hold), request_, FREE) is may
 
     @pytest.mark.parametrize(("request_", "entry", "hold", "may"), MAY)
@@ -433,8 +432,8 @@ class TestLettingGo:
         assert state.entry(FREE) == left
         assert (FREE in state.record.holds) is (THIS in left.holders)
 
-    def test_no_delete_releases_what_the_newest_request_wants(self) -> None:
-        """A newer request may want it again by the time that its Delete is served."""
+    def test_no_delete_releases_the_association_that_the_newest_request_wants(self) -> None:
+        """A newer request may want it again by the time that the function serves its Delete."""
         state = ledger(by(THIS), ResourceRecord(wants=FREE))
         assert rules.release(state, THIS, FREE, take=False, until=NOW) == state
 
@@ -442,8 +441,7 @@ class TestLettingGo:
         """The page of an association goes with its last holder."""
         assert rules.detached(ledger(by(THIS, detaching=NOW)), THIS, FREE) == ledger(by())
 
-    def test_who_is_left_is_not_being_detached(self) -> None:
-        """A mark goes with the holder that set it."""
+    def test_the_mark_of_detaching_goes_with_its_holder(self) -> None:
         assert ledger(by(THIS, SIBLING, detaching=NOW)).let_go(THIS, FREE).entry(FREE) == by(SIBLING)
 
     @pytest.mark.parametrize(
@@ -502,7 +500,7 @@ class TestLeftovers:
 
     RECORD = ResourceRecord({FREE: Hold("c", named=True), PRO: Hold("u0"), GOLD: Hold("u1", named=True)})
 
-    def test_what_no_id_has_named_is_released(self) -> None:
+    def test_an_association_that_no_id_has_named_is_released(self) -> None:
         """CloudFormation deletes or retains each association that an id has named."""
         assert rules.leftovers(self.RECORD, update(FREE, FREE)) == [PRO]
 
@@ -511,8 +509,8 @@ class TestLeftovers:
         """After a replacement CloudFormation sends Deletes itself."""
         assert rules.leftovers(self.RECORD, request_) == []
 
-    def test_what_it_wants_is_none(self) -> None:
-        """A wanted association is no leftover, though no id has named it."""
+    def test_the_wanted_association_is_no_leftover(self) -> None:
+        """This holds though no id has named it."""
         assert rules.leftovers(ResourceRecord({FREE: Hold("c")}), update(FREE, FREE)) == []
 
 
@@ -530,8 +528,10 @@ class TestFence:
             pytest.param(update(at=6), delete(at=None), False, id="without an issue time of the other"),
         ],
     )
-    def test_who_is_superseded(self, first: Create | Update, second: Request, superseded: bool) -> None:
-        """A request supersedes the one on the page unless it is older; without issue times nothing fences."""
+    def test_a_request_supersedes_the_one_on_the_page_unless_it_is_older(
+        self, first: Create | Update, second: Request, superseded: bool
+    ) -> None:
+        """Without issue times nothing fences."""
         record = arrived(first, second)
         if not superseded:
             rules.check_superseded(record, first)
@@ -564,11 +564,13 @@ class TestFence:
             pytest.param([create(FREE, at=None)], None, id="without an issue time nothing is known"),
         ],
     )
-    def test_what_is_wanted(self, requests: list[Request], wants: Association | None) -> None:
+    def test_each_request_decides_the_wanted_association(
+        self, requests: list[Request], wants: Association | None
+    ) -> None:
         """A Delete clears the wanted association only by its id, or by a foreign id without an Update."""
         assert arrived(*requests).wants == wants
 
-    def test_an_event_names_what_its_id_says(self) -> None:
+    def test_an_event_names_the_association_in_its_id(self) -> None:
         """From then on it is CloudFormation's; also when the event is late, and also for a Delete."""
         holds = {FREE: Hold("c"), PRO: Hold("u0"), GOLD: Hold("u1")}
         record = arrived(update(FREE, GOLD, at=9), delete(PRO, at=1), record=ResourceRecord(holds, issued=8))
@@ -590,20 +592,20 @@ class TestFence:
     @pytest.mark.parametrize(
         ("request_", "spared"), [(create(PRO), None), (update(), None), (delete(), FREE)]
     )
-    def test_what_was_spared_is_spared_from_deletes_alone(
+    def test_a_retained_association_is_spared_only_from_deletes(
         self, request_: Request, spared: Association | None
     ) -> None:
         """The mark ends with the next Create or Update."""
         assert arrived(request_, record=ResourceRecord(retained=FREE)).retained == spared
 
-    def test_what_has_been_answered_arrives_no_more(self) -> None:
+    def test_an_answered_request_arrives_no_more(self) -> None:
         """A request that comes again after its answer changes nothing, whatever it would say."""
         record = ResourceRecord({FREE: Hold("c")}, answers={"d": Response(success=True, id="x")})
         assert arrived(delete(FREE), record=record) == record
 
 
 class TestAnswers:
-    """The same request, the same answer."""
+    """The same request gets the same answer."""
 
     @staticmethod
     def answer(at: int = NOW, *, success: bool = True) -> Response:
@@ -641,7 +643,7 @@ class TestAnswers:
             pytest.param(update(), Hold("c0"), False, None, id="after a failed Update no Delete follows"),
         ],
     )
-    def test_a_failed_create_spares_what_was_retained(
+    def test_a_failed_create_spares_a_retained_association(
         self, request_: Request, hold: Hold | None, success: bool, spared: Association | None
     ) -> None:
         """CloudFormation deletes a failed Create's id; holds that an earlier life retained stay."""
@@ -707,8 +709,8 @@ def test_holders_are_named_three_at_most(names: str, text: str) -> None:
         pytest.param(TestAnswers.INVALID, [FREE], id="unusable properties"),
     ],
 )
-def test_what_serving_begins_with(request_: Request, looked_at: list[Association]) -> None:
-    """One read of the ledger covers the wanted and the named association."""
+def test_serving_begins_with_one_read_of_the_ledger(request_: Request, looked_at: list[Association]) -> None:
+    """The read covers the wanted and the named association."""
     assert rules.looked_at(request_) == looked_at
 
 
@@ -719,7 +721,7 @@ def test_a_page_that_was_not_read_is_an_error() -> None:
 
 
 class TestLeftAlone:
-    """The Reason says who holds what blocks the key, and what to do."""
+    """The Reason names the holders of the association that blocks the key, and the remedy."""
 
     SAID = "That association is held by {}, so the function left it alone. {}"
     TWICE = (
@@ -767,7 +769,7 @@ class TestLeftAlone:
             pytest.param(by(), "no stack", "Remove it there first", id="nobody"),
         ],
     )
-    def test_it_says_who_holds_it_and_what_to_do(
+    def test_it_names_the_holder_and_the_remedy(
         self, entry: AssociationRecord, by_whom: str, what_to_do: str
     ) -> None:
         assert rules.left_alone(entry, update(FREE, PRO)) == self.SAID.format(by_whom, what_to_do)
@@ -778,7 +780,7 @@ class TestLeftAlone:
             '"arn:aws:cloudformation:eu-west-1:1:stack/one/1", "LogicalResourceId": "B"}}'
         )
 
-    def test_a_refusal_for_an_existing_association_ends_with_what_take_does(self) -> None:
+    def test_a_refusal_for_an_existing_association_ends_with_the_effect_of_take(self) -> None:
         with pytest.raises(FailedError, match=r"from the next Update on, own it$"):
             rules.check_existing(create())
 
@@ -815,17 +817,17 @@ class TestMarks:
         assert record.holds == {FREE: Hold("c1", named=True)}
 
     @pytest.mark.parametrize(("age", "lost"), [(REMEMBERED, False), (REMEMBERED - 1, True)])
-    def test_what_an_update_left_may_be_lost_for_a_day(self, age: int, lost: bool) -> None:
+    def test_an_association_that_an_update_left_may_be_lost_for_a_day(self, age: int, lost: bool) -> None:
         record = ResourceRecord({FREE: Hold("c", left=NOW - age)})
         assert rules.may_be_lost(record, update(PRO, FREE), NOW) is lost
 
-    def test_an_update_that_succeeds_ends_what_was_left(self) -> None:
+    def test_an_update_that_succeeds_clears_the_mark_left(self) -> None:
         record = rules.answered(
             ResourceRecord({FREE: Hold("c", left=NOW)}), update(), Response(success=True, id=FREE.id, at=NOW)
         )
         assert record.holds == {FREE: Hold("u")}
 
-    def test_after_a_failed_update_the_resource_wants_what_it_had(self) -> None:
+    def test_after_a_failed_update_the_resource_wants_its_former_association(self) -> None:
         record = arrived(update(FREE, PRO))
         assert (
             rules.answered(record, update(FREE, PRO), Response(success=False, id=FREE.id, at=NOW)).wants
@@ -857,9 +859,7 @@ class TestMarks:
     @pytest.mark.parametrize(
         "request_", [delete(FREE), delete("invented")], ids=["itself moved away from", "a foreign id"]
     )
-    def test_what_was_moved_away_from_stays_unless_the_present_association_goes(
-        self, request_: Delete
-    ) -> None:
+    def test_a_moved_away_association_stays_unless_the_present_one_goes(self, request_: Delete) -> None:
         state = Snapshot(
             ResourceRecord({FREE: Hold("c"), PRO: Hold("u")}),
             {FREE: by(THIS, moved_by="u"), PRO: by(THIS, moved_by="u2")},

@@ -92,7 +92,7 @@ def test_under_sam_local_the_answer_is_printed_and_returned_and_none_is_sent(art
         assert not world.sink.puts
 
 
-def test_an_event_that_lacks_what_an_answer_needs_is_an_error_and_the_next_one_is_served(
+def test_an_event_without_a_stack_id_is_an_error_and_the_next_one_is_served(
     artifact: Path,
 ) -> None:
     with started(artifact) as world:

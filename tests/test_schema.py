@@ -68,7 +68,7 @@ def of_schema(properties: dict[str, Any]) -> bool:
 @example(named={"KeyId": "a" * (LONGEST_ID + 1)}, strange={})
 @example(named={"KeyId": None}, strange={})
 @example(named={"IncludeValue": 1}, strange={})
-def test_the_schema_refuses_what_the_function_refuses_and_nothing_else(
+def test_the_schema_and_the_function_refuse_the_same_properties(
     named: dict[str, Any], strange: dict[str, Any]
 ) -> None:
     properties = (
@@ -78,7 +78,9 @@ def test_the_schema_refuses_what_the_function_refuses_and_nothing_else(
 
 
 @given(missing=st.sets(st.sampled_from([*IDS])), rest=st.dictionaries(NAMES, CHOICES, max_size=3))
-def test_the_schema_requires_what_the_function_requires(missing: set[str], rest: dict[str, Any]) -> None:
+def test_the_schema_and_the_function_require_the_same_properties(
+    missing: set[str], rest: dict[str, Any]
+) -> None:
     properties = {
         name: value
         for name, value in (IDS | rest).items()

@@ -55,7 +55,7 @@ ONE_SET_UP = ["begin", "end"] * 3
 
 @dataclass
 class Make:
-    """A make that runs; what it says is in files, so reading it never blocks."""
+    """A make that runs; its output goes to files, so reading it never blocks."""
 
     process: subprocess.Popen[bytes]
     output: Path
@@ -117,7 +117,7 @@ class Folder:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Folder]:
-    """A folder of such a name; what was started there ends with the test."""
+    """A folder of such a name; every process of it ends with the test."""
     made = Folder(tmp_path / "a b" / 'ünï\'x "y"')
     for name in COPIED:
         copy: Callable[[Path, Path], object] = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -169,7 +169,7 @@ def test_two_makes_at_once_make_one_environment(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda how: how.name)
-def test_what_was_interrupted_is_never_taken_for_ready(how: signal.Signals, folder: Folder) -> None:
+def test_an_interrupted_set_up_is_never_taken_for_ready(how: signal.Signals, folder: Folder) -> None:
     """The next make sets up everything anew."""
     folder.hold()
     make = folder.make("test")
@@ -188,7 +188,7 @@ def test_what_was_interrupted_is_never_taken_for_ready(how: signal.Signals, fold
 
 
 def test_a_pip_that_outlives_its_make_is_waited_for(folder: Folder) -> None:
-    """And no longer than it lives: nobody has to remove a lock."""
+    """The next make waits no longer than pip lives: nobody has to remove a lock."""
     folder.hold()
     first = folder.make("test")
     eventually(folder.calls)
@@ -202,7 +202,7 @@ def test_a_pip_that_outlives_its_make_is_waited_for(folder: Folder) -> None:
 
 
 def test_a_requirement_that_is_newer_is_a_new_set_up(folder: Folder) -> None:
-    """And without one, nothing is done a second time."""
+    """Without one, make does nothing a second time."""
     for count in (1, 1, 2):
         if count == 2:
             later = time.time() + 1
@@ -212,7 +212,7 @@ def test_a_requirement_that_is_newer_is_a_new_set_up(folder: Folder) -> None:
 
 
 def test_without_a_network_pip_says_so_at_once_and_in_one_sentence(folder: Folder) -> None:
-    """It is pip itself, behind a proxy that is not there; a password in the proxy's name is not shown."""
+    """It is pip itself, behind a proxy that is not there; the sentence shows no password of the proxy's."""
     proxy = f"127.0.0.1:{ministack.free_port()}"
     nowhere = {
         "PIP_CONFIG_FILE": os.devnull,
@@ -279,13 +279,13 @@ def test_the_sentence_names_the_cause(broken: str, reason: str) -> None:
     )
 
 
-def test_what_is_no_fault_of_the_network_is_told_in_pips_words() -> None:
+def test_an_error_that_is_not_the_networks_is_told_in_pips_words() -> None:
     said = environment.why("Collecting six==0\nERROR: No matching distribution found for six==0\n")
     assert said == "ERROR: No matching distribution found for six==0\nAll that pip said is in .venv/pip.log."
 
 
 def test_pip_is_ended_only_when_it_has_reached_nothing() -> None:
-    """A network that stutters is pip's to try again."""
+    """On a network that stutters, pip itself tries again."""
     twice = f"WARNING: {environment.BROKEN}it\n" * 2
     assert environment.is_hopeless(twice)
     assert not environment.is_hopeless(twice[: len(twice) // 2])
@@ -295,7 +295,7 @@ def test_pip_is_ended_only_when_it_has_reached_nothing() -> None:
 def test_progress_is_a_line_now_and_then(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In a log; not one for each package."""
+    """A log has no line for each package."""
     now = [0.0]
     monkeypatch.setattr("tests.environment.time.monotonic", lambda: now[0])
     progress = environment.Progress()
@@ -329,7 +329,7 @@ def test_make_clean_leaves_the_clone_as_it_was(folder: Folder) -> None:
 
 
 def test_the_artifact_is_built_where_the_path_has_a_space_and_quotes(folder: Folder) -> None:
-    """The folder's, the artifact's and Python's; from the packages that the set-up has fetched."""
+    """The paths of the folder, the artifact and Python; the packages are those that the set-up fetched."""
     (folder.path / ".venv").mkdir()
     (folder.path / ".venv" / "wheels").symlink_to(Path(sys.prefix) / "wheels")
     (folder.path / ".venv" / "ready").touch()
@@ -339,7 +339,7 @@ def test_the_artifact_is_built_where_the_path_has_a_space_and_quotes(folder: Fol
 
 
 def test_the_demo_reads_no_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even to find that botocore cannot parse what stands there."""
+    """It does not even find that botocore cannot parse a file there."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.delenv(name)
@@ -365,7 +365,7 @@ def test_the_demo_reads_no_home_directory(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_demo_has_colours_where_they_are_wanted(
     terminal: bool, variables: dict[str, str], coloured: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A terminal's, unless somebody says otherwise: https://no-color.org."""
+    """A terminal has them, unless somebody says otherwise: https://no-color.org."""
     for name in ("NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     for name, value in {"TERM": "xterm", **variables}.items():

@@ -72,7 +72,7 @@ def without_associations(template: Template) -> Template:
 
 
 def native(template: Template) -> Template:
-    """The example with the native type's associations, which are retained when they go."""
+    """The example with the native type's associations, with the policy Retain."""
     for resource in template["Resources"].values():
         if resource["Type"] == "Custom::UsagePlanKey":
             kept = {name: resource["Properties"][name] for name in ("KeyId", "UsagePlanId")}
@@ -114,7 +114,7 @@ class TestDeploys:
         assert set(outcomes(deployed, 5).values()) == {"VERIFIED"}
         assert deployed.aws.outputs(deployed.name)["AliceOutcome"] == "VERIFIED"
 
-    def test_what_was_removed_by_hand_is_repaired(self, deployed: Customers) -> None:
+    def test_a_key_that_was_removed_by_hand_is_attached_again(self, deployed: Customers) -> None:
         deployed.detach_by_hand("alice in Free")
         deployed.deploy(example(), verify_trigger=2)
         assert outcomes(deployed, 5)["Update", "Alice"] == "REPAIRED"
@@ -201,7 +201,9 @@ class TestRequests:
         assert plans_and_keys.plans()["Free"] == ["alice"]
 
     @pytest.mark.parametrize("passing", [rules.BUSY, rules.too_many(1)], ids=["busy", "throttled"])
-    def test_what_passes_is_waited_for(self, plans_and_keys: Customers, passing: rules.Refusal) -> None:
+    def test_the_function_waits_out_a_passing_refusal(
+        self, plans_and_keys: Customers, passing: rules.Refusal
+    ) -> None:
         plans_and_keys.aws.proxy.fail_next("CreateUsagePlanKey", passing, times=2)
         assert plans_and_keys.send("Create", "Alice", "alice in Free")["Data"]["Outcome"] == "ATTACHED"
 
@@ -267,7 +269,7 @@ class TestRequests:
         assert answer["Status"] == "FAILED"
         assert "usage plan nowhere in eu-central-1" in answer["Reason"]
 
-    def test_what_a_stack_that_is_gone_still_holds_can_be_let_go_of(self, plans_and_keys: Customers) -> None:
+    def test_an_operator_lets_go_of_the_hold_of_a_stack_that_is_gone(self, plans_and_keys: Customers) -> None:
         """An operator's event lets go of a deleted stack's retained hold; an existing stack keeps it."""
         aws = plans_and_keys.aws
         key, plan = plans_and_keys.id("alice in Free").split(":")
@@ -299,7 +301,7 @@ class TestRequests:
 
 
 class TestRole:
-    """MiniStack holds the function to its role's policy: all that is above shows that it is enough."""
+    """MiniStack holds the function to its role's policy: the tests above show that it is enough."""
 
     def test_the_function_can_be_narrowed_to_one_plan(self, plans_and_keys: Customers) -> None:
         aws = plans_and_keys.aws
@@ -314,7 +316,7 @@ class TestRole:
 
 
 class TestWatch:
-    """The second function, with its own role's policy: a key is removed from its plan by hand."""
+    """The second function, with its own role's policy: somebody removes a key from its plan by hand."""
 
     def test_it_is_reported_and_attached_again_by_the_serving_function(
         self, plans_and_keys: Customers
@@ -358,7 +360,7 @@ class TestWatch:
 
 
 def two_hours_pass(aws: Aws, table: str) -> None:
-    """For the ledger: all that is written in it was so two hours ago."""
+    """Make every time in the ledger two hours older."""
     client, read, write = aws.client("dynamodb"), TypeDeserializer().deserialize, TypeSerializer().serialize
     for item in client.scan(TableName=table)["Items"]:
         page = {name: read(value) for name, value in item.items()}
@@ -374,7 +376,7 @@ def provider(aws: Aws) -> Template:
 
 
 def retained(key: str, plan: str) -> Template:
-    """A stack whose only resource stays when it is deleted."""
+    """A stack that leaves its only resource behind."""
     properties = {
         "ServiceToken": {"Fn::ImportValue": f"{PROVIDER}-FunctionArn"},
         "KeyId": key,

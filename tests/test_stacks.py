@@ -177,7 +177,7 @@ class Stacks(RuleBasedStateMachine):
             background=Inline,
         )
 
-    # --- What the function talks to: the queue, and CloudFormation that takes answers ---
+    # --- The function's surroundings: the queue, and CloudFormation that takes answers ---
 
     aws_request_id = function_name = invoked_function_arn = log_group_name = log_stream_name = "test"
 
@@ -278,7 +278,7 @@ class Stacks(RuleBasedStateMachine):
         return answers[request.id]
 
     def send(self, request: Request, rng: Random) -> Response:
-        """Deliver a request until it is answered, as Lambda and the queue do."""
+        """Deliver a request until it has its answer, as Lambda and the queue do."""
         wanted = getattr(request, "wanted", None)
         # The documented exception: a death or a lost reply just when somebody else has attached the key.
         self.chaos.rng = None if wanted in self.outside and self.pair(wanted) in self.api.attached else rng
@@ -419,7 +419,7 @@ class Stacks(RuleBasedStateMachine):
         rng: Random,
     ) -> None:
         old = dict(stack.resources)
-        created: dict[str, tuple[str, Properties]] = {}  # what a rollback deletes: id and properties
+        created: dict[str, tuple[str, Properties]] = {}  # for a rollback to delete: id and properties
         updated: dict[str, str] = {}  # the id that CloudFormation has for it by now
         todo = [name for name in template if name not in old or old[name].properties != template[name]]
         rng.shuffle(todo)
@@ -598,7 +598,7 @@ class Stacks(RuleBasedStateMachine):
 
     @rule(data=st.data(), removed=st.sampled_from((True, True, False)), rng=st.randoms(use_true_random=False))
     def repair(self, data: st.DataObject, removed: bool, rng: Random) -> None:
-        """The watch asks for a repair, right or wrong: it attaches what a resource counts on, or nothing."""
+        """The watch asks for a repair, right or wrong: it attaches only keys that a resource counts on."""
         held = sorted(
             (holder, association)
             for association, entry in self.ledger.entries.items()
@@ -644,7 +644,7 @@ class Stacks(RuleBasedStateMachine):
             request, _ = self.answers[data.draw(st.sampled_from(sorted(self.answers)))]
             self.again(request)
 
-    # --- What must hold at rest ---
+    # --- The promises at rest ---
 
     def believed(self) -> dict[Association, list[Holder]]:
         believed: dict[Association, list[Holder]] = {}
@@ -656,18 +656,18 @@ class Stacks(RuleBasedStateMachine):
         return believed
 
     @invariant()
-    def what_is_believed_is_attached(self) -> None:
+    def each_believed_association_is_attached(self) -> None:
         for association in self.believed():
             assert self.pair(association) in self.api.attached or association in self.removed, association.id
 
     @invariant()
-    def what_nobody_declares_is_detached(self) -> None:
+    def each_undeclared_association_is_detached(self) -> None:
         allowed = set(self.believed()) | self.outside | self.ever_retained
         for key, plan in self.api.attached:
             assert Association(key, plan) in allowed, f"{key}:{plan} was left behind"
 
     @invariant()
-    def what_was_there_before_still_is(self) -> None:
+    def each_association_from_before_is_still_there(self) -> None:
         for association in self.outside - self.taken:
             assert self.pair(association) in self.api.attached, (
                 f"{association.id} was there before us, and is gone"

@@ -16,7 +16,7 @@ from emulators.rules import Bucket, OneAtATime
 
 
 class Clock:
-    """Stands still unless it is moved."""
+    """Stands still unless a test moves it."""
 
     now = 1000.0
 
@@ -29,16 +29,16 @@ def clock() -> Clock:
     return Clock()
 
 
-class TestDoor:
+class TestOneAtATime:
     """Creates and deletes pass one at a time."""
 
-    def test_is_shut_while_somebody_is_inside(self, clock: Clock) -> None:
+    def test_a_call_is_busy_while_another_is_under_way(self, clock: Clock) -> None:
         one_at_a_time = OneAtATime(0.3, clock)
         assert one_at_a_time.enter() is None
         clock.now += 60
         assert one_at_a_time.enter() is rules.BUSY
 
-    def test_stays_shut_until_the_call_has_taken_its_time(self, clock: Clock) -> None:
+    def test_a_call_is_busy_until_another_has_taken_its_time(self, clock: Clock) -> None:
         one_at_a_time = OneAtATime(0.5, clock)
         one_at_a_time.enter()
         assert one_at_a_time.leave() == 0.5
@@ -46,14 +46,14 @@ class TestDoor:
         clock.now += 0.5
         assert one_at_a_time.enter() is None
 
-    def test_opens_at_once_after_a_call_that_was_slow_by_itself(self, clock: Clock) -> None:
+    def test_a_call_goes_in_at_once_after_another_that_was_slow_by_itself(self, clock: Clock) -> None:
         one_at_a_time = OneAtATime(0.5, clock)
         one_at_a_time.enter()
         clock.now += 2
         assert one_at_a_time.leave() == 0
         assert one_at_a_time.enter() is None
 
-    def test_says_to_try_again_later(self) -> None:
+    def test_a_busy_call_says_to_try_again_later(self) -> None:
         assert "Please try again later" in rules.BUSY.message
 
     @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ class TestApi:
         assert refusal(lambda: create(api, "free", "alice", "COOKIE")) == expected(rules.BAD_TYPE)
 
     @pytest.mark.parametrize(("plan", "key"), [("nowhere", "alice"), ("free", "nobody")], ids=["plan", "key"])
-    def test_what_is_unknown_is_not_found(self, api: SimpleNamespace, plan: str, key: str) -> None:
+    def test_an_unknown_plan_or_key_is_not_found(self, api: SimpleNamespace, plan: str, key: str) -> None:
         for call in (create, get, delete):
             assert refusal(lambda call=call: call(api, plan, key)) == expected(rules.NOT_FOUND)  # type: ignore[misc]
 
@@ -220,7 +220,7 @@ class TestApi:
         delete(api, "free", "alice")
         create(api, "pro", "alice")
 
-    def test_deleting_what_is_not_there_is_not_found(self, api: SimpleNamespace) -> None:
+    def test_deleting_a_key_that_is_not_in_the_plan_is_not_found(self, api: SimpleNamespace) -> None:
         create(api, "free", "alice")
         assert refusal(lambda: delete(api, "free", "bob")) == expected(rules.NOT_FOUND)
         assert refusal(lambda: delete(api, "pro", "alice")) == expected(rules.NOT_FOUND)
@@ -241,13 +241,13 @@ class TestApi:
 class TestFake:
     """The fake's other features."""
 
-    def test_a_stranger_at_the_door_keeps_others_out(self, fake: ApiGateway, clock: Clock) -> None:
+    def test_a_call_under_way_keeps_others_out(self, fake: ApiGateway, clock: Clock) -> None:
         fake.one_at_a_time = OneAtATime(0.5, clock)
         api = SimpleNamespace(client=fake, ids={})
         create(api, "free", "alice")
         for call in (lambda: create(api, "free", "bob"), lambda: delete(api, "free", "alice")):
             assert refusal(call) == expected(rules.BUSY)
-        get(api, "free", "alice")  # looking needs no turn
+        get(api, "free", "alice")  # a get never waits
         clock.now += 0.5
         create(api, "free", "bob")
 

@@ -38,7 +38,7 @@ def pinned(file: str) -> dict[str, Requirement]:
     return {canonicalize_name(requirement.name): requirement for requirement in found}
 
 
-def test_what_is_hashed_is_what_is_pinned() -> None:
+def test_the_hashed_packages_are_the_pinned_ones() -> None:
     """`make -C handler hashes` writes the one from the other."""
     assert {name: str(it.specifier) for name, it in pinned("requirements-hashed.txt").items()} == {
         name: str(it.specifier) for name, it in pinned("requirements.txt").items()
@@ -91,7 +91,7 @@ def contents(folder: Path) -> dict[str, tuple[int, tuple[int, ...], str]]:
     }
 
 
-def test_what_security_md_points_at_is_there() -> None:
+def test_each_file_and_test_that_security_md_names_exists() -> None:
     text = (ROOT / "SECURITY.md").read_text()
     files = re.findall(r"`((?:handler/|tests/|template)[\w/.]+)`", text)
     tests = re.findall(r"`(test_\w+)`", text)

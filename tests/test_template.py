@@ -85,7 +85,7 @@ PARTS = {
 }
 
 
-def test_the_policy_allows_what_is_called_and_no_more() -> None:
+def test_the_policy_allows_the_codes_calls_and_no_more() -> None:
     """API Gateway's actions are its HTTP verbs and paths, which botocore's model knows."""
     calls = {*api_gateway_calls(), *ledger_calls(), *queue_calls(), STACKS}
     assert calls >= WATCHES_OWN
@@ -167,7 +167,7 @@ def test_the_functions_arn_is_exported_and_stays() -> None:
 
 
 def test_the_names_of_a_stack_that_is_deployed_already_stay() -> None:
-    """A changed ServiceToken is not supported, and a new ledger would be an empty one."""
+    """CloudFormation supports no change of a ServiceToken, and a new ledger would be an empty one."""
     assert [resolved(name) for name in NAMES] == [
         *("stack", "/aws/lambda/stack", "stack-ledger", "stack-region"),
         *("stack-watch", "/aws/lambda/stack-watch"),
@@ -175,7 +175,7 @@ def test_the_names_of_a_stack_that_is_deployed_already_stay() -> None:
 
 
 def test_a_stack_whose_name_is_too_long_gets_the_same_names_from_its_parameter() -> None:
-    """A StackSet's stack has a new name when it is made again, and is to find its ledger in the way."""
+    """A StackSet names its stack anew when it makes it again, and must not begin with an empty ledger."""
     given = [resolved(name, FunctionName="own") for name in NAMES]
     assert given == [
         "own",
@@ -207,7 +207,7 @@ def test_every_role_has_the_boundary_that_is_asked_for() -> None:
         assert resolved(role["PermissionsBoundary"], PermissionsBoundaryArn="arn") == "arn"
 
 
-def test_sam_makes_the_functions_of_it_and_what_invokes_them() -> None:
+def test_sam_makes_the_functions_and_their_triggers() -> None:
     made = Counter(it["Type"] for it in transformed()["Resources"].values())
     assert made["AWS::Lambda::Function"] == sum(
         it["Type"] == "AWS::Serverless::Function" for it in RESOURCES.values()
@@ -225,7 +225,7 @@ def test_an_operator_finds_each_queue_and_the_log_in_the_outputs(queue: str) -> 
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_a_parameter_says_what_it_is_and_takes_nothing_else(name: str) -> None:
+def test_a_parameter_has_a_description_and_refuses_other_values(name: str) -> None:
     parameter = PARAMETERS[name]
     assert parameter["Description"].endswith(".")
     if "AllowedValues" in parameter:
@@ -266,7 +266,7 @@ def test_the_console_shows_each_parameter_once_with_a_label() -> None:
         ("ResponseHost", "https://localhost", False),
     ],
 )
-def test_what_a_parameter_takes(name: str, value: str, fits: bool) -> None:
+def test_a_parameter_takes_only_values_that_fit(name: str, value: str, fits: bool) -> None:
     assert bool(re.fullmatch(PARAMETERS[name]["AllowedPattern"], value.format("arn", 1))) is fits
 
 
@@ -290,21 +290,19 @@ def test_a_request_is_served_once_at_a_time_and_a_crash_costs_its_batch_two_time
     assert REQUESTS["VisibilityTimeout"] == queue.VISIBILITY
 
 
-def test_an_hour_of_turns_is_far_from_what_the_queue_gives_up() -> None:
+def test_an_hour_of_turns_is_far_below_the_queues_max_receive_count() -> None:
     turn = TIMEOUT - CLOSING_TIME - retry.BEFORE_CALL
     assert REQUESTS["RedrivePolicy"]["maxReceiveCount"] > 10 * LONGEST_SERVICE_TIMEOUT / turn
 
 
-def test_what_a_function_that_always_fails_leaves_comes_into_the_dead_letter_queue_before_it_expires() -> (
-    None
-):
-    """And where Lambda comes back to each request four times as seldom as it may."""
+def test_a_message_that_always_fails_reaches_the_dead_letter_queue_before_it_expires() -> None:
+    """This holds even if Lambda comes back to each request four times as seldom as it may."""
     policy = REQUESTS["RedrivePolicy"]
     assert policy["deadLetterTargetArn"] == {"Fn::GetAtt": ["Undelivered", "Arn"]}
     assert 4 * policy["maxReceiveCount"] * REQUESTS["VisibilityTimeout"] < REQUESTS["MessageRetentionPeriod"]
 
 
-def test_what_fits_into_one_queue_fits_into_the_next() -> None:
+def test_a_message_that_fits_into_one_queue_fits_into_the_next() -> None:
     sizes = {
         name: it["Properties"]["MaximumMessageSize"]
         for name, it in RESOURCES.items()
@@ -342,14 +340,14 @@ def test_the_age_raises_its_alarm_while_it_counts_for_sure() -> None:
 
 
 def test_an_error_that_counts_for_the_period_before_raises_its_alarm() -> None:
-    """It counts for when the function was invoked, and is known at the end of its time."""
+    """CloudWatch counts it at the invocation's beginning, and learns of it at the function's end."""
     errors = ALARMS["ErrorsAlarm"]
     assert (errors["DatapointsToAlarm"], errors["Threshold"]) == (1, 0)
     assert (errors["EvaluationPeriods"] - 1) * errors["Period"] >= TIMEOUT
 
 
 def test_every_alarm_goes_to_the_topic_and_silence_is_no_alarm() -> None:
-    """But the silence between two runs of the watch, which is no sign of anything."""
+    """The silence between two runs of the watch leaves its alarm as it is."""
     assert {
         "RequestsAlarm",
         "ErrorsAlarm",
@@ -366,7 +364,7 @@ def test_every_alarm_goes_to_the_topic_and_silence_is_no_alarm() -> None:
         assert (alarm["ComparisonOperator"], alarm["TreatMissingData"]) == ("GreaterThanThreshold", silence)
 
 
-def test_what_an_alarm_watches_is_emitted_and_both_sides_name_the_same_service() -> None:
+def test_the_code_emits_each_alarms_metric_and_both_name_the_same_service() -> None:
     own = {alarm["MetricName"]: alarm for alarm in ALARMS.values() if alarm["Namespace"] == NAMESPACE}
     assert {"AnswerRefused", "Lost"} <= set(own) <= emitted()
     service = FUNCTION["Environment"]["Variables"]["POWERTOOLS_SERVICE_NAME"]
@@ -418,7 +416,7 @@ def test_the_dashboard_is_there_where_it_is_asked_for_and_draws_its_own_region()
     assert max(x for x, _ in places) < 24, "a dashboard's columns"
 
 
-def test_the_lanes_are_two_and_report_what_failed() -> None:
+def test_two_workers_serve_the_queue_and_report_the_messages_that_failed() -> None:
     source = FUNCTION["Events"]["Requests"]["Properties"]
     assert source["ScalingConfig"] == {"MaximumConcurrency": 2}
     assert source["FunctionResponseTypes"] == ["ReportBatchItemFailures"]
@@ -443,7 +441,7 @@ def test_every_variable_that_the_code_reads_is_set() -> None:
 
 
 def test_sam_needs_no_flags() -> None:
-    """And under sam local no table is named, or the function would look for one."""
+    """Under sam local no variable names a table, or the function would look for one."""
     config = tomllib.loads((ROOT / "samconfig.toml").read_text())["default"]
     deploy, invoke = config["deploy"]["parameters"], config["local_invoke"]["parameters"]
     assert config["global"]["parameters"]["stack_name"] == "usage-plan-key"
@@ -455,9 +453,7 @@ def test_sam_needs_no_flags() -> None:
 
 
 @pytest.mark.parametrize("function", [FUNCTION, WATCH], ids=["serving", "watch"])
-def test_the_handler_can_be_imported_from_the_artifact_alone(
-    artifact: Path, function: dict[str, Any]
-) -> None:
+def test_the_artifact_is_enough_to_import_the_handler(artifact: Path, function: dict[str, Any]) -> None:
     module, _, name = function["Handler"].rpartition(".")
     code = (
         f"import sys; sys.path.append({str(artifact)!r}); import {module} as m;"
@@ -499,8 +495,8 @@ def test_the_artifact_has_the_pinned_packages_and_the_services_that_are_called(a
     assert not list(artifact.rglob("*.so")), "it would not fit both architectures"
 
 
-def test_botocore_describes_what_is_called_and_no_more(artifact: Path) -> None:
-    """A call that is not in prune.py would be one that the client does not have."""
+def test_botocore_describes_the_called_operations_and_no_more(artifact: Path) -> None:
+    """The client would lack a call that is not in prune.py."""
     calls = {
         service: {operation.name for _, operation in called(file, service)}
         for service, file in SERVICES.items()
@@ -513,7 +509,7 @@ def test_botocore_describes_what_is_called_and_no_more(artifact: Path) -> None:
         assert "documentation" not in described.read_text().replace('"documentation":""', "")
 
 
-def test_what_remains_of_a_description_is_botocores_own(artifact: Path) -> None:
+def test_the_rest_of_a_description_is_botocores_own(artifact: Path) -> None:
     for service, operations in OPERATIONS.items():
         (described,) = (artifact / "botocore" / "data" / service).glob("*/service-2.json")
         theirs_described = BOTOCORE / "data" / service / described.parent.name / "service-2.json.gz"
@@ -544,12 +540,12 @@ print(*(boto3.client(name, {region!r}, **keys).meta.endpoint_url for name in {[*
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", code], env={}, check=True, capture_output=True, text=True
     )
-    whole = [boto3.client(name, region).meta.endpoint_url for name in SERVICES]  # type: ignore[call-overload]  # which, is not known
+    whole = [boto3.client(name, region).meta.endpoint_url for name in SERVICES]  # type: ignore[call-overload]  # any of them
     assert done.stdout.split() == whole
 
 
 def test_init_is_light(artifact: Path) -> None:
-    """Figures are `make cold`'s; this holds what they come from, in counts that no machine changes."""
+    """`make cold` has the figures; this test holds their causes, in counts that no machine changes."""
     code = f"""
 import sys
 sys.path.append({str(artifact)!r})
@@ -623,7 +619,7 @@ def transformed() -> Any:
 
 
 def emitted() -> set[str]:
-    """The names of all metrics that metrics.py can write: each function of it is called, in each way."""
+    """Name all metrics that metrics.py can write: call each of its functions, in each way."""
     calls: list[Callable[[], None]] = [metrics.no_request, metrics.answer_refused, metrics.answer_undelivered]
     calls += [partial(metrics.turn_over, 1), partial(metrics.drift, 1)]
     bodies = [{"Status": "SUCCESS", "Data": {"Outcome": outcome}} for outcome in Outcome]
@@ -645,7 +641,7 @@ def emitted() -> set[str]:
 
 
 def dashboard() -> Any:
-    """The dashboard's body, in which a resource or its attribute stays as it is named."""
+    """The dashboard's body, in which a resource or its attribute stays a name."""
     body = RESOURCES["OperationsDashboard"]["Properties"]["DashboardBody"]["Fn::Sub"]
     return json.loads(re.sub(r"\$\{(.+?)\}", lambda hit: {"AWS::Region": "region"}.get(hit[1], hit[1]), body))
 
@@ -730,7 +726,7 @@ def queue_calls() -> Iterator[tuple[str, str]]:
 
 def called(file: str, service: str) -> Iterator[tuple[str, Any]]:
     """The methods of a module's client, called or handed on, with botocore's model of each."""
-    client = boto3.client(service, region_name="us-east-1")  # type: ignore[call-overload]  # which, is not known here
+    client = boto3.client(service, region_name="us-east-1")  # type: ignore[call-overload]  # any of them
     tree = ast.parse((ROOT / "handler" / "usage_plan_key" / file).read_text())
     for node in ast.walk(tree):
         if (

@@ -139,7 +139,7 @@ class World(CloudFormation):
         deadline: Deadline,
         seen: Snapshot | None = None,
     ) -> Snapshot:
-        """A write is made only where nothing has changed since the reading, as in the table."""
+        """Write only where nothing has changed since the reading, as the table does."""
         deadline.allow("Could not ask the ledger")
         associations = list(associations)
         while True:
@@ -178,7 +178,7 @@ class World(CloudFormation):
     # Send requests.
 
     def watch(self, event: object = None, *, repairs: bool = False) -> dict[str, Any]:
-        """One run, an hour and more after all that was before."""
+        """Run the watch, an hour and more after all that came before."""
         self.clock.now += RECENT + 60
         return self.watch_now(event, repairs=repairs)
 
@@ -289,7 +289,7 @@ class TestMissing:
         assert json.loads(lines(log, "Watched: ")[0].removeprefix("Watched: ")) == summary
         assert world.attached == {FREE}
 
-    def test_who_holds_it_is_named_and_what_to_do(
+    def test_its_holder_and_the_remedy_are_named(
         self, world: World, log: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
     ) -> None:
         world.missing_key()
@@ -338,7 +338,9 @@ class TestMissing:
         )
         assert not world.sent, "there is nothing to attach it to"
 
-    def test_all_who_count_on_it_are_named(self, world: World, log: pytest.LogCaptureFixture) -> None:
+    def test_all_resources_that_count_on_it_are_named(
+        self, world: World, log: pytest.LogCaptureFixture
+    ) -> None:
         world.create("A", FREE)
         world.create("B", FREE)
         world.create("C", FREE, ADOPT, stack="two")
@@ -346,7 +348,7 @@ class TestMissing:
         assert world.watch()["missing"] == 1
         assert "held by A of stack one, B of stack one, C of stack two:" in lines(log, "Missing")[0]
 
-    def test_what_was_lost_in_a_rollback_is_missing(
+    def test_a_key_that_was_lost_in_a_rollback_is_missing(
         self, world: World, log: pytest.LogCaptureFixture
     ) -> None:
         """CloudFormation continues as if it were attached."""
@@ -400,7 +402,7 @@ class TestNoDrift:
         assert not world.sent
 
     def test_being_attached(self, world: World) -> None:
-        """A death has left it so; its request was never answered."""
+        """A death has left it so; the function never answered its request."""
         world.at(CREATE, fails(Death()))
         with pytest.raises(Death):
             world.create("A", FREE)
@@ -462,7 +464,7 @@ class TestNoDrift:
         assert (summary["missing"], summary["unheld"], world.attached) == (0, 0, set())
 
     def test_attached_while_the_plans_are_looked_into(self, world: World) -> None:
-        """It is nobody's stranger."""
+        """The watch does not report it as foreign."""
         world.create("A", FREE)
         world.clock.now += RECENT + 60
         world.clock.meanwhile = [lambda: world.create("B", "bob:free")]
@@ -498,7 +500,7 @@ class TestNoDrift:
             "not held",
         ],
     )
-    def test_who_counts_on_it(
+    def test_a_resource_counts_on_an_association_that_cloudformation_believes_in(
         self, hold: Hold | None, answers: dict[str, Response], begun_by: str | None, believed: bool
     ) -> None:
         record = ResourceRecord({pair(FREE): hold} if hold else {}, answers=answers)
@@ -555,7 +557,9 @@ class TestGone:
         assert sorted(world.asked_about) == [holder("A").stack_id, holder("C", "two").stack_id], "once each"
         assert world.holders(FREE) == {holder("A")}
 
-    def test_what_only_they_count_on_is_no_drift(self, world: World, log: pytest.LogCaptureFixture) -> None:
+    def test_a_key_that_only_gone_stacks_count_on_is_no_drift(
+        self, world: World, log: pytest.LogCaptureFixture
+    ) -> None:
         world.missing_key()
         world.create("B", FREE, ADOPT, stack="two")
         world.by_hand(FREE, attached=False)
@@ -599,7 +603,7 @@ class TestGone:
         assert world.sent == []
         assert "No repair touches it: CloudFormation has not said whether its stack is there" in log.text
 
-    def test_out_of_time_those_of_what_is_missing_were_asked_about(self, world: World) -> None:
+    def test_out_of_time_the_stacks_of_missing_keys_were_asked_about(self, world: World) -> None:
         """That is no failure: the next run draws others."""
         many(world, keys=3000, plans=1)
         for number in (7, 77, 177, 277):
@@ -621,7 +625,7 @@ class TestGone:
 class TestAsked:
     """An operator's event has its fields."""
 
-    def test_one_plan_alone(self, world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_only_one_plan(self, world: World, capsys: pytest.CaptureFixture[str]) -> None:
         """The alarm is about all plans, so one plan writes no metric."""
         world.missing_key()
         world.create("B", "bob:gold")
@@ -649,7 +653,7 @@ class TestAsked:
 
 
 class TestSlowly:
-    """At most one call a second of the account's ten, and all that fits into an account within a run."""
+    """The watch makes one of the account's ten calls a second, and covers a full account in one run."""
 
     @pytest.fixture(autouse=True)
     def _timed(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -683,7 +687,7 @@ class TestSlowly:
         assert len(world.called) == 20
         assert self.gaps(world) == {True}
 
-    def test_what_is_tried_again_keeps_the_pace(self, world: World) -> None:
+    def test_a_retried_call_keeps_the_pace(self, world: World) -> None:
         many(world, keys=50, plans=5)
         world.at(LIST, fails(THROTTLED), fails(BROKEN), fails(BUSY))
         pauses = []
@@ -698,10 +702,10 @@ class TestSlowly:
         assert world.watch()["missing"] == 0
         assert len(world.called) == 300
 
-    def test_out_of_time_it_reports_what_it_has_seen_and_fails(
+    def test_out_of_time_it_reports_its_findings_so_far_and_fails(
         self, world: World, capsys: pytest.CaptureFixture[str], log: pytest.LogCaptureFixture
     ) -> None:
-        """That nothing is missing it does not say then: the alarm stays as it is."""
+        """It does not say then that nothing is missing, so the alarm stays as it is."""
         many(world, keys=300, plans=300)
         world.left = 200
         with pytest.raises(IncompleteError, match=r'"plans": 12'):
@@ -819,7 +823,7 @@ class TestSecrets:
     def test_none_is_shown_where_botocore_cannot_parse_it(self, everything: StringIO, kind: str) -> None:
         """Let botocore read a proxy's reply and a cut one; app.py silences botocore's log in this way."""
         client = boto3.client("apigateway", "eu-central-1", aws_access_key_id="x", aws_secret_access_key="y")
-        client.meta.events.register("before-send", lambda **_: _cut(kind))  # type: ignore[arg-type]  # a reply may be given
+        client.meta.events.register("before-send", lambda **_: _cut(kind))  # type: ignore[arg-type]  # a handler may give a reply
         shown = ""
         with hushed():
             try:
@@ -1030,7 +1034,7 @@ def pending(world: World, request: Callable[[], Any]) -> None:
 
 
 class TestServingARepair:
-    """The steps of a REPAIRED, while nothing speaks against it."""
+    """A repair takes its steps while nothing speaks against it."""
 
     def test_attached_again_and_ours(self, world: World) -> None:
         world.missing_key()
@@ -1096,7 +1100,9 @@ class TestServingARepair:
         )
         assert (repair.issued, repair.response_url, repair.service_timeout) == (None, "", REPAIR_TIME)
 
-    def test_there_again_it_is_left_alone(self, world: World, log: pytest.LogCaptureFixture) -> None:
+    def test_a_key_that_is_there_again_is_not_touched(
+        self, world: World, log: pytest.LogCaptureFixture
+    ) -> None:
         world.create("A", FREE)
         before = world.entry(FREE)
         world.calls()
@@ -1106,7 +1112,7 @@ class TestServingARepair:
         assert world.calls() == {"GetUsagePlanKey": 1}
         assert world.entry(FREE) == before
 
-    def test_put_back_by_hand_just_now_it_is_what_it_was(self, world: World) -> None:
+    def test_put_back_by_hand_just_now_it_keeps_its_marks(self, world: World) -> None:
         world.by_hand(FREE)
         world.create("A", FREE, TAKE)
         world.update("A", FREE, FREE, TAKE)
@@ -1474,7 +1480,9 @@ class TestScan:
 class TestEntry:
     """The Lambda entry: wired as the serving function is."""
 
-    def test_it_runs_with_what_app_has_made(self, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_it_runs_with_the_parts_that_app_has_made(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         world.missing_key()
         world.left = 900
         monkeypatch.setitem(sys.modules, "usage_plan_key.app", SimpleNamespace(provider=world.wired()))

@@ -164,7 +164,7 @@ def test_forty_minutes_of_throttling_lose_nobody(stacks: int, retry_after: int |
     assert retry_after is None or result.calls <= 120  # One call a turn, and then the twenty.
 
 
-def test_what_is_sent_back_into_the_queue_is_lost_after_sixteen_rounds(
+def test_a_request_that_is_sent_into_the_queue_anew_is_lost_after_sixteen_rounds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def send_back(queue: Queue, message: Any, deadline: object) -> None:
@@ -191,7 +191,7 @@ def test_requests_that_lambda_hands_in_minutes_late_are_served_too() -> None:
     assert result.rounds == 1
 
 
-def test_what_others_do() -> None:
+def test_native_and_crhelper_lose_most_keys_and_terraform_needs_many_calls() -> None:
     native, crhelper, terraform = (policies.wave(policy, 100, seed=1) for policy in policies.POLICIES)
     assert native.succeeded < 50
     assert crhelper.succeeded < 50
@@ -210,7 +210,7 @@ def an_account(seed: int) -> Account:
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_a_rollback_leaves_what_was_there_before_and_nothing_else(seed: int) -> None:
+def test_a_rollback_leaves_the_keys_that_were_there_before_and_no_others(seed: int) -> None:
     storm = storms.rollback(3 + seed % 10, an_account(seed))
     assert storm.clean, storm
     assert not storm.unanswered
@@ -224,7 +224,7 @@ def test_a_rollback_of_moves_leaves_every_key_where_it_was(seed: int) -> None:
     assert not storm.unanswered
 
 
-def test_a_rollback_passes_over_what_was_cancelled() -> None:
+def test_a_rollback_passes_over_cancelled_requests() -> None:
     storm = storms.rollback(100, Account(1), before=0.0, late=0.02, twice=0.02, wrong=0)
     assert storm.clean, storm
     # The function attaches a few keys before CloudFormation learns of the failure, and detaches them again.
@@ -234,7 +234,7 @@ def test_a_rollback_passes_over_what_was_cancelled() -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_what_the_stack_believes_in_exists_and_nothing_else_though_functions_die(seed: int) -> None:
+def test_the_keys_that_the_stack_believes_in_exist_and_no_others_though_functions_die(seed: int) -> None:
     storm = storms.deaths(20, an_account(seed), share=0.3)
     assert storm.deaths
     assert storm.clean, storm

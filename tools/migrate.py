@@ -64,7 +64,7 @@ class MigrationError(Exception):
 
 
 def entries(node: Node | None) -> list[tuple[str, Node, Node]]:
-    """Read a mapping's entries: the key, its node, the value's node. Whatever is no mapping has none."""
+    """Read a mapping's entries: the key, its node, the value's node. Anything but a mapping has none."""
     pairs = node.value if isinstance(node, MappingNode) else []
     return [(key.value, key, value) for key, value in pairs if isinstance(key, ScalarNode)]
 
@@ -115,7 +115,7 @@ def _argument(function: str, value: Any) -> Any:
 
 
 def references(root: Node) -> Iterator[tuple[str, ScalarNode, frozenset[str]]]:
-    """Find what can name a resource: the kind, the node with the name, and Fn::Sub's local variables."""
+    """Find all that can name a resource: the kind, the node with the name, and Fn::Sub's local variables."""
     for function in (each for node in every(root) for each in functions_of(node)):
         match function:
             case ("Ref" | "Fn::GetAtt" | "Fn::Sub" as kind, ScalarNode() as argument):
@@ -355,7 +355,7 @@ def replace(template: Template, deployed: Template, token: Any, suffix: str) -> 
 
 
 def _make_custom(template: Template, name: str, resource: MappingNode, wanted: Mapping[str, Any]) -> None:
-    """Change the type, add the properties, and take out what `retain` has added."""
+    """Change the type, add the properties, and take out the entries that `retain` added."""
     type_, properties, metadata = (entry(resource, each) for each in ("Type", "Properties", "Metadata"))
     if not isinstance(properties, MappingNode) or any(entry(properties, id_) is None for id_ in IDS):
         raise MigrationError(
@@ -423,7 +423,7 @@ def take(template: Template, deployed: Template) -> list[str]:
 def _deployed_trigger(
     name: str, properties: MappingNode, known: Mapping[str, tuple[Node, MappingNode]]
 ) -> Any:
-    """Read the VerifyTrigger that is in force; refuse if what `replace` made is not."""
+    """Read the VerifyTrigger that is in force; refuse if the template of `replace` is not."""
     there = entry(known[name][1], "Properties") if name in known else None
     if text_of(entry(there, "OnExisting")) != "Take" or not _same_ids(properties, there):
         raise MigrationError(
@@ -481,7 +481,7 @@ def _shortened(name: str, ending: str) -> str:
 
 
 def _check_references(new: Template, names: Mapping[str, str]) -> None:
-    """See in the text as it will be that nothing names a resource that is gone, say behind an escape."""
+    """Check that nothing in the new text names a resource that is gone, say behind an escape."""
     for kind, node, local in references(new.root):
         mentioned = {node.value.split(".")[0]}
         if kind == "Fn::Sub":
@@ -497,11 +497,11 @@ def _check_references(new: Template, names: Mapping[str, str]) -> None:
             )
 
 
-# --- What the user should know ---
+# --- Warnings ---
 
 
 def warnings(template: Template) -> Iterator[str]:
-    """Say what the command cannot see, and which of CloudFormation's limits the result is over."""
+    """Name the text that the command cannot follow, and CloudFormation's limits that the result exceeds."""
     for node in every(template.root):
         if node.tag == "!Transform":
             line = node.start_mark.line + 1
@@ -558,7 +558,7 @@ def service_token(arguments: argparse.Namespace, template: Template) -> Any:
 
 
 def read_deployed(path: Path | None, step: str) -> Template:
-    """Read the template out of what `get-template` has put out.
+    """Read the template out of the output of `get-template`.
 
     Raises:
         MigrationError: There is none.

@@ -32,7 +32,7 @@ ALIKE: Final = ("create and delete", "create", "verify", "replace")
 
 
 class Cell(NamedTuple):
-    """A play to be made: a story, with faults by name, at calls, for seconds."""
+    """A play to make: a story, with faults by name, at calls, for seconds."""
 
     kind: str
     story: str
@@ -42,7 +42,7 @@ class Cell(NamedTuple):
 
 @cache
 def calls(story: str) -> list[tuple[str, str]]:
-    """What the function calls in a story when all is well."""
+    """List the function's calls in a story when all is well."""
     return play(story).calls
 
 
@@ -122,7 +122,7 @@ def made(cell: Cell) -> Play:
     return play(cell.story, faults, seed=cell.seed)
 
 
-#: What a play's text says, by what it means to whoever deploys.
+#: Parts of a play's text, and their meaning to a person who deploys.
 CLASSES: Final = {
     "StuckError": "a stack is wedged",
     "left behind": "attached, and nobody declares it",
@@ -158,7 +158,7 @@ def compared(story: str) -> list[Counter[str]]:
 
 
 class Tally(NamedTuple):
-    """What became of several plays."""
+    """The results of several plays."""
 
     plays: Counter[str]
     struck: Counter[str]

@@ -1,4 +1,4 @@
-"""Malformed events: each is answered, or refused in one sentence where no answer is possible."""
+"""Malformed events: the function answers each, or refuses it in one sentence if no answer is possible."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ODD: Final[list[Any]] = [
     *("https://bucket/?Expires=-1", "NaN", "1e400", "Create", "create", "Read", "true", "TRUE", "Adopt"),
     *("3600", "59", "3601", "0x10", "٣", 10**30, 1e308, [[]], {"": ""}),
 ]
-#: What an answer needs.
+#: The fields that an answer needs.
 IDS: Final = ("RequestId", "StackId", "LogicalResourceId")
 NEEDED: Final = ("RequestType", *IDS, "ResponseURL", "PhysicalResourceId")
 
@@ -75,7 +75,7 @@ def broken(event: dict[str, Any], dice: Random) -> Any:
 
 
 def asked(seed: int) -> tuple[str, list[str]]:
-    """Invoke a new function with a malformed event: what came of it, and what is wrong with that."""
+    """Invoke a new function with a malformed event; return the result, and the faults of the result."""
     dice = Random(seed)
     event = broken(good(dice), dice)
     world = World()
@@ -98,7 +98,7 @@ def asked(seed: int) -> tuple[str, list[str]]:
                 wrong.append(f"an answer was possible: {error}")
             if "\n" in str(error) or len(str(error)) > 600:
                 wrong.append(f"not one sentence: {error}")
-        except (Exception, Death) as error:  # noqa: BLE001  # it is what is looked for
+        except (Exception, Death) as error:  # noqa: BLE001  # the campaign looks for it
             wrong.append(f"{type(error).__name__}: {error}")
     if came == "answered" and len(bodies) != 1:
         wrong.append(f"{len(bodies)} answers")
@@ -125,9 +125,9 @@ def _taken(bodies: list[bytes], body: bytes) -> Any:
 
 
 def possible(event: dict[str, Any]) -> bool:
-    """Whether an answer is: who asks, what, and where the answer goes.
+    """Tell whether an answer is possible: that takes the asker, the request and the answer's address.
 
-    Where it goes is read leniently, so this may say no.
+    The function reads the address more leniently, so this may say no.
     """
     needed: list[Callable[[], bool]] = [
         lambda: event.get("RequestType") in ("Create", "Update", "Delete"),
@@ -142,7 +142,7 @@ def possible(event: dict[str, Any]) -> bool:
 
 
 def told(seeds: Iterable[int]) -> tuple[Counter[str], list[str]]:
-    """Invoke it with many: the counts, and what is wrong."""
+    """Invoke it with many events; return the counts, and the faults."""
     counts: Counter[str] = Counter()
     wrong: list[str] = []
     for seed in seeds:

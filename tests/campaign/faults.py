@@ -1,4 +1,4 @@
-"""What can go wrong at one call, by whom the function calls."""
+"""The faults that can strike at one call, by the service that the function calls."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def refused(status: int, code: str, text: str = "", retry_after: int | None = No
 
 
 def raised(make_error: Callable[[], BaseException], seconds: float = 0.0, *, served: bool = False) -> Strike:
-    """Something raises after so many seconds; the call was served before, or it never came there."""
+    """The call raises after so many seconds; the service carried it out before, or never got it."""
 
     def strike(world: World, make: Make) -> Any:
         if served:
@@ -50,7 +50,7 @@ def raised(make_error: Callable[[], BaseException], seconds: float = 0.0, *, ser
 
 
 def instead(reply: Any) -> Strike:
-    """Served, and what comes back is something else."""
+    """The service carries the call out, and returns something else."""
 
     def strike(world: World, make: Make) -> Any:
         make()
@@ -65,7 +65,7 @@ def answered_by_a_proxy(world: World, make: Make) -> Any:
 
 
 def without(name: str) -> Strike:
-    """Served, and the reply lacks a field."""
+    """The service carries the call out, and the reply lacks a field."""
 
     def strike(world: World, make: Make) -> Any:
         reply = make()
@@ -81,7 +81,7 @@ def replied(status: int, body: bytes = b"", **headers: str) -> Strike:
 
 
 def hangs(*, served: bool = False, ends: bool = False) -> Strike:
-    """It hangs, and the guard answers. It was served before, or it is when it ends, if ever."""
+    """The call hangs, and the guard answers. The service carries it out before, or at its end, if ever."""
 
     def strike(world: World, make: Make) -> Any:
         reply = make() if served else None
@@ -122,19 +122,19 @@ def hands_out_nothing(world: World, make: Make) -> Any:
 
 
 def given_up(world: World, make: Make) -> Any:
-    """CloudFormation gives up the request that is served; its Delete, or its rollback, arrives meanwhile."""
+    """CloudFormation gives up the request under way; its Delete, or its rollback, arrives meanwhile."""
     world.cloudformation.give_up()
     return make()
 
 
 def received_twice(world: World, make: Make) -> Any:
-    """The messages become visible while they are served, and a second function serves them meanwhile."""
+    """The messages become visible too early, and a second function serves them meanwhile."""
     world.serve_again()
     return make()
 
 
 def changed_page(change: Callable[[dict[str, Any]], object]) -> Strike:
-    """DynamoDB has another page than the one that was written."""
+    """DynamoDB has another page than the function wrote."""
 
     def strike(world: World, make: Make) -> Any:
         reply = make()
@@ -147,7 +147,7 @@ def changed_page(change: Callable[[dict[str, Any]], object]) -> Strike:
 
 
 def _older(page: dict[str, Any]) -> None:
-    """Before shapes were numbered, a page had no state, and foreign ids as they are."""
+    """Before shapes had numbers, a page had no state, and foreign ids as they are."""
     if "foreign" in page:
         return
     for name in ("shape", "state", "begun_by", "digest", "begun", "deaths"):
@@ -173,7 +173,7 @@ connection: Final[dict[str, Strike]] = {
 RESTORED: Final = {f"restored to {changes} changes ago": restored(changes) for changes in (1, 2, 4)} | {
     "restored to before the story": restored(1000)
 }
-#: What can happen to the function itself.
+#: The faults of the function itself.
 deaths: Final[dict[str, Strike]] = {
     "dies before": raised(Death),
     "dies after": raised(Death, served=True),
@@ -184,7 +184,7 @@ deaths: Final[dict[str, Strike]] = {
     **{f"{seconds} s left": little_time(seconds) for seconds in (0, 1, 3, 20)},
     "a second function at the same messages": received_twice,
 }
-#: What happens while a call is made, whoever is called.
+#: The faults at a call to any service.
 ANYWHERE: Final = {**deaths, "CloudFormation gives the request up": given_up}
 FAULTS: Final[dict[str, dict[str, Strike]]] = {
     "apigateway": {
@@ -233,7 +233,7 @@ FAULTS: Final[dict[str, dict[str, Strike]]] = {
         **connection,
         "denied": refused(403, "AccessDenied", "no"),
         "no queue": refused(400, "AWS.SimpleQueueService.NonExistentQueue", "none"),
-        # A queue has no limit of messages; SendMessage refuses what comes too fast.
+        # A queue has no limit of messages; SendMessage refuses messages that come too fast.
         # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_SendMessage.html and
         # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/troubleshooting-fifo-throttling-issues.html
         "throttled": refused(400, "RequestThrottled", "slow"),
@@ -257,8 +257,8 @@ FAULTS: Final[dict[str, dict[str, Strike]]] = {
         "400 RequestTimeout": replied(400, b"<Error><Code>RequestTimeout</Code></Error>"),
     },
 }
-#: Nobody can tell whether the call was served: where somebody else has attached the same key, it is taken for
-#: ours. docs/reliability.md names this exception.
+#: Nobody can tell whether AWS carried the call out: if somebody else has attached the same key, the function
+#: takes it for ours. docs/reliability.md names this exception.
 UNCLEAR: Final = {
     *(name for name in connection if name not in ("no address", "no connection in time")),
     *deaths,
@@ -267,5 +267,5 @@ UNCLEAR: Final = {
 }
 #: A lie where the key is there.
 UNTRUE: Final = {("delete_usage_plan_key", "not found")}
-#: No second attempt is made after these: nobody listens any more.
+#: The function makes no second attempt after these: nobody listens any more.
 FINAL: Final = {"403", "404"}

@@ -4,9 +4,9 @@ https://docs.aws.amazon.com/cdk/api/v2/docs/aws-cdk-lib.custom_resources-readme.
 The rest is as in aws-cdk-lib/custom-resources/lib/provider-framework/runtime.
 
 CloudFormation invokes the framework's function, with 15 minutes. That one invokes the user's function and
-waits for it. It answers SUCCESS with what the user's function returns, and FAILED where that one raises, dies
-or times out. It answers a Create that fails with a marker as its id, and a Delete of the marker with SUCCESS,
-without the user's function. It tries the PUT six times. It has no ledger and no queue: Lambda invokes a
+waits for it. It answers SUCCESS with that one's result, and FAILED where that one raises, dies or times out.
+It answers a Create that fails with a marker as its id, and a Delete of the marker with SUCCESS, without the
+user's function. It tries the PUT six times. It has no ledger and no queue: Lambda invokes a
 framework that has died again, and that one invokes the user's function again.
 """
 
@@ -74,7 +74,7 @@ class Framework:
         """PUT the answer.
 
         Raises:
-            Exception: S3 does not take it, or cannot be reached.
+            Exception: S3 does not take it, or does not reply.
         """
         answer = {
             "Status": status,

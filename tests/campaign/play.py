@@ -1,4 +1,4 @@
-"""One play: a story with faults in it, and what must be so when it is over."""
+"""One play: a story with faults in it, and the promises that must hold at its end."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from .world import (
 
 @dataclass
 class Play:
-    """What became of one.
+    """The result of a play.
 
     Attributes:
-        wrong: What must not be; empty when all is well.
-        excepted: What docs/reliability.md says can still go wrong.
+        wrong: The broken promises; empty when all is well.
+        excepted: The failures that docs/reliability.md still allows.
         struck: The faults that came to strike.
-        calls: What the function called, in order: service and operation.
-        succeeded: How many requests were answered SUCCESS.
+        calls: The function's calls, in order: service and operation.
+        succeeded: How many answers were SUCCESS.
     """
 
     wrong: list[str]
@@ -75,7 +75,7 @@ def play(name: str, faults: Sequence[Fault] = (), *, seed: int = 0, by: str = "t
                 if not cfn.delete(stack, logical_id):
                     wrong.append(f"{logical_id} cannot be deleted")
             wrong += _at_rest(cfn, story, "when everything is deleted")
-        except Exception as error:  # noqa: BLE001  # it is what the campaign looks for
+        except Exception as error:  # noqa: BLE001  # the campaign looks for it
             calls = list(world.calls)
             wrong.append(f"{type(error).__name__}: {error} {traceback.format_exc(limit=-3)}")
     excepted = [text for text in wrong if "stranger" in text] if _cannot_tell(cfn, faults) else []
@@ -87,7 +87,7 @@ def play(name: str, faults: Sequence[Fault] = (), *, seed: int = 0, by: str = "t
         excepted += [text for text in wrong if "left behind" in text]
     unwritten = any("Could not write the answer down" in line for line in world.written)
     if unwritten or any(fault.lasting for fault in faults if fault.service == "dynamodb"):
-        # While the ledger cannot be read, nobody knows what was answered. CloudFormation goes by the first.
+        # Without the ledger nobody knows the first answer, and CloudFormation goes by that one.
         excepted += [text for text in [*wrong, *answers] if "two answers" in text or "anew" in text]
     if restored:
         excepted += [text for text in [*wrong, *answers] if _is_forgotten(text, world)]
@@ -115,7 +115,7 @@ def _at_rest(cfn: CloudFormation, story: Story, when: str) -> list[str]:
 
 
 def _mend(cfn: CloudFormation) -> None:
-    """Do as docs/reliability.md says: detach by hand what no stack declares, and take over what one does."""
+    """Do as docs/reliability.md says: detach each undeclared key by hand, and take over the others."""
     attached = cfn.world.api.attached
 
     def detach_by_hand() -> None:
@@ -132,7 +132,7 @@ def _mend(cfn: CloudFormation) -> None:
 
 
 def _is_forgotten(text: str, world: World) -> bool:
-    """Tell whether this comes of what a restored ledger has forgotten."""
+    """Tell whether this comes of a restored ledger's gaps."""
     if "stranger" in text:  # It says that the function has attached the key, or is about to.
         return any(str(pair(id_)) in text for id_ in world.table.claimed)
     if "when it is mended" in text:
@@ -170,10 +170,10 @@ def _cannot_tell(cfn: CloudFormation, faults: Sequence[Fault]) -> bool:
 
 
 def _told(body: bytes) -> str:
-    """What CloudFormation goes by.
+    """The part of an answer that CloudFormation goes by.
 
-    Where the ledger could not be written, a request whose time is over has another Reason. A key's value is
-    written down nowhere.
+    If the function could not write the ledger, a request whose time is over has another Reason. No page holds
+    a key's value.
     """
     told = {name: part for name, part in json.loads(body).items() if name != "Reason"}
     told.get("Data", {}).pop("Value", None)

@@ -37,7 +37,7 @@ class Boto3:
         return functools.partial(self._call, getattr(self._line, operation))
 
     def _call(self, call: Any, **named: Any) -> Any:
-        again: Any = self._again  # its stub does not know what botocore hands in
+        again: Any = self._again  # its stub lacks botocore's arguments
         asked: dict[str, Any] = {"context": {}}
         attempt = 1
         while True:

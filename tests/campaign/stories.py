@@ -1,7 +1,7 @@
-"""What people do with the resource, and what is attached when they have done it.
+"""Things that people do with the resource, and the keys that are attached afterwards.
 
-Each story ends at rest; then whoever plays it heals all faults, and holds what is attached against what
-CloudFormation believes.
+Each story ends at rest. Its player then heals all faults, and compares the attached keys with those that
+CloudFormation believes in.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Story:
     Attributes:
         tell: Plays it.
         outside: (key, plan) pairs that somebody else had attached before.
-        taken: Which of these were taken over, if all went well: they may be gone in the end.
+        taken: Those of them that a stack took over, if all went well: they may be gone in the end.
     """
 
     tell: Callable[[CloudFormation], object]
@@ -69,7 +69,7 @@ def move(cfn: CloudFormation) -> None:
 
 
 def move_and_back(cfn: CloudFormation) -> None:
-    """The update of another resource fails, before this one is cleaned up."""
+    """The update of another resource fails, before CloudFormation cleans this one up."""
     if cfn.create("one", "A", props(FREE)) and cfn.update("one", "A", props(PRO), cleans_up=False):
         cfn.undo(("one", "A"), props(FREE))
 
@@ -96,7 +96,7 @@ def rename_and_back(cfn: CloudFormation) -> None:
 
 
 def rename_and_move(cfn: CloudFormation) -> None:
-    """In one deploy: it is refused, and rolled back."""
+    """Both in one deploy: the function refuses it, and CloudFormation rolls it back."""
     if cfn.create("one", "A", props(FREE)):
         cfn.create("one", "B", props(PRO))
 
@@ -131,7 +131,7 @@ def two_stacks(cfn: CloudFormation) -> None:
 
 
 def cancelled_create(cfn: CloudFormation) -> None:
-    """Given up while it waits in the queue; the Delete has an invented id."""
+    """CloudFormation gives it up while it waits in the queue; the Delete has an invented id."""
     request = cfn.ask("Create", ("one", "A"), props(FREE))
     cfn.world.run(
         lambda: bool(cfn.world.sqs.messages) or bool(request.bodies) or bool(cfn.world.unanswered), 600
@@ -141,7 +141,7 @@ def cancelled_create(cfn: CloudFormation) -> None:
 
 
 def cancelled_update(cfn: CloudFormation) -> None:
-    """Given up while it waits in the queue; its rollback follows."""
+    """CloudFormation gives it up while it waits in the queue; its rollback follows."""
     if not cfn.create("one", "A", props(FREE)):
         return
     request = cfn.ask("Update", ("one", "A"), props(PRO), props(FREE), cfn.resources["one", "A"].id)
@@ -257,14 +257,14 @@ def express(cfn: CloudFormation) -> None:
 
 
 def given_away(cfn: CloudFormation) -> None:
-    """Deleted, then attached by somebody else, and declared again: that is refused."""
+    """A stack deletes it, somebody else attaches it, and the function refuses the stack's next Create."""
     if cfn.create("one", "A", props(FREE)) and cfn.delete("one", "A"):
         cfn.attached_by_hand([FREE])
         cfn.create("one", "A", props(FREE))
 
 
 def retained(cfn: CloudFormation) -> None:
-    """It is taken out of the template, declared again, and deleted."""
+    """A template drops it with Retain, declares it again, and then a Delete comes."""
     if cfn.create("one", "A", props(FREE)):
         cfn.retain("one", "A")
         if cfn.create("one", "A", props(FREE)):

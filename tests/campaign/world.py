@@ -1,7 +1,7 @@
 """Lambda, SQS, DynamoDB, API Gateway, S3 and CloudFormation around the function's code, in virtual time.
 
-Independent of the rules: nothing here reads `rules`. One thread; the function's calls are numbered, and
-faults strike there.
+Independent of the rules: nothing here reads `rules`. There is one thread. The function's calls have
+numbers, and faults strike there.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from usage_plan_key.provider import Provider
 from usage_plan_key.queue import VISIBILITY, Queue
 from usage_plan_key.response import Sender
 
-#: What must be written nowhere: parts of every key's value, and of every ResponseURL.
+#: Secrets that the function writes nowhere: parts of every key's value, and of every ResponseURL.
 VALUE_MARK: Final = "marked-value-of"
 URL_MARK: Final = "marked-signature"
 #: template.yaml's Timeout; and when Lambda invokes again after an error.
@@ -54,17 +54,17 @@ class Death(BaseException):
 
 
 Strike = Callable[["World", Callable[[], Any]], Any]
-"""What becomes of a call: it may be made, before or after something else happens, and it may raise."""
+"""The fate of a call: it may reach the service, before or after another event, and it may raise."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong at one call, or, lasting, at all calls of that service for so many seconds.
+    """A fault at one call, or, lasting, at all calls of that service for so many seconds.
 
     Attributes:
-        name: What.
-        strike: What becomes of the call.
-        service: Whose call: the first of that service that is made then or later. Empty for any.
+        name: Its name.
+        strike: The fate of the call.
+        service: It strikes this service's first call then or later. Empty for any service.
         at: The number of the call.
         lasting: Seconds.
     """
@@ -78,7 +78,7 @@ class Fault:
 
 @dataclass
 class Request:
-    """A request of CloudFormation's, and what came for it."""
+    """A request of CloudFormation's, and its answers."""
 
     event: dict[str, Any]
     issued: float
@@ -87,7 +87,7 @@ class Request:
     """When the first answer came."""
     cancelled: bool = False
     follower: tuple[Any, ...] = ()
-    """What CloudFormation asks next when it gives this one up."""
+    """CloudFormation's next request when it gives this one up."""
 
     @property
     def answer(self) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Request:
 
 @dataclass
 class Resource:
-    """What CloudFormation believes of a resource."""
+    """CloudFormation's belief about a resource."""
 
     id: str
     properties: dict[str, str]
@@ -122,7 +122,7 @@ class _Message:
 
 
 class _Line:
-    """A client of the function's, whose calls are numbered."""
+    """A client of the function's, whose calls have numbers."""
 
     def __init__(self, world: World, service: str, client: Any) -> None:
         self._world, self._service, self._client = world, service, client
@@ -135,18 +135,18 @@ class _Line:
 
 
 class _DynamoDb:
-    """One table; a transaction is written on the conditions that `Table` uses."""
+    """One table; its transactions know the conditions that `Table` uses."""
 
     def __init__(self) -> None:
         self.items: dict[str, dict[str, Any]] = {}
         self._earlier: list[dict[str, dict[str, Any]]] = []
-        """What it held before each change."""
+        """The pages before each change."""
         self.claimed: set[str] = set()
-        """Ids of associations that were ours, as it said when it was restored."""
+        """Ids of associations that were ours when an operator restored it."""
         self._tokens: set[str] = set()
 
     def restore(self, changes: int) -> None:
-        """Put back what it held before the last so many changes."""
+        """Put back the pages from before the last so many changes."""
         if undone := self._earlier[-changes:]:
             self.items = undone[0]
             ours = (
@@ -164,7 +164,7 @@ class _DynamoDb:
     def transact_write_items(
         self, *, TransactItems: list[dict[str, Any]], ClientRequestToken: str
     ) -> dict[str, Any]:
-        if ClientRequestToken in self._tokens:  # Sent again within ten minutes, it is taken once.
+        if ClientRequestToken in self._tokens:  # DynamoDB takes it once within ten minutes.
             return {}
         changes = [next(iter(item.items())) for item in TransactItems]
         pks = [(change.get("Item") or change["Key"])["pk"]["S"] for _, change in changes]
@@ -180,7 +180,7 @@ class _DynamoDb:
                 "CancellationReasons": reasons,
             }
             raise ClientError(response, "TransactWriteItems")
-        self._earlier.append(dict(self.items))  # A page is replaced, never changed.
+        self._earlier.append(dict(self.items))  # Nobody changes a page in place.
         for pk, (verb, change) in zip(pks, changes, strict=True):
             if verb == "Put":
                 self.items[pk] = change["Item"]
@@ -264,7 +264,7 @@ class Reply:
         self.status, self.data, self.headers = status, data, headers
 
     def drain_conn(self) -> None:
-        """It is read."""
+        """Do nothing: all of it is here."""
 
 
 class World:
@@ -303,7 +303,7 @@ class World:
         self.struck: list[str] = []
         self.lasting: dict[str, tuple[float, Fault]] = {}
         self.unanswered: list[dict[str, Any]] = []
-        """What Lambda gave up."""
+        """The events that Lambda gave up."""
         self.written: list[str] = []
         """Log lines and exceptions."""
         self.dice = Random(seed)
@@ -314,11 +314,11 @@ class World:
         self.ends = 0.0
         """When Lambda ends the function that runs."""
         self._guard: _Guard | None = None
-        """Of the request that is served."""
+        """Of the request under way."""
         self._batch: list[_Message] = []
         self._warm = self._cold()
 
-    # --- What the function talks to ---
+    # --- The services that the function talks to ---
 
     def _cold(self) -> Provider:
         line = partial(_Line, self)
@@ -382,7 +382,7 @@ class World:
     # --- Lambda and SQS ---
 
     def invoke(self, call: Callable[[Provider, Any], Any]) -> Any:
-        """Invoke the function once; what it gives back.
+        """Invoke the function once; return its result.
 
         Raises:
             Exception: As the function does.
@@ -458,7 +458,7 @@ class World:
         self._serve(batch)
 
     def serve_again(self) -> None:
-        """Hand the messages that are being served to a second function."""
+        """Hand the messages under way to a second function."""
         batch, self._batch = self._batch, []
         for message in batch:
             message.receives += 1
@@ -508,7 +508,7 @@ def record(message: _Message) -> dict[str, Any]:
 
 
 class CloudFormation:
-    """Deploys resources one after the other, cleans up, and rolls back; and remembers what it believes."""
+    """Deploys resources one after the other, cleans up, and rolls back; and remembers its beliefs."""
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -517,18 +517,18 @@ class CloudFormation:
         self.stuck: dict[tuple[str, str], Resource] = {}
         """DELETE_FAILED: it is there, or not; the next attempt to delete it has to succeed."""
         self.rolling_back: list[tuple[tuple[str, str], dict[str, str]]] = []
-        """UPDATE_ROLLBACK_FAILED: what is to be continued."""
+        """UPDATE_ROLLBACK_FAILED: the rollbacks to continue."""
         self.left: set[tuple[str, str]] = set()
-        """(key, plan) pairs that were retained, or whose clean-up Delete has failed in silence."""
+        """(key, plan) pairs that a template retained, or whose clean-up Delete has failed in silence."""
         self.strangers: set[tuple[str, str]] = set()
         """(key, plan) pairs that somebody else has attached by hand."""
         self.since = 0
         """The number of the call at which they have."""
         self.late: list[Request] = []
-        """Not answered in time."""
+        """The requests without an answer in time."""
         self._ids = itertools.count(1)
         self._sent: dict[tuple[Any, ...], Request] = {}
-        """What followed a request that was given up."""
+        """The requests that followed one that CloudFormation gave up."""
         world.cloudformation = self
 
     def ask(
@@ -570,11 +570,11 @@ class CloudFormation:
         self.since = len(self.world.calls)
 
     def give_up(self) -> None:
-        """Give up the request that is under way, as when another resource fails; what follows arrives."""
+        """Give up the request that is under way, as when another resource fails; the next one arrives."""
         for request in self.world.requests.values():
             if request.follower and not request.bodies and not request.cancelled:
                 request.cancelled = True
-                # A Delete may be issued in the second of its Create, but no rollback in that of its Update.
+                # A Delete may come in the second of its Create, but no rollback in that of its Update.
                 self.world.clock.now += request.event["RequestType"] == "Update"
                 kind, who, *_, id_ = request.follower
                 self._sent[kind, who, id_] = self.ask(*request.follower)
@@ -582,7 +582,7 @@ class CloudFormation:
                 return
 
     def wait(self, request: Request) -> bool:
-        """Wait for its answer, or until it is cancelled or its time is over: whether it is SUCCESS."""
+        """Wait for its answer, its cancellation or the end of its time; tell whether it is SUCCESS."""
         until = request.issued + SERVICE_TIMEOUT + GRACE
         self.world.run(
             lambda: bool(request.bodies) or request.cancelled, max(0.0, until - self.world.clock.now)
@@ -592,7 +592,7 @@ class CloudFormation:
         return request.success and not request.cancelled
 
     def create(self, stack: str, name: str, properties: dict[str, str]) -> bool:
-        """Create a resource; it is rolled back if that fails."""
+        """Create a resource; roll it back if that fails."""
         who = stack, name
         request, invented = self.ask("Create", who, properties), f"{stack}-{name}-1ABCDEF"
         request.follower = "Delete", who, properties, None, invented
@@ -607,7 +607,7 @@ class CloudFormation:
         return False
 
     def update(self, stack: str, name: str, properties: dict[str, str], *, cleans_up: bool = True) -> bool:
-        """Update a resource; it is rolled back if that fails."""
+        """Update a resource; roll it back if that fails."""
         who = stack, name
         resource = self.resources[who]
         request = self.ask("Update", who, properties, resource.properties, resource.id)
@@ -622,7 +622,7 @@ class CloudFormation:
         return False
 
     def clean_up(self, who: tuple[str, str], id_: str, properties: Mapping[str, str]) -> None:
-        """Delete what an update has replaced; a failure is passed over in silence."""
+        """Delete the id that an update has replaced; pass over a failure in silence."""
         if id_ != self.resources[who].id and not self.wait(self.ask("Delete", who, properties, None, id_)):
             self.left.add(pair(id_))
 
@@ -637,7 +637,7 @@ class CloudFormation:
             self.clean_up(who, replaced, properties)
 
     def undo(self, who: tuple[str, str], properties: dict[str, str]) -> None:
-        """Take back an update that succeeded, because another resource's failed; clean up what it made."""
+        """Take back an update that succeeded, because another resource's failed; clean up its new id."""
         resource = self.resources[who]
         request = self.ask("Update", who, properties, resource.properties, resource.id)
         made, mades = resource.id, resource.properties
@@ -658,15 +658,15 @@ class CloudFormation:
         return False
 
     def retain(self, stack: str, name: str) -> Resource:
-        """Take a resource out of its stack and leave it as it is: no Delete is sent."""
+        """Take a resource out of its stack and leave it as it is: CloudFormation sends no Delete."""
         resource = self.resources.pop((stack, name))
         self.left.add(pair(resource.id))
         return resource
 
     def settle(self, *, skips: bool = False) -> None:
-        """All is well again: what waits is served, an operator continues what has failed, and that succeeds.
+        """All is well again: the function serves all that wait, and an operator continues all that failed.
 
-        Where the operator skips what cannot be rolled back, CloudFormation believes that it was.
+        If the operator skips a resource in a rollback, CloudFormation believes that it rolled back.
         """
         self.world.heal()
         self.world.run(limit=SERVICE_TIMEOUT + 2 * VISIBILITY)
@@ -688,7 +688,7 @@ class CloudFormation:
         self.stuck.clear()
 
     def believed(self) -> set[tuple[str, str]]:
-        """(key, plan) pairs; what was answered LOST is none."""
+        """(key, plan) pairs; one with the answer LOST is none."""
         lost = {
             pair(request.answer["PhysicalResourceId"])
             for request in self.world.requests.values()
@@ -698,7 +698,7 @@ class CloudFormation:
 
 
 class StuckError(Exception):
-    """Raised when a stack is wedged although all is well again."""
+    """A stack does not come to rest although all is well again."""
 
 
 def stack_id(stack: str) -> str:
@@ -707,14 +707,14 @@ def stack_id(stack: str) -> str:
 
 
 def pair(physical_id: str) -> tuple[str, str]:
-    """(key, plan) of a physical id; of a foreign one it is none that is attached."""
+    """(key, plan) of a physical id; a foreign id gives a pair that nobody attaches."""
     key, _, plan = physical_id.partition(":")
     return key, plan
 
 
 @contextmanager
 def watched(world: World) -> Iterator[None]:
-    """Note all that is logged, at every level; and have crhelper's guard strike in virtual time."""
+    """Note all log lines, at every level; and have crhelper's guard strike in virtual time."""
 
     class Notes(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:

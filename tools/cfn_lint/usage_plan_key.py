@@ -1,7 +1,7 @@
-"""cfn-lint finds in a template what the function would refuse when CloudFormation deploys it.
+"""cfn-lint finds the faults of a template that the function would refuse at its deployment.
 
-Copy this folder, and usage-plan-key.schema.json into it or beside it, into your repository. Nothing else is
-needed.
+Copy this folder, and usage-plan-key.schema.json into it or beside it, into your repository. You need
+nothing else.
 
     cfn-lint --append-rules cfn_lint -- template.yaml
 
