@@ -486,8 +486,9 @@ def test_the_message_group_of_a_dead_letter_is_the_queues_own() -> None:
     sent = {}
 
     class Client:
-        def send_message(self, **message: str) -> None:
+        def send_message(self, **message: str) -> dict[str, str]:
             sent.update(message)
+            return {"MessageId": "sent"}
 
     Queue(Client(), "url").put(EVENT, 0.0, Deadline(60))  # type: ignore[arg-type]  # a fake
     assert "jq -rj .requestPayload.StackId body.json | sha256sum" in OPERATE.read_text()
