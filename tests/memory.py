@@ -38,6 +38,8 @@ class MemoryLedger:
         seen: Snapshot | None = None,
     ) -> Snapshot:
         deadline.allow("Could not ask the ledger")
+        associations = list(dict.fromkeys(associations))
+        assert len(associations) < 100, "DynamoDB takes 100 items in a transaction"
         before = Snapshot(
             self.records.get(holder, ResourceRecord()),
             {association: self.entries.get(association, AssociationRecord()) for association in associations},

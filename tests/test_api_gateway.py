@@ -393,6 +393,13 @@ class TestAttach:
             Rival(Association("a1b2c3d4e5", "b9a8d7"), "Bad", ("api2:prod",)),
         ]
 
+    def test_a_list_that_repeats_its_position_ends_there(self, aws: Aws) -> None:
+        aws.refuses(CREATE, 409, "ConflictException", "whatever").refuses(GET, 404, "NotFoundException")
+        aws.answers(PLAN, plan("p9r0p1", ("api1", "prod")))
+        aws.answers(PLANS, {"items": [plan("f7r3e3", ("api1", "prod"), name="Free")], "position": "next"})
+        aws.answers(PLANS, {"items": [], "position": "next"}, position="next")
+        assert aws.attach() == [Rival(Association("a1b2c3d4e5", "f7r3e3"), "Free", ("api1:prod",))]
+
     def test_a_rival_reads_well_in_a_reason(self) -> None:
         rival = Rival(Association("a1b2c3d4e5", "f7r3e3"), "Free", ("api1:prod", "api2:prod"))
         assert str(rival) == "usage plan f7r3e3 (Free) for the API stage api1:prod, api2:prod"

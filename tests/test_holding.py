@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from emulators.fake import Plan
 from usage_plan_key.model import NOBODY, REMEMBERED, AssociationRecord, Response
 from usage_plan_key.request import Create, OnExisting, Update
 
@@ -292,6 +294,25 @@ class TestRetained:
         cfn.update("A", FREE, GOLD)
         cfn.update("A", GOLD, GOLD)
         assert cfn.attached == {FREE, GOLD}
+
+    @pytest.mark.parametrize("stages", ["its own", "one for all"])
+    def test_a_resource_may_have_left_more_than_a_transaction_takes(
+        self, cfn: CloudFormation, stages: str
+    ) -> None:
+        ids = [f"alice:plan{number}" for number in range(120)]
+        for number, id_ in enumerate(ids):
+            stage = ("api", "prod" if stages == "one for all" else f"stage{number}")
+            cfn.api.plans[id_.partition(":")[2]] = Plan("Plan", (stage,))
+        cfn.create("A", ids[0])
+        for had, wanted in itertools.pairwise(ids):
+            assert outcome(cfn.update("A", had, wanted)) == (
+                "MOVED" if stages == "one for all" else "ATTACHED"
+            )
+        assert failed(cfn.update("A", ids[-1], "alice:nowhere"), "there is no usage plan nowhere")
+        assert outcome(cfn.update("A", ids[-1], ids[-1])) == "VERIFIED"
+        assert cfn.delete("A", ids[-1]).success
+        assert cfn.attached == (set() if stages == "one for all" else {*ids[:-1]})
+        assert len(cfn.entries) == len(cfn.attached)
 
     def test_a_key_that_a_resource_of_the_same_name_left_outlives_a_cancelled_create(
         self, cfn: CloudFormation

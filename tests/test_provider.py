@@ -6,6 +6,7 @@ import json
 import logging
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, ClassVar
 
 import pytest
@@ -13,6 +14,7 @@ from botocore.exceptions import ClientError, NoCredentialsError, ReadTimeoutErro
 
 from usage_plan_key.custom_resource import CustomResource
 from usage_plan_key.errors import EventError, FailedError, NotBegunError, TurnOverError, UnclearError
+from usage_plan_key.model import Association, Hold, Holder, Snapshot
 from usage_plan_key.provider import LAST_SECONDS, about
 from usage_plan_key.queue import LONGEST_MESSAGE
 from usage_plan_key.request import SIGNED_FOR, Request
@@ -337,6 +339,14 @@ class TestLettingGo:
         assert not world.ledger.entries
         assert world.api.attached == {("alice", "free")}
         assert world.function.let_go(self.ASKED, world) == {"LetGo": []}
+
+    def test_it_may_hold_more_than_a_transaction_takes(self, world: World) -> None:
+        holder, plans = Holder(STACK.format("one"), "Alice"), [f"plan{number}" for number in range(120)]
+        for held in [Association("alice", plan) for plan in plans]:
+            hold = partial(Snapshot.held, holder=holder, association=held, hold=Hold("r"))
+            world.ledger.change(holder, [held], hold, Deadline(60, world.clock))
+        assert len(world.function.let_go(self.ASKED, world)["LetGo"]) == 121
+        assert not world.ledger.entries
 
     @pytest.mark.parametrize(
         "said",

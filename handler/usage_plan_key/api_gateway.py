@@ -240,7 +240,8 @@ class ApiGateway:
                 self._plans[plan["id"]] = deadline.clock.time(), plan
                 rival = _rival(Association(association.key_id, plan["id"]), plan, wanted)
                 rivals += [rival] if rival and plan["id"] != association.plan_id else []
-            if not page.get("position"):
+            # A position that comes again would have this loop call until the turn is over, without a pause.
+            if page.get("position") in (None, "", *position.values()):
                 return rivals
             position = {"position": page["position"]}
 

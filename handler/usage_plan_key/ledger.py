@@ -41,6 +41,16 @@ SHAPE: Final = 2
 #: Seconds for which a mark `detaching` without `until` holds: no function runs longer.
 TRUSTED: Final = 15 * 60
 
+#: Associations that one change takes at most, beside their holder and one more: DynamoDB takes 100 items.
+#: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/transaction-apis.html
+MOST_AT_ONCE: Final = 98
+
+
+def at_once(associations: Iterable[Association]) -> Iterator[list[Association]]:
+    """Divide associations into parts that one change takes."""
+    every = list(associations)
+    return (every[begin : begin + MOST_AT_ONCE] for begin in range(0, len(every), MOST_AT_ONCE))
+
 
 class Ledger(Protocol):
     """The keeper of the pages."""

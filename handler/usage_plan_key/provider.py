@@ -23,7 +23,7 @@ from .api_gateway import ApiGateway
 from .cloudformation import stack_is_gone
 from .custom_resource import CustomResource
 from .errors import EventError, FailedError, NotBegunError, TurnOverError, UnclearError
-from .ledger import StatelessLedger, Table
+from .ledger import StatelessLedger, Table, at_once
 from .model import Holder, Response
 from .queue import VISIBILITY, Message, Queue, messages
 from .request import MOST_SKEW, Create, Delete, Repair, Request, Update, parse, parse_repair
@@ -258,7 +258,8 @@ class Provider:
                 "Delete the resource from its template"
             )
         held = [*self.table.change(holder, [], lambda state: state, deadline).record.holds]
-        self.table.change(holder, held, partial(abandon, holder=holder), deadline)
+        for part in at_once(held):
+            self.table.change(holder, part, partial(abandon, holder=holder), deadline)
         ids = [association.id for association in held]
         logger.warning("%s is gone: let go of %s, and detached nothing", holder, ", ".join(ids) or "nothing")
         return {"LetGo": ids}

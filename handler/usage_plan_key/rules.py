@@ -493,7 +493,7 @@ def let_go_of_moved(state: Snapshot, request: Delete) -> Snapshot:
     """Let go of the associations that the resource has moved away from, when its present one goes."""
     if request.identified is None or state.entry(request.identified).moved_by:
         return state
-    for association in state.record.holds:
+    for association in state.record.holds.keys() & state.entries.keys():
         if (
             association != request.identified
             and state.entry(association).moved_by
@@ -604,6 +604,6 @@ def way_out(holders: Iterable[Holder]) -> str:
 
 def abandon(state: Snapshot, holder: Holder) -> Snapshot:
     """Let go of all holds of a resource whose stack is gone. Detach nothing: somebody may live on it."""
-    for association in state.record.holds:
+    for association in state.record.holds.keys() & state.entries.keys():
         state = state.let_go(holder, association)
     return state

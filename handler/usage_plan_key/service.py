@@ -15,7 +15,7 @@ from typing import Any, Final
 from . import rules
 from .api_gateway import ApiGateway, InPlan, Key, Rival
 from .errors import FailedError, MissingError, TurnOverError
-from .ledger import Ledger, Rule
+from .ledger import Ledger, Rule, at_once
 from .model import (
     NOBODY,
     Association,
@@ -437,8 +437,8 @@ class Service:
             FailedError: That failed too.
         """
         held = self._change([], _as_is).record.holds
-        moved = self._change(held, _as_is).entries
-        for association in [held for held, entry in moved.items() if entry.moved_by == request.id]:
+        entries = [one for part in at_once(held) for one in self._change(part, _as_is).entries.items()]
+        for association in [held for held, entry in entries if entry.moved_by == request.id]:
             cleared = self._reattach(request, association)
             try:
                 rivals = self._api.attach(association, self.deadline)
@@ -536,8 +536,9 @@ class Service:
         Under UpdateReplacePolicy Retain no Delete comes for them.
         """
         held = [*self._look_up([]).record.holds]
-        if len(held) > 1:
-            self._change(held, partial(rules.let_go_of_moved, request=request))
+        for part in at_once(held) if len(held) > 1 else ():
+            both = filter(None, [request.identified, *part])
+            self._change(both, partial(rules.let_go_of_moved, request=request))
 
     def _release(self, association: Association, *, take: bool, then: Rule = _as_is) -> None:
         """Let go of an association; first detach it if it is ours and this is its last holder."""
@@ -579,11 +580,11 @@ class Service:
 
     def _finish_marks(self, state: Snapshot, but: Iterable[Association]) -> None:
         """Finish the detachings that earlier requests of this resource left when a function died."""
-        others = [held for held in state.record.holds if held not in but]
-        entries = self._look_up(others).entries if others else {}
-        for association in others:
-            if (until := entries[association].detaching) is not None:
-                self._finish(self._holder, association, until)
+        for others in at_once(held for held in state.record.holds if held not in but):
+            entries = self._look_up(others).entries
+            for association in others:
+                if (until := entries[association].detaching) is not None:
+                    self._finish(self._holder, association, until)
 
     def _finish(self, marker: Holder, association: Association, until: int) -> None:
         """Finish a detaching with the mark `until`, unless somebody else has taken it up."""
