@@ -211,6 +211,10 @@ class TestEvents:
             (True, "this is a boolean"),
             ({}, "RequestType is missing; this is an empty object"),
             ({"source": "serverless-plugin-warmup"}, "this is a warm-up ping"),
+            (
+                {"requestContext": {}, "requestPayload": {"RequestType": "Create"}},
+                "this is Lambda's record of a failed invocation, which belongs into the function's queue",
+            ),
             ({"warmer": True, "concurrency": 3}, "this is a warm-up ping"),
             (
                 {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}},

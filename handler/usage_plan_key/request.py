@@ -290,6 +290,8 @@ def _sender(event: Mapping[str, Any]) -> str:
             return "a batch of records"
         case {"detail-type": _}:
             return "an EventBridge event"
+        case {"requestPayload": _}:
+            return "Lambda's record of a failed invocation, which belongs into the function's queue"
         case {"requestContext": _}:
             return "an HTTP request"
         case {"source": "serverless-plugin-warmup"} | {"warmer": _}:
