@@ -278,6 +278,16 @@ def _foreign(event: object) -> str:
     )
 
 
+#: Other senders, each by a field that its events have.
+_SENDERS: Final = {
+    "Records": "a batch of records",
+    "detail-type": "an EventBridge event",
+    "requestPayload": "Lambda's record of a failed invocation, which belongs into the function's queue",
+    "requestContext": "an HTTP request",
+    "warmer": "a warm-up ping",
+}
+
+
 def _sender(event: Mapping[str, Any]) -> str:
     match event:
         case {"Records": []}:
@@ -286,17 +296,10 @@ def _sender(event: Mapping[str, Any]) -> str:
             return "an SNS notification"
         case {"Records": [{"eventSource": "aws:s3"}, *_]}:
             return "an S3 notification"
-        case {"Records": _}:
-            return "a batch of records"
-        case {"detail-type": _}:
-            return "an EventBridge event"
-        case {"requestPayload": _}:
-            return "Lambda's record of a failed invocation, which belongs into the function's queue"
-        case {"requestContext": _}:
-            return "an HTTP request"
-        case {"source": "serverless-plugin-warmup"} | {"warmer": _}:
+        case {"source": "serverless-plugin-warmup"}:
             return "a warm-up ping"
-    return "an event of some other sender" if event else "an empty object"
+    unknown = "an event of some other sender" if event else "an empty object"
+    return next((sender for name, sender in _SENDERS.items() if name in event), unknown)
 
 
 def _issued(response_url: str) -> int | None:
