@@ -353,16 +353,7 @@ class Provider:
             self._service(request, deadline, redelivered=redelivered).repair(request)
             return
         service = self._service(request, deadline, fenced=message.fenced, redelivered=redelivered)
-
-        def deliver(body: bytes) -> None:
-            if self.local:
-                print(redacted(body))  # noqa: T201  # for the person at the terminal
-                return
-            deadline = Deadline(min(DELIVERY_TIME, ends - self.clock.time()), self.clock)
-            turn.sent.append(
-                background.submit(copy_context().run, self.sender.deliver, request, deadline, body)
-            )
-
+        deliver = partial(self._deliver, turn, ends, background)
         refusal = ""
         try:
             self._check(request)  # A message that somebody else has sent has not passed `on_event`.
@@ -371,6 +362,16 @@ class Provider:
         now = self.clock.time()
         end = Deadline(ends - now, self.clock)
         self._respond(request, turn.event, context, service, refusal, deliver, end, now - message.arrived)
+
+    def _deliver(self, turn: _Turn, ends: float, background: Executor, body: bytes) -> None:
+        """Begin to deliver an answer in the background; under sam local print it."""
+        if self.local:
+            print(redacted(body))  # noqa: T201  # for the person at the terminal
+            return
+        deadline = Deadline(min(DELIVERY_TIME, ends - self.clock.time()), self.clock)
+        turn.sent.append(
+            background.submit(copy_context().run, self.sender.deliver, turn.request, deadline, body)
+        )
 
     def _in_turn(self, turn: _Turn, ends: float, patience: float, opens: float) -> Deadline:
         """Make the deadline of a request from the queue."""
