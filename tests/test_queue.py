@@ -40,12 +40,36 @@ class TestMessages:
 
     @pytest.mark.parametrize(
         ("arrived", "read"),
-        [(5, 5), (12, 9), (math.inf, 9), ("5", 9), (None, 9), (10**400, 9), (-(10**400), 9)],
-        ids=["before", "after", "never", "text", "null", "no float holds it", "nor this one"],
+        [
+            (5, 5),
+            (0.5, 0.5),
+            (0, 0),
+            (12, 9),
+            (math.inf, 9),
+            ("5", 9),
+            (None, 9),
+            (10**400, 9),
+            (-(10**400), 9),
+        ],
+        ids=[
+            "before",
+            "half a second",
+            "the epoch",
+            "after",
+            "never",
+            "text",
+            "null",
+            "no float holds it",
+            "nor this one",
+        ],
     )
     def test_a_request_arrived_before_its_message_was_sent(self, arrived: object, read: float) -> None:
         (message,) = messages([record(json.dumps({"event": {}, "arrived": arrived}), SentTimestamp="9000")])
         assert (message.arrived, message.fenced) == (read, True)
+
+    def test_a_message_without_any_time_arrived_long_ago(self) -> None:
+        (message,) = messages([{"messageId": "m", "receiptHandle": "r", "body": '{"arrived": Infinity}'}])
+        assert message.arrived == 0
 
     @pytest.mark.parametrize(("timestamp", "read"), [("1970-01-01T00:00:05Z", 5), ("5", 9), (5, 9)])
     def test_lambdas_record_says_when_lambda_gave_up(self, timestamp: object, read: float) -> None:

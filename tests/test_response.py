@@ -503,6 +503,17 @@ class TestSender:
         authorization = "Basic bWU6c2VjcmV0" if "@" in prefix else None
         assert proxy.connects == [(sink.url.split("/")[2], authorization)]
 
+    def test_no_attempt_through_a_proxy_goes_unlogged(
+        self, sink: Sink, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """urllib3 would try three times again in silence."""
+        sink.replies = ["close", 200]
+        with Proxy() as proxy:
+            monkeypatch.setenv("HTTPS_PROXY", proxy.netloc)
+            self.deliver(sink)
+        tried = [record for record in caplog.records if "trying again" in record.message]
+        assert (len(sink.puts), len(tried)) == (2, 1)
+
     def test_goes_past_the_proxy_where_boto3_would(self, sink: Sink, monkeypatch: pytest.MonkeyPatch) -> None:
         with Proxy() as proxy:
             monkeypatch.setenv("HTTPS_PROXY", f"http://{proxy.netloc}")

@@ -1088,6 +1088,7 @@ class TestServingARepair:
         world.missing_key()
         world.repair()
         assert lines(log, "REPAIRED") == ["REPAIRED: alice:free for A of stack one"]
+        assert not lines(log, "Attached")
 
     def test_its_event_says_all_of_it(self) -> None:
         repair = parse_repair(repair_event("r", holder("A"), pair(FREE)))

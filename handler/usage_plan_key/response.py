@@ -32,6 +32,8 @@ LONGEST_RESPONSE: Final = 4096
 MOST_REDIRECTS: Final = 5
 #: https://docs.aws.amazon.com/AmazonS3/latest/API/ErrorResponses.html
 _SEND_AGAIN: Final = re.compile(rb"<Code>(RequestTimeout|IncompleteBody)</Code>")
+#: What the function was doing, as an error says it.
+_DELIVERING: Final = "Could not deliver the answer"
 _PUT_TIMEOUT: Final = urllib3.Timeout(connect=SHORT_CONNECT_TIMEOUT, read=SHORT_READ_TIMEOUT)
 
 
@@ -200,16 +202,15 @@ class Sender:
             UndeliveredError: No attempt succeeded in time.
         """
         tls, last = self.prepare().result(), deadline.last()
-        what = "Could not deliver the answer"
         try:
             status = retry(
-                lambda: self._put(request.response_url, body, tls, last), what, last, _is_transient
+                lambda: self._put(request.response_url, body, tls, last), _DELIVERING, last, _is_transient
             )
         except OutOfTimeError:
             metrics.answer_undelivered()
             # The cause is left out: urllib3's errors name the pre-signed URL.
             raise UndeliveredError(
-                f"{what} to {urlsplit(request.response_url).hostname}: no time is left"
+                f"{_DELIVERING} to {urlsplit(request.response_url).hostname}: no time is left"
             ) from None
         except (EventError, FailedError) as refused:
             logger.error("Did not send the answer: %s", refused)  # noqa: TRY400  # the sentence says it all
@@ -241,7 +242,7 @@ class Sender:
         target = destination(url, base=base)
         if "Value" in json.loads(body).get("Data", {}):
             self._check_host(target)
-        deadline.allow("Could not PUT")
+        deadline.allow(_DELIVERING)
         reply = self._manager(target.url, tls).urlopen(
             "PUT",
             target.url,
