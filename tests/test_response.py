@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import ssl
+import threading
 import time
 from functools import partial
 from types import SimpleNamespace
@@ -270,6 +271,18 @@ class TestSender:
         sender.deliver(parse(event(sink)), Deadline(60.0, Clock()), b"{}")
         assert len(sink.puts) == 1
         assert sender.prepare() is sender.prepare(), "and what was made serves all that follow"
+
+    def test_making_ready_holds_nobody_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        go, made = threading.Event(), ssl.create_default_context()
+
+        def slowly() -> ssl.SSLContext:
+            assert go.wait(5), "nobody waits for it"
+            return made
+
+        monkeypatch.setattr(response, "_tls", slowly)
+        ready = Sender().prepare()
+        go.set()
+        assert ready.result() is made
 
     def test_sends_the_body_with_its_length_and_an_empty_content_type(self, sink: Sink) -> None:
         self.deliver(sink)

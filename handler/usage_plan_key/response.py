@@ -216,7 +216,6 @@ class Sender:
             logger.error("Did not send the answer: %s", refused)  # noqa: TRY400  # the sentence says it all
         else:
             if 200 <= status < 300:
-                logger.debug("CloudFormation has the answer: status %d", status)
                 return
             logger.error(
                 "CloudFormation refused the answer with status %d: it no longer waits for it", status
