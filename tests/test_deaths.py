@@ -274,6 +274,15 @@ class TestAnEarlierDelivery:
         cfn.at(CREATE)
         assert outcome(cfn.send(request)) == "MOVED"
 
+    def test_a_move_that_died_is_none_where_somebody_else_attaches_the_key(self, cfn: CloudFormation) -> None:
+        cfn.create("A", FREE)
+        request = cfn.an_update("A", FREE, PRO)
+        cfn.at(DELETE, followed_by(lambda: cfn.at(CREATE, fails(Death()))))
+        with pytest.raises(Death):
+            cfn.send(request)
+        cfn.at(CREATE, preceded_by(lambda: cfn.by_hand(PRO)))
+        assert outcome(cfn.send(request)) == "VERIFIED"
+
     def test_a_move_that_died_is_undone_where_the_next_delivery_fails_before_it_attaches(
         self, cfn: CloudFormation
     ) -> None:

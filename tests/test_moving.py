@@ -231,6 +231,7 @@ class TestTheWayBack:
 
         def create(**arguments: Any) -> Any:
             if arguments["usagePlanId"] == "pro" and FREE not in cfn.attached:
+                cfn.clock.now += 1  # A call takes its time.
                 raise BUSY
             return cfn.api.create_usage_plan_key(**arguments)
 

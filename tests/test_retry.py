@@ -167,6 +167,14 @@ class TestDeadline:
         deadline = Deadline(25, Clock(0.0), Random(seed))
         assert retry(failing(1), "x", deadline, again(after=2, busy=True)) == "served"
 
+    @pytest.mark.parametrize("kind", [Deadline.short, Deadline.last])
+    def test_api_gateways_wish_to_wait_holds_no_other_service_up(
+        self, kind: Callable[[Deadline], Deadline]
+    ) -> None:
+        clock = Clock(0.0)
+        assert retry(failing(0), "x", kind(Deadline(60, clock, opens=30)), again()) == "served"
+        assert clock.now == 0
+
     def test_the_short_one_is_the_same_deadline(self) -> None:
         """The ledger and the delivery still have time when API Gateway's time is over."""
         clock = Clock(0.0)
