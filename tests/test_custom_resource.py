@@ -372,13 +372,14 @@ class TestAlwaysAnswered:
         assert answer["Reason"].endswith(f" ({WHERE})")
         return str(answer["Reason"])
 
-    def test_serving_that_raises(self) -> None:
+    def test_serving_that_raises(self, caplog: pytest.LogCaptureFixture) -> None:
         def serve() -> Response:
             raise RuntimeError("no such thing")
 
         assert self.failed(serve).startswith(
             "An internal error, please report it: RuntimeError: no such thing ("
         )
+        assert [record.message for record in caplog.records] == ["An internal error"]
 
     def test_an_answer_that_cannot_be_put_together(self) -> None:
         odd: Any = object()
@@ -457,6 +458,18 @@ class TestGuard:
 
         prepare(event(sink), hang, give_up=attached)(Context(GUARD_TIME + 0.05))
         assert [answer["Status"] for answer in sink.answers] == ["SUCCESS"]
+
+    def test_its_timer_keeps_no_process_alive_and_leaves_its_time_to_answer(self, sink: Sink) -> None:
+        timers: list[threading.Timer] = []
+
+        def serve() -> Response:
+            timers.extend(each for each in threading.enumerate() if isinstance(each, threading.Timer))
+            return failed()
+
+        Ours()(event(sink), serve)(Context(900))
+        (timer,) = timers
+        assert timer.daemon
+        assert timer.interval == pytest.approx(900 - GUARD_TIME, abs=0.1)
 
     def test_does_not_strike_once_the_request_is_served(self, sink: Sink) -> None:
         struck: list[str] = []

@@ -274,6 +274,14 @@ class TestAnEarlierDelivery:
         cfn.at(CREATE)
         assert outcome(cfn.send(request)) == "MOVED"
 
+    def test_a_move_that_died_after_it_attached_is_verified(self, cfn: CloudFormation) -> None:
+        cfn.create("A", FREE)
+        request = cfn.an_update("A", FREE, PRO)
+        cfn.at(DELETE, followed_by(lambda: cfn.at(CREATE, served_then(Death()))))
+        with pytest.raises(Death):
+            cfn.send(request)
+        assert outcome(cfn.send(request)) == "VERIFIED"
+
     def test_a_move_that_died_is_none_where_somebody_else_attaches_the_key(self, cfn: CloudFormation) -> None:
         cfn.create("A", FREE)
         request = cfn.an_update("A", FREE, PRO)

@@ -78,6 +78,15 @@ class TestLost:
         assert cfn.delete("A", GOLD).success
         assert cfn.holders(FREE) == {holder("A")}
 
+    def test_a_rollback_is_not_lost_where_api_gateway_refuses_for_another_reason(
+        self, cfn: CloudFormation
+    ) -> None:
+        cfn.create("A", FREE, digest="P1")
+        cfn.update("A", FREE, GOLD, digest="P2")
+        cfn.by_hand(FREE, attached=False)
+        cfn.at(CREATE, fails(DENIED))
+        assert failed(cfn.update("A", GOLD, FREE, digest="P1"), "permission is missing")
+
     def test_after_its_delete_a_left_association_is_wanted_anew(self, cfn: CloudFormation) -> None:
         """The clean-up's Delete failed, so the hold stays: an Update to it is a deployment, and fails."""
         cfn.create("A", FREE, digest="P1")

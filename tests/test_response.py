@@ -82,6 +82,17 @@ class TestBody:
         assert reason.strip(".").startswith(letter * 700)
         assert reason.endswith(f"{letter}… ({WHERE})")
 
+    def test_an_answer_of_4096_bytes_is_whole_and_no_error(self, caplog: pytest.LogCaptureFixture) -> None:
+        room = LONGEST_RESPONSE - len(body(parse(EVENTS["create"]), failed(""), ""))
+        sent = body(parse(EVENTS["create"]), failed("x" * room), "")
+        assert (len(sent), json.loads(sent)["Reason"]) == (LONGEST_RESPONSE, "x" * room)
+        assert not caplog.records
+
+    def test_a_long_place_leaves_half_of_the_room_to_the_reason(self) -> None:
+        empty = len(body(parse(EVENTS["create"]), failed(""), ""))
+        reason = json.loads(body(parse(EVENTS["create"]), failed("r" * 4000), "w" * 4000))["Reason"]
+        assert reason.count("w") == pytest.approx((LONGEST_RESPONSE - empty) / 2, abs=6)
+
     @pytest.mark.parametrize("letter", ["x", "€", "🔑", '"'], ids=ascii)
     def test_a_keys_name_is_cut_too(self, letter: str) -> None:
         asked = {**EVENTS["create"], "StackId": EVENTS["create"]["StackId"] + "x" * 300}

@@ -110,12 +110,12 @@ class CustomResource(CfnResource):
         """
         # Defect: crhelper takes the event's top-level `CrHelperPoll` or `CrHelperData` for its own.
         self({name: value for name, value in event.items() if not str(name).startswith("CrHelper")}, context)
-        if self._postponed:
+        if self._postponed is not None:
             raise self._postponed
         if not self._hand_over():
             # The guard is delivering, and Lambda freezes it when this returns.
             self._guard_is_done.wait()
-            if self._guards_error:
+            if self._guards_error is not None:
                 raise self._guards_error
 
     def served_by(self, serve: Callable[[], Response]) -> Callable[[Any, Any], str]:
@@ -163,7 +163,7 @@ class CustomResource(CfnResource):
         makes a TLS context for every answer.
         """
         with self._lock:
-            if not self._body and not self._postponed:
+            if not self._body and self._postponed is None:
                 self._body = self._internal_error(reason)
 
     def _hand_over(self) -> bool:
