@@ -657,6 +657,17 @@ class TestAnswers:
         assert (after.retained, after.wants) == (None, FREE)
 
 
+def test_the_reason_that_refuses_another_stacks_association_in_full() -> None:
+    with pytest.raises(FailedError) as raised:
+        rules.take_hold(ledger(by(Holder("arn:aws:cloudformation:eu-west-1:1:stack/two/1", "B"))), create())
+    told, _, way_out = str(raised.value).partition(" If that stack is gone")
+    assert told == (
+        "Could not attach API key alice to usage plan free: it is held by B of stack two, and OnExisting is "
+        "Fail. Adopt or Take would hold it too; the function detaches it when its last holder goes."
+    )
+    assert way_out
+
+
 def test_a_repair_is_in_order_more_than_a_day_after_the_answer_that_said_attached() -> None:
     """A refused Update is the newest request, so the ledger keeps its answer only."""
     record = ResourceRecord(
