@@ -224,6 +224,14 @@ class TestDeaths:
 class TestAnEarlierDelivery:
     """The request's own earlier delivery has died half way."""
 
+    def test_a_failure_gives_way_to_the_answer_that_another_delivery_has_written(
+        self, cfn: CloudFormation
+    ) -> None:
+        request = cfn.a_create("A", FREE)
+        given = cfn.send(request)
+        assert given.success
+        assert cfn.service(request).fail("the guard has struck") == given
+
     def test_a_repeated_create_that_cannot_look_keeps_its_hold(self, cfn: CloudFormation) -> None:
         """Its first delivery may have attached the key, so the hold stays; the next Delete detaches it."""
         request = cfn.a_create("A", FREE)

@@ -604,6 +604,11 @@ class TestFence:
         assert arrived(delete(FREE), record=record) == record
 
 
+def test_a_create_without_an_issue_time_begins_a_new_life_too() -> None:
+    record = ResourceRecord({FREE: Hold("earlier")})
+    assert rules.fence(record, create(at=None)).holds == {FREE: Hold("earlier", named=True)}
+
+
 class TestAnswers:
     """The same request gets the same answer."""
 
@@ -616,6 +621,12 @@ class TestAnswers:
         record = rules.answered(ResourceRecord(), create(), self.answer())
         assert rules.answered(record, create(), self.answer(success=False)) == record
         assert record.answers == {"c": self.answer()}
+
+    def test_one_ends_the_count_of_its_requests_deaths(self) -> None:
+        record = rules.begin(rules.begin(ResourceRecord(), create()), create())
+        assert (record.begun, record.died, record.deaths) == ("c", "c", 1)
+        record = rules.answered(record, create(), self.answer())
+        assert (record.begun, record.died, record.deaths) == ("", "", 0)
 
     def test_they_are_remembered_for_a_day(self) -> None:
         """A new answer drops an older one."""
