@@ -167,6 +167,19 @@ class TestDeadline:
         deadline = Deadline(25, Clock(0.0), Random(seed))
         assert retry(failing(1), "x", deadline, again(after=2, busy=True)) == "served"
 
+    @pytest.mark.parametrize("opens", [-1.0, 0.0, 0.5, 20.0])
+    def test_a_call_begins_when_api_gateway_has_asked_for_it(self, opens: float) -> None:
+        clock = Clock(0.0)
+        assert retry(failing(0), "x", Deadline(60, clock, Dice(), opens=opens), again()) == "served"
+        assert clock.now == max(0.5 if opens > 0 else 0.0, opens)
+
+    def test_a_wait_that_is_longer_than_the_time_is_told(self) -> None:
+        with pytest.raises(
+            OutOfTimeError,
+            match=r"^x: gave up after 1 attempts in 0 s.* The last error: API Gateway has asked to wait\.",
+        ):
+            retry(failing(0), "x", Deadline(60, Clock(0.0), opens=100), again())
+
     @pytest.mark.parametrize("kind", [Deadline.short, Deadline.last])
     def test_api_gateways_wish_to_wait_holds_no_other_service_up(
         self, kind: Callable[[Deadline], Deadline]
