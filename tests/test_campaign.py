@@ -20,7 +20,7 @@ from .campaign.stories import STORIES
 
 KINDS: dict[str, Callable[[], Iterator[Cell]]] = {
     "single faults": lambda: islice(
-        single(), 0, None, 49
+        single(), 0, None, 61
     ),  # a step that has no factor in common with the faults of a call
     "two deaths": lambda: islice(pairs(), 0, None, 90),
     "the guard dies": lambda: islice(guards(), 0, None, 35),

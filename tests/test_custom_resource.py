@@ -10,6 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, Protocol
 
@@ -470,6 +471,23 @@ class TestGuard:
         (timer,) = timers
         assert timer.daemon
         assert timer.interval == pytest.approx(900 - GUARD_TIME, abs=0.1)
+
+    def test_it_knows_which_request_its_log_lines_are_about(self, sink: Sink) -> None:
+        about: ContextVar[str] = ContextVar("about", default="nothing")
+        seen: list[str] = []
+
+        def hang() -> Response:
+            assert sink.wait()
+            return failed()
+
+        def give_up() -> Response:
+            seen.append(about.get())
+            return failed()
+
+        token = about.set("this request")
+        Ours()(event(sink), hang, give_up)(Context(GUARD_TIME + 0.05))
+        about.reset(token)
+        assert seen == ["this request"]
 
     def test_does_not_strike_once_the_request_is_served(self, sink: Sink) -> None:
         struck: list[str] = []

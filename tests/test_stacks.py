@@ -689,5 +689,5 @@ class Stacks(RuleBasedStateMachine):
 
 TestStacks = Stacks.TestCase
 TestStacks.settings = settings(
-    max_examples=300, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=200, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
 )
