@@ -505,6 +505,12 @@ class TestErrors:
         assert table.change(A, [FREE], as_is, deadline()).entry(FREE) == AssociationRecord()
         assert called == ["get", "get"]
 
+    def test_null_in_the_place_of_a_page_means_that_there_is_none(self) -> None:
+        """DynamoDB's reference has null for it; an empty object is what comes."""
+        table, called = self.answering("get", {"Responses": [None, None]})
+        assert table.change(A, [FREE], hold(A), deadline()).entry(FREE).holders == {A}
+        assert called == ["get", "write"]
+
     def test_a_scan_that_lacks_its_items_is_asked_for_again(self) -> None:
         table, called = self.answering("scan", {})
         assert table.associations(deadline()) == set()

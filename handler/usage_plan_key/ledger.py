@@ -210,10 +210,11 @@ class Table:
             call, "read", deadline, lambda reply: len(reply.get("Responses", [])) == len(pks)
         )
         read = TypeDeserializer().deserialize
-        pages = [
-            {name: read(value) for name, value in found.get("Item", {}).items()}
-            for found in reply["Responses"]
-        ]
+        # Where there is no page, the reference has null, and an empty object is what comes. A page that null
+        # hides fails the write's condition.
+        # https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_TransactGetItems.html
+        found = [(response or {}).get("Item", {}) for response in reply["Responses"]]
+        pages = [{name: read(value) for name, value in item.items()} for item in found]
         versions = {pk: page.get("version") for pk, page in zip(pks, pages, strict=True)}
         record, *entries = (
             self._understood(pk, page, _entry if number else _record)
