@@ -15,7 +15,6 @@ AWS, proxy and certificate setting for as long as MiniStack runs.
 
 import hashlib
 import io
-import ipaddress
 import json
 import os
 import signal
@@ -28,7 +27,6 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,13 +37,10 @@ from uuid import uuid4
 import boto3
 from botocore.config import Config
 from botocore.exceptions import ClientError
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from samtranslator.yaml_helper import yaml_parse
 
 from .proxy import Proxy, strict
+from .tls import self_signed
 
 Template = dict[str, Any]
 
@@ -287,7 +282,9 @@ def running() -> Iterator[Aws]:
         directory = Path(
             stack.enter_context(TemporaryDirectory(prefix="ministack-", ignore_cleanup_errors=True))
         )
-        certificate, key = _certificate(directory)
+        certificate, key = directory / "certificate.pem", directory / "key.pem"
+        for path, pem in zip((certificate, key), self_signed(), strict=True):
+            path.write_bytes(pem)
         port = free_port()
         stack.enter_context(_process(directory, port, certificate, key))
         api = stack.enter_context(closing(_client("apigateway", _url(port), certificate)))
@@ -404,31 +401,6 @@ def free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
-
-
-def _certificate(directory: Path) -> tuple[Path, Path]:
-    """Make a certificate for this machine that signs itself, and its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(identifier, critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    paths = directory / "certificate.pem", directory / "key.pem"
-    paths[0].write_bytes(certificate.public_bytes(Encoding.PEM))
-    paths[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    return paths
 
 
 def _zipped(source: Path) -> bytes:

@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import md5
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any, Self
@@ -31,6 +30,7 @@ from botocore.exceptions import ClientError
 
 from .fake import ApiGateway
 from .ministack import free_port
+from .tls import Server
 
 ROOT = Path(__file__).parents[1]
 #: awslambdaric, and RIE's executable.
@@ -212,27 +212,12 @@ class Api:
         self._server.server_close()
 
 
-class _Server(ThreadingHTTPServer):
+class _Server(Server):
     daemon_threads = True
 
     def __init__(self, address: tuple[str, int], api: Api, certificate: Path | None) -> None:
-        super().__init__(address, _Handler)
+        super().__init__(address, _Handler, certificate)
         self.api = api
-        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if certificate else None
-        if self._context and certificate:
-            self._context.load_cert_chain(certificate)
-
-    def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept, and leave the handshake to the connection's own thread."""
-        connection, address = super().get_request()
-        if self._context:
-            connection = self._context.wrap_socket(
-                connection, server_side=True, do_handshake_on_connect=False
-            )
-        return connection, address
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: a killed function hangs up."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 import select
 import socket
-import ssl
 import tempfile
 import threading
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
+from .tls import Server, self_signed
 
 Reply = int | bytes | Literal["hang", "close"]
 """A status; bytes to send as they are before closing; "hang": never reply; "close": close at once."""
@@ -56,7 +50,7 @@ class Sink:
         self._folder = tempfile.TemporaryDirectory()
         self.certificate = Path(self._folder.name, "sink.pem")
         """Clients trust it as SSL_CERT_FILE."""
-        self.certificate.write_bytes(certificate or _certificate())
+        self.certificate.write_bytes(certificate or b"".join(self_signed()))
         self._came = threading.Condition()
         self._stopped = threading.Event()
         self._server = _Server(self)
@@ -108,48 +102,18 @@ class Sink:
 SIGNATURE = "X-Amz-Signature=51951951951951951951951951951951"
 
 
-def _certificate() -> bytes:
-    """Make a key and a certificate for 127.0.0.1 that signs itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False
-        )
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return private + made.public_bytes(Encoding.PEM)
-
-
-class _Server(ThreadingHTTPServer):
+class _Server(Server):
     daemon_threads = False  # So that server_close waits for them.
 
     def __init__(self, sink: Sink) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+        super().__init__(("127.0.0.1", 0), _Handler, sink.certificate)
         self.sink = sink
-        self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self._context.load_cert_chain(sink.certificate)
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept, and leave the handshake to the connection's own thread."""
+        """Accept, and keep the connection."""
         connection, address = super().get_request()
-        wrapped = self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
-        self.sink.connections.append(wrapped)
-        return wrapped, address
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: clients go away as they like."""
+        self.sink.connections.append(connection)
+        return connection, address
 
 
 class _Handler(BaseHTTPRequestHandler):
