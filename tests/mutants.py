@@ -30,7 +30,7 @@ PACKAGE: Final = Path("usage_plan_key")
 GOAL: Final = 95.0
 #: Some tests wait, so two cores have work for four.
 WORKERS: Final = 4
-#: Seconds of CPU time that one test may take: a change that makes the code loop for ever loses by them.
+#: Seconds of CPU time that one test may take: a change that makes the code loop for ever ends there.
 LONGEST_TEST: Final = 20.0
 #: The exit status of a killed mutant's process: a test failed, or its time was up. mutmut also counts 255,
 #: which means that no test ran.

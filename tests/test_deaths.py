@@ -12,7 +12,7 @@ import pytest
 from usage_plan_key.api_gateway import ApiGateway
 from usage_plan_key.errors import FailedError, OutOfTimeError, TurnOverError
 from usage_plan_key.model import Holder, Response, Snapshot
-from usage_plan_key.request import MOST_SKEW, Delete, Request
+from usage_plan_key.request import MOST_SKEW, Delete, Request, Update
 from usage_plan_key.retry import Deadline
 from usage_plan_key.service import Service
 
@@ -221,6 +221,16 @@ class TestDeaths:
         assert cfn.records[holder("A")].begun == ""
 
 
+def a_dead_move(cfn: CloudFormation, at: Step | None = None) -> Update:
+    """Detach a key for a move, die when the function attaches it, and give back the request."""
+    cfn.create("A", FREE)
+    request = cfn.an_update("A", FREE, PRO)
+    cfn.at(DELETE, followed_by(lambda: cfn.at(CREATE, at or fails(Death()))))
+    with pytest.raises(Death):
+        cfn.send(request)
+    return request
+
+
 class TestAnEarlierDelivery:
     """The request's own earlier delivery has died half way."""
 
@@ -274,39 +284,23 @@ class TestAnEarlierDelivery:
         assert not cfn.entries
 
     def test_a_move_whose_earlier_delivery_died_is_a_move(self, cfn: CloudFormation) -> None:
-        cfn.create("A", FREE)
-        request = cfn.an_update("A", FREE, PRO)
-        cfn.at(DELETE, followed_by(lambda: cfn.at(CREATE, fails(Death()))))
-        with pytest.raises(Death):
-            cfn.send(request)
+        request = a_dead_move(cfn)
         cfn.at(CREATE)
         assert outcome(cfn.send(request)) == "MOVED"
 
     def test_a_move_that_died_after_it_attached_is_verified(self, cfn: CloudFormation) -> None:
-        cfn.create("A", FREE)
-        request = cfn.an_update("A", FREE, PRO)
-        cfn.at(DELETE, followed_by(lambda: cfn.at(CREATE, served_then(Death()))))
-        with pytest.raises(Death):
-            cfn.send(request)
+        request = a_dead_move(cfn, served_then(Death()))
         assert outcome(cfn.send(request)) == "VERIFIED"
 
     def test_a_move_that_died_is_none_where_somebody_else_attaches_the_key(self, cfn: CloudFormation) -> None:
-        cfn.create("A", FREE)
-        request = cfn.an_update("A", FREE, PRO)
-        cfn.at(DELETE, followed_by(lambda: cfn.at(CREATE, fails(Death()))))
-        with pytest.raises(Death):
-            cfn.send(request)
+        request = a_dead_move(cfn)
         cfn.at(CREATE, preceded_by(lambda: cfn.by_hand(PRO)))
         assert outcome(cfn.send(request)) == "VERIFIED"
 
     def test_a_move_that_died_is_undone_where_the_next_delivery_fails_before_it_attaches(
         self, cfn: CloudFormation
     ) -> None:
-        cfn.create("A", FREE)
-        request = cfn.an_update("A", FREE, PRO)
-        cfn.at(DELETE, followed_by(lambda: cfn.at(CREATE, fails(Death()))))
-        with pytest.raises(Death):
-            cfn.send(request)
+        request = a_dead_move(cfn)
         assert cfn.attached == set()
         cfn.at(CREATE)
         cfn.at(GET, fails(DENIED))

@@ -213,7 +213,7 @@ class TestEvents:
             ({"source": "serverless-plugin-warmup"}, "this is a warm-up ping"),
             (
                 {"requestContext": {}, "requestPayload": {"RequestType": "Create"}},
-                "this is Lambda's record of a failed invocation, which belongs into the function's queue",
+                "this is Lambda's record of a failed invocation, which belongs in the function's queue",
             ),
             ({"warmer": True, "concurrency": 3}, "this is a warm-up ping"),
             (

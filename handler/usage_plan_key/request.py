@@ -282,7 +282,7 @@ def _foreign(event: object) -> str:
 _SENDERS: Final = {
     "Records": "a batch of records",
     "detail-type": "an EventBridge event",
-    "requestPayload": "Lambda's record of a failed invocation, which belongs into the function's queue",
+    "requestPayload": "Lambda's record of a failed invocation, which belongs in the function's queue",
     "requestContext": "an HTTP request",
     "warmer": "a warm-up ping",
 }

@@ -251,9 +251,9 @@ class Sender:
             redirect=False,
             preload_content=False,  # A reply that breaks off after its status has that status all the same.
         )
-        is_told_to = reply.status == 400 and _SEND_AGAIN.search(reply.data)
+        asks_again = reply.status == 400 and _SEND_AGAIN.search(reply.data)
         reply.drain_conn()
-        if is_told_to or reply.status in (408, 409, 429) or reply.status >= 500:
+        if asks_again or reply.status in (408, 409, 429) or reply.status >= 500:
             raise _BusyError(f"status {reply.status}")
         # S3 redirects a request that has come to the wrong one of its endpoints.
         # https://docs.aws.amazon.com/AmazonS3/latest/API/UsingRouting.html
