@@ -5,10 +5,11 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 from samtranslator.yaml_helper import yaml_parse
@@ -21,6 +22,8 @@ DOCUMENT = ROOT / "docs" / "use-from.md"
 #: The main example is the demo's, and has tests of its own.
 TEMPLATES = sorted(path.name for path in EXAMPLES.glob("*.yaml") if path.name != "customers.yaml")
 NUMBERS = count(1)
+#: CloudFormation sees no change in a policy only; it does in metadata.
+RETAINED = {"DeletionPolicy": "Retain", "Metadata": {"Migration": "retain"}}
 OURS, NATIVE = "Custom::UsagePlanKey", "AWS::ApiGateway::UsagePlanKey"
 NESTED = "AWS::CloudFormation::Stack"
 
@@ -86,6 +89,16 @@ class Plans:
             elif resource["ResourceType"] == NESTED:
                 found |= self.declared(resource["PhysicalResourceId"])
         return found
+
+    def of_stack(self) -> set[str]:
+        """Each attached key of the stack with its plan, by their logical ids."""
+        names = {id_: name for name, id_ in self.ids().items()}
+        pairs = [each.split(":") for each in self.attached()]
+        return {f"{names[key]} in {names[plan]}" for key, plan in pairs if key in names and plan in names}
+
+    def detached(self) -> int:
+        """Count the detachments until now."""
+        return [call.operation for call in self.aws.proxy.calls].count("DeleteUsagePlanKey")
 
     def ids(self) -> dict[str, str]:
         """Read the physical ids of the stack's resources."""
@@ -222,18 +235,221 @@ def test_depends_on_no_two_associations_can_be_made_at_the_same_time() -> None:
     assert [resources[name].get("DependsOn") for name in names] == [None, *names[:-1]]
 
 
-def test_serverless_its_resources_attach_the_key(plans: Plans) -> None:
-    """In the plans as the framework names them.
+def service() -> Template:
+    parsed: Template = yaml_parse((EXAMPLES / "serverless" / "serverless.yml").read_text())
+    return parsed
 
-    https://github.com/serverless/serverless/blob/main/packages/serverless/lib/plugins/aws/lib/naming.js
+
+def compiled(service: Template) -> Template:
+    """Make what the Serverless Framework makes of the service's plans, keys and own resources.
+
+    https://github.com/serverless/serverless/blob/main/packages/serverless/lib/plugins/aws/package/compile/events/api-gateway/lib/usage-plan.js
     """
-    service = yaml_parse((EXAMPLES / "serverless" / "serverless.yml").read_text())
-    names = [name for plan in service["provider"]["apiGateway"]["usagePlan"] for name in plan]
-    made = {f"ApiGatewayUsagePlan{name}": {"Type": "AWS::ApiGateway::UsagePlan"} for name in names}
-    deployment = plans.deploy({"Resources": made | service["resources"]["Resources"]})
+    resources: Template = {}
+    api, name = service["provider"]["apiGateway"], service["service"]
+    for plan, settings in (each for plans in api["usagePlan"] for each in plans.items()):
+        limits = {
+            part: {key[0].upper() + key[1:]: value for key, value in settings[part].items()}
+            for part in settings
+        }
+        resources[f"ApiGatewayUsagePlan{plan}"] = {
+            "Type": "AWS::ApiGateway::UsagePlan",
+            "DependsOn": "ApiGatewayDeployment",
+            "Properties": {
+                "ApiStages": [{"ApiId": {"Ref": "ApiGatewayRestApi"}, "Stage": "dev"}],
+                "Description": f'Usage plan "{plan}" for {name} dev stage',
+                "UsagePlanName": f"{name}-{plan}-dev",
+                **{part[0].upper() + part[1:]: limit for part, limit in limits.items()},
+            },
+        }
+    for plan, keys in (each for plans in api.get("apiKeys", []) for each in plans.items()):
+        for number, key in enumerate(keys, 1):
+            key_id, plan_id = (
+                {"Ref": f"ApiGatewayApiKey{plan}{number}"},
+                {"Ref": f"ApiGatewayUsagePlan{plan}"},
+            )
+            resources[key_id["Ref"]] = {
+                "Type": "AWS::ApiGateway::ApiKey",
+                "DependsOn": "ApiGatewayDeployment",
+                "Properties": {
+                    "Enabled": True,
+                    "Name": key,
+                    "StageKeys": [{"RestApiId": {"Ref": "ApiGatewayRestApi"}, "StageName": "dev"}],
+                },
+            }
+            resources[f"ApiGatewayUsagePlanKey{plan}{number}"] = {
+                "Type": NATIVE,
+                "Properties": {"KeyId": key_id, "KeyType": "API_KEY", "UsagePlanId": plan_id},
+            }
+    for logical_id, extension in service["resources"].get("extensions", {}).items():
+        resources[logical_id] |= extension
+    own: Template = service["resources"]["Resources"]
+    return resources | own
+
+
+def with_api(resources: Template) -> Template:
+    """The compiled template, with an API that needs no function."""
+    own: Template = yaml_parse((EXAMPLES / "customers.yaml").read_text())["Resources"]
+    names = {
+        "Api": "ApiGatewayRestApi",
+        "Hello": "ApiGatewayMethodHelloGet",
+        "Deployment": "ApiGatewayDeployment",
+    }
+    text = json.dumps({name: own[name] for name in names})
+    for ours, theirs in names.items():
+        text = re.sub(rf'"{ours}(?=["./])', f'"{theirs}', text)
+    api = json.loads(text)
+    api["ApiGatewayDeployment"]["Properties"]["StageName"] = "dev"
+    return {"Resources": api | resources}
+
+
+@pytest.fixture(scope="module")
+def framework() -> str:
+    """The Serverless Framework's command, or that of its open fork."""
+    found = shutil.which("osls") or shutil.which("serverless")
+    if not found:
+        pytest.skip("the Serverless Framework is not installed")
+    return found
+
+
+def keyed(service: Template) -> Template:
+    """The service with keys that the framework makes, and a policy for the first."""
+    service["provider"]["apiGateway"]["apiKeys"] = [{"Free": ["initech"]}, {"Pro": ["umbrella", "hooli"]}]
+    names = ("ApiGatewayUsagePlanKeyFree1", "ApiGatewayApiKeyFree1")
+    service["resources"]["extensions"] = dict.fromkeys(names, RETAINED)
+    return service
+
+
+@pytest.mark.parametrize("change", [lambda service: service, keyed], ids=["as it is", "with keys"])
+def test_serverless_the_framework_compiles_it_as_these_tests_do(
+    framework: str, change: Callable[[Template], Template], tmp_path: Path
+) -> None:
+    """Packaging needs credentials, and no AWS."""
+    expected = change(service())
+    (tmp_path / "serverless.json").write_text(json.dumps(expected))
+    shutil.copy(EXAMPLES / "serverless" / "hello.py", tmp_path)
+    off = {"SLS_TELEMETRY_DISABLED": "1", "SLS_NOTIFICATIONS_MODE": "off", "SLS_OFFLINE": "1"}
+    invented = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    subprocess.run([framework, "package"], cwd=tmp_path, env=os.environ | off | invented, check=True)
+    text = (tmp_path / ".serverless" / "cloudformation-template-update-stack.json").read_text()
+    resources = json.loads(re.sub(r"ApiGatewayDeployment\d+", "ApiGatewayDeployment", text))["Resources"]
+    made = compiled(expected)
+    assert {name: resources[name] for name in made} == made
+
+
+def test_serverless_its_resources_attach_the_key(plans: Plans) -> None:
+    deployment = plans.deploy(with_api(compiled(service())))
     assert deployment.status == "CREATE_COMPLETE", deployment.failures
     free = plans.ids()["ApiGatewayUsagePlanFree"]
     assert {id_.partition(":")[2] for id_ in plans.declared() & plans.attached()} == {free}
+
+
+def with_sam(**resources: Any) -> Template:
+    """sam.yaml's API with a plan Pro for the same stage."""
+    template: Template = yaml_parse((EXAMPLES / "sam.yaml").read_text())
+    own = template["Resources"]
+    del own["Acme"], own["AcmeKey"]
+    own["ProPlan"] = own["FreePlan"]
+    template["Resources"] = own | resources
+    return template
+
+
+def with_serverless(**resources: Any) -> Template:
+    """What the framework compiles of serverless.yml with these resources."""
+    example = service()
+    example["resources"]["Resources"] = resources
+    return with_api(compiled(example))
+
+
+def association(key: str, plan: str, **more: str) -> Template:
+    """Declare it by logical ids, which begin with a capital letter, or by ids."""
+    ids = [{"Ref": name} if name[0].isupper() else name for name in (key, plan)]
+    properties = {"ServiceToken": {"Fn::ImportValue": f"{PROVIDER}-FunctionArn"}, "ServiceTimeout": 60}
+    return {
+        "Type": OURS,
+        "Properties": properties | dict(zip(("KeyId", "UsagePlanId"), ids, strict=True)) | more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("made", "free", "pro"),
+    [
+        pytest.param(with_sam, "FreePlan", "ProPlan", id="SAM"),
+        pytest.param(with_serverless, "ApiGatewayUsagePlanFree", "ApiGatewayUsagePlanPro", id="Serverless"),
+    ],
+)
+def test_move_two_customers_whose_ids_name_their_plans_swap_plans(
+    plans: Plans, made: Callable[..., Template], free: str, pro: str
+) -> None:
+    """As the document says: first new ids and the old plans, then the new plans."""
+    keys = {name: {"Type": "AWS::ApiGateway::ApiKey"} for name in ("AcmeKey", "GlobexKey")}
+
+    def deploy(**resources: Any) -> set[str]:
+        deployment = plans.deploy(made(**keys, **resources))
+        assert deployment.status in ("CREATE_COMPLETE", "UPDATE_COMPLETE"), deployment.failures
+        assert plans.declared() <= plans.attached()
+        return plans.of_stack()
+
+    before = {f"AcmeKey in {free}", f"GlobexKey in {pro}"}
+    assert (
+        deploy(FreeCustomer=association("AcmeKey", free), ProCustomer=association("GlobexKey", pro)) == before
+    )
+    detached = plans.detached()
+    assert deploy(Acme=association("AcmeKey", free), Globex=association("GlobexKey", pro)) == before
+    assert plans.detached() == detached
+    after = {f"AcmeKey in {pro}", f"GlobexKey in {free}"}
+    assert deploy(Acme=association("AcmeKey", pro), Globex=association("GlobexKey", free)) == after
+
+
+def sam_made(step: str) -> Template:
+    template = with_sam()
+    api = template["Resources"]["Api"]
+    if step in ("before", "retain"):
+        api["Properties"]["Auth"]["UsagePlan"] = {"CreateUsagePlan": "PER_API"}
+    if step == "retain":
+        api |= RETAINED
+    return template
+
+
+def serverless_made(step: str) -> Template:
+    example = service()
+    example["resources"]["Resources"] = {}
+    if step in ("before", "retain"):
+        example["provider"]["apiGateway"]["apiKeys"] = [{"Free": ["acme"]}]
+    if step == "retain":
+        names = ("ApiGatewayApiKeyFree1", "ApiGatewayUsagePlanKeyFree1")
+        example["resources"]["extensions"] = dict.fromkeys(names, RETAINED)
+    return with_api(compiled(example))
+
+
+@pytest.mark.parametrize(
+    ("made", "key", "pro"),
+    [
+        pytest.param(sam_made, "ApiApiKey", "ProPlan", id="SAM"),
+        pytest.param(serverless_made, "ApiGatewayApiKeyFree1", "ApiGatewayUsagePlanPro", id="Serverless"),
+    ],
+)
+def test_move_a_key_that_the_tool_attached(
+    plans: Plans, made: Callable[[str], Template], key: str, pro: str
+) -> None:
+    """As the document says: retain, take, move. The key stays attached until the move."""
+
+    def deploy(step: str, **resources: Any) -> None:
+        template = made(step)
+        template["Resources"] |= resources
+        deployment = plans.deploy(template)
+        assert deployment.status in ("CREATE_COMPLETE", "UPDATE_COMPLETE"), deployment.failures
+
+    deploy("before")
+    (attached,) = plans.declared()
+    key_id, plan_id = plans.ids()[key], attached.partition(":")[2]
+    deploy("retain")
+    deploy("take", Acme=association(key_id, plan_id, OnExisting="Take"))
+    assert plans.ids()["Acme"] == attached
+    assert attached in plans.attached()
+    deploy("move", Acme=association(key_id, pro, OnExisting="Take"))
+    assert plans.ids()["Acme"] == f"{key_id}:{plans.ids()[pro]}"
+    assert {each for each in plans.attached() if each.startswith(key_id)} == {plans.ids()["Acme"]}
 
 
 @pytest.mark.skipif(not shutil.which("terraform"), reason="terraform is not installed")

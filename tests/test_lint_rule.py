@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cfnlint.template import Template
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +23,7 @@ from .test_schema import IDS, SCHEMA, of_function
 ROOT = Path(__file__).parents[1]
 BAD = ROOT / "tests/templates/bad.yaml"
 GOOD = sorted([*ROOT.glob("examples/**/*.yaml"), ROOT / "template.yaml"])
-OURS = ("E9301", "W9302", "W9303")
+OURS = ("E9301", "W9302", "W9303", "W9304", "E9305")
 
 _spec = importlib.util.spec_from_file_location("rule", ROOT / "tools/cfn_lint/usage_plan_key.py")
 assert _spec
@@ -107,12 +108,121 @@ def test_without_the_schema_the_rule_names_the_file_to_copy(tmp_path: Path) -> N
     assert "Copy usage-plan-key.schema.json beside" in done.stderr + done.stdout
 
 
+def plan(name: str) -> dict[str, str]:
+    return {"Ref": name}
+
+
+@pytest.mark.parametrize(
+    ("named", "others"),
+    [
+        ({"AcmeInFree": plan("FreePlan")}, {}),
+        ({"FREEAcme": plan("FreeUsagePlan")}, {}),
+        ({"AcmeFreeTrial": plan("FreeTrialPlan")}, {"AcmeTrial": plan("FreeTrialPlan")}),
+        ({"FreePlanKey": plan("FreePlan")}, {}),
+        ({"AcmeFree": plan("FreePlanId")}, {"AcmeToo": plan("FreePlanId")}),
+        ({"AcmePro": plan("CustomersProPlan"), "AcmeFree": plan("CustomersFreePlan")}, {}),
+        (
+            {"AcmePro": plan("ShopProPlan"), "AcmeFree": plan("ShopFreePlan")},
+            {"ShopAcme": plan("ShopProPlan")},
+        ),
+        ({"AcmeFree": plan("ApiGatewayUsagePlanFree")}, {}),
+        ({"AcmeFree": {"Fn::GetAtt": ["FreePlan", "Id"]}}, {}),
+        ({"AcmeFree": {"Fn::GetAtt": ["Plans", "Outputs.FreePlanId"]}}, {}),
+        ({"AcmeFree": {"Fn::Sub": "${FreePlan}"}}, {}),
+        ({"AcmeFree": {"Fn::ImportValue": {"Fn::Sub": "${AWS::StackName}-FreePlanId"}}}, {}),
+        ({"AcmeFree": {"Fn::ImportValue": "shop-FreePlanId"}}, {"ShopAcme": plan("OtherPlan")}),
+        ({"AcmeFree": "{{resolve:ssm:/plans/free}}"}, {}),
+        ({"AcmeFree": {"Fn::FindInMap": ["Plans", "Free", "Id"]}}, {}),
+        ({"AcmeF7R3E3": "f7r3e3"}, {}),
+        (
+            {"FreeTierAcmeKeyInPlan5D2F1A00": plan("ApiFree0A1B2C3D")},
+            {"AcmeKeyInPlan0A1B2C3D": plan("ApiFree0A1B2C3D")},
+        ),
+        ({}, {"AcmeInPlan": plan("Plan"), "GlobexUsagePlanKey": plan("UsagePlan")}),
+        ({}, {"Freeman": plan("FreePlan"), "Proton": plan("ProPlan")}),
+        ({}, {"ApiAcme": plan("ApiUsagePlan"), "OrdersAcme": plan("OrdersUsagePlan")}),
+        ({}, {"Acme": plan("AcmePlan"), "AcmeInPlan": plan("AcmePlanId")}),
+        ({}, {"AcmeFree": {"Fn::If": ["IsPro", plan("ProPlan"), plan("FreePlan")]}}),
+        (
+            {},
+            {"CustomerAcme": plan("CustomerTierPlanId"), "AcmeToo": {"Fn::GetAtt": ["Acme", "UsagePlanId"]}},
+        ),
+        ({}, {"Acme": {"Fn::FindInMap": ["Plans", plan("Tier"), "Id"]}, "Globex": None}),
+    ],
+)
+def test_a_logical_id_that_names_its_plan_is_named(named: dict[str, Any], others: dict[str, Any]) -> None:
+    """The key of each is `AcmeKey`, and there is an API `OrdersApi`."""
+    resources: dict[str, Any] = {
+        id_: {
+            "Type": "Custom::UsagePlanKey",
+            "Properties": {"UsagePlanId": plan_id, "KeyId": plan("AcmeKey")},
+        }
+        for id_, plan_id in (named | others).items()
+    }
+    resources["OrdersApi"] = {"Type": "AWS::ApiGateway::RestApi"}
+    matches = rule.UsagePlanKeyNamedAfterPlan().match(Template("", {"Resources": resources}))
+    assert {match.path[1] for match in matches} == named.keys()
+
+
+ODD: list[Any] = [
+    None,
+    [],
+    {},
+    "x",
+    1,
+    [{}],
+    {"Ref": []},
+    {"Fn::GetAtt": "x"},
+    {"Fn::Sub": []},
+    {"Fn::Sub": ["${Acme.Value}", 1]},
+    {"Fn::If": "x"},
+]
+
+
+def test_a_template_that_makes_no_sense_stops_no_rule(tmp_path: Path) -> None:
+    """Some stop rules of cfn-lint's own."""
+    for number, odd in enumerate(ODD):
+        properties = {"KeyId": odd, "UsagePlanId": odd, "IncludeValue": odd, "ServiceToken": odd}
+        resources = {
+            "Odd": odd,
+            "Typeless": {"Properties": odd},
+            "OddType": {"Type": odd, "Properties": properties},
+            "Propertyless": {"Type": "Custom::UsagePlanKey", "Properties": odd, "Condition": odd},
+            "Generic": {"Type": "AWS::CloudFormation::CustomResource", "Properties": properties},
+            "Native": {"Type": "AWS::ApiGateway::UsagePlanKey", "Properties": odd},
+            "Acme": {"Type": "Custom::UsagePlanKey", "Properties": properties},
+            "Referring": {"Type": "Custom::UsagePlanKey", "Properties": {"KeyId": {"Ref": "Odd"}}},
+            "Secret": {"Type": "AWS::SecretsManager::Secret", "Properties": {"SecretString": odd}},
+        }
+        outputs = {"Odd": {"Value": odd}, "Value": {"Fn::GetAtt": odd}, "Text": {"Fn::Sub": odd}}
+        (tmp_path / f"{number}a.json").write_text(json.dumps({"Resources": resources, "Outputs": outputs}))
+        odds = dict.fromkeys(("Parameters", "Conditions", "Outputs"), odd)
+        (tmp_path / f"{number}b.json").write_text(json.dumps({"Resources": resources, **odds}))
+        (tmp_path / f"{number}c.json").write_text(json.dumps({"Resources": odd}))
+
+    def stopped(*rules: object) -> set[str]:
+        done = cfn_lint(*rules, "--format", "parseable", "--", *sorted(tmp_path.glob("*.json")))
+        assert not done.stderr
+        return {line for line in done.stdout.splitlines() if "exception" in line.lower()}
+
+    assert stopped("--append-rules", ROOT / "tools/cfn_lint") == stopped()
+
+
 IN_AND_AROUND_AN_ID = "abyzABYZ0189_-:.+ \n\té"
 
 
 @given(st.sampled_from(request.PROPERTIES), st.text(IN_AND_AROUND_AN_ID, max_size=LONGEST_ID + 2))
 def test_the_rule_refuses_the_strings_that_the_function_refuses_and_no_others(name: str, value: str) -> None:
     assert (rule.fault(name, value, SCHEMA["properties"][name]) is None) == of_function(IDS | {name: value})
+
+
+@pytest.mark.parametrize("name", ["KeyId", "UsagePlanId"])
+@pytest.mark.parametrize("value", [*sorted(request._MISSING), "None", "NaN", " Undefined ", False])
+def test_the_text_of_a_missing_value_is_called_so(name: str, value: object) -> None:
+    told = rule.fault(name, value, SCHEMA["properties"][name])
+    assert told is not None
+    assert "looks like a missing value of your template tool" in told
+    assert not of_function(IDS | {name: value})
 
 
 @pytest.mark.parametrize("name", request.PROPERTIES)

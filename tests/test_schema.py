@@ -5,15 +5,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonschema import Draft7Validator
+from referencing import Registry, Resource
+from samtranslator.yaml_helper import yaml_parse
 
 from usage_plan_key import request
 from usage_plan_key.model import LONGEST_ID
 
-SCHEMA = json.loads((Path(__file__).parents[1] / "tools/usage-plan-key.schema.json").read_text())
+ROOT = Path(__file__).parents[1]
+SCHEMA, TEMPLATE = (
+    json.loads((ROOT / "tools" / name).read_text())
+    for name in ("usage-plan-key.schema.json", "usage-plan-key.template.schema.json")
+)
 VALIDATOR = Draft7Validator(SCHEMA)
+OF_TEMPLATE = Draft7Validator(
+    TEMPLATE, registry=Registry().with_resource("usage-plan-key.schema.json", Resource.from_contents(SCHEMA))
+)
 CLOUDFORMATIONS = {"ServiceToken": "arn:aws:lambda:eu-central-1:123456789012:function:usage-plan-key"}
 IDS = {"UsagePlanId": "f7r3e3", "KeyId": "a1b2c3d4e5"}
 
@@ -67,6 +77,9 @@ def of_schema(properties: dict[str, Any]) -> bool:
 @example(named={"KeyId": "a" * LONGEST_ID}, strange={})
 @example(named={"KeyId": "a" * (LONGEST_ID + 1)}, strange={})
 @example(named={"KeyId": None}, strange={})
+@example(named={"KeyId": "undefined"}, strange={})
+@example(named={"UsagePlanId": "None"}, strange={})
+@example(named={"UsagePlanId": "nullify"}, strange={})
 @example(named={"IncludeValue": 1}, strange={})
 def test_the_schema_and_the_function_refuse_the_same_properties(
     named: dict[str, Any], strange: dict[str, Any]
@@ -99,8 +112,9 @@ def test_the_schema_has_every_property_of_the_functions_with_the_default_that_it
     assert all(it["description"] for it in SCHEMA["properties"].values())
 
 
-def test_it_is_a_schema() -> None:
-    Draft7Validator.check_schema(SCHEMA)
+@pytest.mark.parametrize("schema", [SCHEMA, TEMPLATE])
+def test_it_is_a_schema(schema: dict[str, Any]) -> None:
+    Draft7Validator.check_schema(schema)
 
 
 @pytest.mark.parametrize("seconds", [1, 60, 3600, "1", "600", "3600"])
@@ -116,3 +130,118 @@ def test_another_does_not(seconds: object) -> None:
 
 def test_a_service_token_is_required() -> None:
     assert not VALIDATOR.is_valid(IDS)
+
+
+# --- A template, with intrinsic functions ---
+
+
+class Editor(yaml.SafeLoader):
+    """Reads a template as yaml-language-server does: it shows a schema only what is behind a short tag."""
+
+
+def untagged(loader: yaml.SafeLoader, _tag: str, node: yaml.Node) -> Any:
+    match node:
+        case yaml.ScalarNode():
+            return loader.construct_scalar(node)
+        case yaml.SequenceNode():
+            return loader.construct_sequence(node, deep=True)
+        case yaml.MappingNode():
+            return loader.construct_mapping(node, deep=True)
+
+
+Editor.add_multi_constructor("!", untagged)
+
+
+def faults(properties: object) -> list[str]:
+    """The faults that the template's schema finds in a resource."""
+    resource = {"Type": "Custom::UsagePlanKey", "Properties": properties}
+    return [error.message for error in OF_TEMPLATE.iter_errors({"Resources": {"Acme": resource}})]
+
+
+def test_the_schema_of_a_template_has_the_same_properties() -> None:
+    schema = TEMPLATE["properties"]["Resources"]["additionalProperties"]["then"]["properties"]["Properties"]
+    assert schema["required"] == SCHEMA["required"]
+    assert {name: each["anyOf"][0]["$ref"] for name, each in schema["properties"].items()} == {
+        name: f"usage-plan-key.schema.json#/properties/{name}" for name in SCHEMA["properties"]
+    }
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("examples/*.yaml")), ids=lambda path: path.stem)
+def test_the_schema_of_a_template_accepts_the_examples(path: Path) -> None:
+    text = path.read_text()
+    for template in (yaml_parse(text), yaml.load(text, Editor)):  # noqa: S506  # it is a SafeLoader
+        assert list(OF_TEMPLATE.iter_errors(template)) == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"KeyId": {"Ref": "AcmeKey"}},
+        {"KeyId": "AVeryLongLogicalIdOfAKey"},  # !Ref, in an editor
+        {"KeyId": "Acme.KeyId"},  # !GetAtt
+        {"KeyId": "${Acme.KeyId}"},  # !Sub
+        {"KeyId": "{{resolve:ssm:/acme/key}}"},
+        {"KeyId": 1234567890},
+        {"UsagePlanId": {"Fn::If": ["IsPro", {"Ref": "Pro"}, {"Ref": "Free"}]}},
+        {"UsagePlanId": ["IsPro", "Pro", "Free"]},  # !If
+        {"UsagePlanId": {"Fn::ImportValue": {"Fn::Sub": "${Plans}-FreePlanId"}}},
+        {"OnExisting": {"Fn::FindInMap": ["Policies", "Acme", "OnExisting"]}},
+        {"IncludeValue": {"Fn::Transform": {"Name": "Own"}}},
+        {"Fn::Transform": {"Name": "AWS::Include"}},
+        {"ServiceTimeout": 600, "IncludeValue": True, "OnExisting": "Take", "VerifyTrigger": "1"},
+    ],
+    ids=str,
+)
+def test_the_schema_of_a_template_takes_intrinsic_functions(given: dict[str, Any]) -> None:
+    assert faults(CLOUDFORMATIONS | IDS | given) == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"KeyID": "a1b2c3d4e5"},
+        {"KeyId": ""},
+        {"KeyId": "undefined"},
+        {"UsagePlanId": "NaN"},
+        {"KeyId": False},
+        {"KeyId": "[object Object]"},
+        {"KeyId": " a1b2c3d4e5"},
+        {"KeyId": "Acme's key"},
+        {"KeyId": "a1b2c3d4e5\n"},
+        {"KeyId": "arn:aws:apigateway:eu-central-1::/apikeys/a1b2c3d4e5"},
+        {"KeyId": "{{resolve:ssm-secure:/acme/key}}"},
+        {"KeyId": None},
+        {"KeyId": []},
+        {"KeyId": ["a1b2c3d4e5"]},
+        {"KeyId": {}},
+        {"KeyId": {"Ref": "AcmeKey", "Fn::Sub": "${AcmeKey}"}},
+        {"KeyId": {"Id": "a1b2c3d4e5"}},
+        {"OnExisting": "Fail or take"},
+        {"IncludeValue": "yes, please"},
+        {"ServiceTimeout": "ten minutes"},
+    ],
+    ids=str,
+)
+def test_the_schema_of_a_template_refuses_what_cannot_be(given: dict[str, Any]) -> None:
+    assert len(faults(CLOUDFORMATIONS | IDS | given)) == 1
+
+
+@pytest.mark.parametrize("name", SCHEMA["required"])
+def test_the_schema_of_a_template_requires_the_same_properties(name: str) -> None:
+    given = CLOUDFORMATIONS | IDS
+    del given[name]
+    assert faults(given) == [f"'{name}' is a required property"]
+
+
+def test_the_schema_of_a_template_leaves_other_resources_alone() -> None:
+    template = {
+        "Resources": {"Acme": {"Type": "AWS::ApiGateway::ApiKey"}, "Fn::ForEach::Free": ["Name", [], {}]}
+    }
+    assert list(OF_TEMPLATE.iter_errors(template)) == []
+
+
+def test_each_schema_says_at_its_top_what_it_is_for() -> None:
+    for schema, said in ((SCHEMA, "Resolved properties"), (TEMPLATE, "A whole template")):
+        assert list(schema)[1] == "$comment"
+        assert schema["$comment"].startswith(said)
+    assert "usage-plan-key.template.schema.json" in SCHEMA["$comment"]

@@ -1,4 +1,4 @@
-"""An API with two usage plans and three customers."""
+"""An API with two usage plans and four customers."""
 
 from aws_cdk import App, Duration, Stack
 from aws_cdk.aws_apigateway import ApiKey, MockIntegration, RestApi, ThrottleSettings, UsagePlanPerApiStage
@@ -16,14 +16,16 @@ stages = [UsagePlanPerApiStage(api=api, stage=api.deployment_stage)]
 free = api.add_usage_plan("Free", api_stages=stages, throttle=ThrottleSettings(rate_limit=1, burst_limit=2))
 pro = api.add_usage_plan("Pro", api_stages=stages, throttle=ThrottleSettings(rate_limit=50, burst_limit=100))
 
-UsagePlanKey(stack, "Acme", plan=free, api_key=ApiKey(stack, "AcmeKey"))
+UsagePlanKey(ApiKey(stack, "Acme"), "InPlan", plan=free)
+
+# Or under the stack, with the customer's name.
+UsagePlanKey(stack, "Umbrella", plan=pro, api_key=ApiKey(stack, "UmbrellaKey"))
 
 # The function's ARN from SSM, and everything else that can be said.
 UsagePlanKey(
-    stack,
-    "Globex",
+    ApiKey(stack, "Globex"),
+    "InPlan",
     plan=pro,
-    api_key=ApiKey(stack, "GlobexKey"),
     service_token=StringParameter.value_for_string_parameter(stack, "/usage-plan-key/function-arn"),
     service_timeout=Duration.minutes(20),
     on_existing=OnExisting.TAKE,
@@ -31,7 +33,7 @@ UsagePlanKey(
 )
 
 # A secret holds the key's value.
-initech = UsagePlanKey(stack, "Initech", plan=free, api_key=ApiKey(stack, "InitechKey"), include_value=True)
+initech = UsagePlanKey(ApiKey(stack, "Initech"), "InPlan", plan=free, include_value=True)
 Secret(stack, "InitechSecret", secret_string_value=initech.value)
 
 app.synth()

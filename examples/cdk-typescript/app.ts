@@ -13,12 +13,14 @@ const apiStages = [{ api, stage: api.deploymentStage }];
 const free = api.addUsagePlan('Free', { apiStages, throttle: { rateLimit: 1, burstLimit: 2 } });
 const pro = api.addUsagePlan('Pro', { apiStages, throttle: { rateLimit: 50, burstLimit: 100 } });
 
-new UsagePlanKey(stack, 'Acme', { plan: free, apiKey: new ApiKey(stack, 'AcmeKey') });
+new UsagePlanKey(new ApiKey(stack, 'Acme'), 'InPlan', { plan: free });
+
+// Or under the stack, with the customer's name.
+new UsagePlanKey(stack, 'Umbrella', { plan: pro, apiKey: new ApiKey(stack, 'UmbrellaKey') });
 
 // The function's ARN from SSM, and everything else that can be said.
-new UsagePlanKey(stack, 'Globex', {
+new UsagePlanKey(new ApiKey(stack, 'Globex'), 'InPlan', {
   plan: pro,
-  apiKey: new ApiKey(stack, 'GlobexKey'),
   serviceToken: StringParameter.valueForStringParameter(stack, '/usage-plan-key/function-arn'),
   serviceTimeout: Duration.minutes(20),
   onExisting: OnExisting.TAKE,
@@ -26,11 +28,7 @@ new UsagePlanKey(stack, 'Globex', {
 });
 
 // A secret holds the key's value.
-const initech = new UsagePlanKey(stack, 'Initech', {
-  plan: free,
-  apiKey: new ApiKey(stack, 'InitechKey'),
-  includeValue: true,
-});
+const initech = new UsagePlanKey(new ApiKey(stack, 'Initech'), 'InPlan', { plan: free, includeValue: true });
 new Secret(stack, 'InitechSecret', { secretStringValue: initech.value });
 
 app.synth();
