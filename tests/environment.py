@@ -6,6 +6,7 @@ for a finished one, and begins anew. Several at once make one .venv: the others 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import platform
@@ -27,6 +28,8 @@ VENV = Path(".venv")
 READY, LOG, RUNTIME = VENV / "ready", VENV / "pip.log", VENV / "runtime"
 #: If one of these is newer than .venv, make makes .venv anew; the Makefile has the same list.
 NEEDS = [Path("tests/requirements.txt"), Path("tests/runtime.txt"), Path("handler/requirements.txt")]
+#: What the system says of a folder of somebody else's, or of a file system that is read-only.
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 #: Seconds between two lines of progress in a log.
 SELDOM = 15
 WIPE = "\r\033[K"
@@ -74,8 +77,9 @@ def alone() -> Iterator[int]:
     """Wait for any other set-up of this .venv; yield the lock's descriptor.
 
     The system keeps the lock, on this file. It ends with the last process that has it, and leaves no trace.
+    A network file system wants the file writable for it; elsewhere a reader may have it too.
     """
-    with Path(__file__).open("rb+") as lock:
+    with Path(__file__).open("rb+" if os.access(__file__, os.W_OK) else "rb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -197,7 +201,12 @@ def main() -> int:
     except PipError as error:
         progress.end(str(error))
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
-        progress.end(f".venv cannot be made: {error}")
+        progress.end(
+            f"make needs to write into {Path.cwd()}, because it keeps its packages there, in .venv:"
+            f" {error.strerror}. Make that folder yours, or copy it to a place that is."
+            if isinstance(error, OSError) and error.errno in NOT_WRITABLE
+            else f".venv cannot be made: {error}"
+        )
     return 1
 
 

@@ -4,6 +4,8 @@ Each test has a copy of the Makefile in a folder whose name holds a space and qu
 slow pip; the tests without a network run pip itself.
 """
 
+import ctypes
+import errno
 import os
 import re
 import shutil
@@ -292,6 +294,52 @@ def test_pip_is_ended_only_when_it_has_reached_nothing() -> None:
     assert not environment.is_hopeless(f"Collecting six\n  Downloading six.whl (11 kB)\n{twice}")
 
 
+def as_somebody() -> None:
+    """Take from root, for the program that is started next, the right to write everywhere.
+
+    https://man7.org/linux/man-pages/man7/capabilities.7.html
+    """
+    drop, everywhere = 24, 1  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE
+    if not os.geteuid():
+        ctypes.CDLL(None).prctl(drop, everywhere, 0, 0, 0)
+
+
+def test_a_checkout_that_may_not_be_written_says_what_is_needed(tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    shutil.copy(ROOT / "tests" / "environment.py", tmp_path / "tests")
+    (tmp_path / "tests" / "environment.py").chmod(0o444)
+    tmp_path.chmod(0o555)
+    done = subprocess.run(
+        [sys.executable, "-I", "tests/environment.py"],
+        cwd=tmp_path,
+        preexec_fn=as_somebody,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    tmp_path.chmod(0o755)
+    assert done.returncode == 1
+    needed = f"make needs to write into {tmp_path}, because it keeps its packages there, in .venv: Permission"
+    assert done.stderr.splitlines()[1:] == [
+        f"{needed} denied. Make that folder yours, or copy it to a place that is."
+    ]
+
+
+def test_a_read_only_file_system_says_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another error of the system's is told in the system's words."""
+    monkeypatch.setattr("tests.environment.is_ready", lambda: False)
+    for number, said in ((errno.EROFS, "make needs to write into"), (errno.ENOSPC, "No space left")):
+
+        def create(*_: object, number: int = number) -> None:
+            raise OSError(number, os.strerror(number), "/a/path")
+
+        monkeypatch.setattr("tests.environment.set_up", create)
+        assert environment.main() == 1
+        assert said in capsys.readouterr().err
+
+
 def test_progress_is_a_line_now_and_then(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -336,6 +384,37 @@ def test_the_artifact_is_built_where_the_path_has_a_space_and_quotes(folder: Fol
     make = folder.make("build", python="stub/real")
     assert make.ended() == 0, make.chatter
     assert {"boto3", "usage_plan_key"} <= {path.name for path in (folder.path / "build").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("checkov", "code", "said"),
+    [
+        ("exit 0", 0, "checkov finds nothing in template.yaml without a reason beside it."),
+        ("echo CKV_AWS_27; exit 1", 2, "CKV_AWS_27"),
+        (None, 0, "NOT ASKED: PyPI gave no checkov, so nobody has looked at template.yaml."),
+    ],
+    ids=["nothing", "a finding", "no network"],
+)
+def test_the_audit_fails_on_a_finding_of_an_organisations_gate(
+    checkov: str | None, code: int, said: str, folder: Folder
+) -> None:
+    """A script plays checkov, and Python itself builds the artifact; what is not installed cannot be."""
+    audit, bin_ = folder.path / ".venv" / "audit" / "bin", folder.path / ".venv" / "bin"
+    scripts = {bin_ / "python": 'test "$2" = venv && exit 1\nexec "$REAL" "$@"'}
+    if checkov:
+        plays = f'case "$2 $4" in "checkov.main template.yaml") {checkov};; *) exit 0;; esac'
+        scripts |= {audit / "python": plays, audit / "checkov": "", audit / "pip-audit": ""}
+    audit.mkdir(parents=True)
+    bin_.mkdir()
+    for path, script in scripts.items():
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+    (folder.path / ".venv" / "wheels").symlink_to(Path(sys.prefix) / "wheels")
+    (folder.path / ".venv" / "ready").touch()
+    make = folder.make("audit", python="stub/real")
+    assert make.ended() == code, make.chatter
+    assert said in make.told.splitlines()
+    assert (folder.path / "build").exists() is (code == 0), "a finding ends it"
 
 
 def test_the_demo_reads_no_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
