@@ -10,13 +10,17 @@ READY := .venv/ready
 export PIP_USER := 0
 unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH
 
-.PHONY: help demo test cdk coverage mutants campaign benchmark honest cold sam-local lint build audit clean
+.PHONY: help demo acceptance test cdk coverage mutants campaign check benchmark honest cold sam-local lint build \
+    release audit clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
 
 demo: $(READY) ## a whole stack on an embedded AWS, step by step
 	@$(BIN)/python -m examples
+
+acceptance: $(READY) ## try it in a real AWS account: docs/acceptance.md
+	@$(BIN)/python -m acceptance $(ARGS)
 
 test: $(READY) ## the tests. ARGS="-k name" hands arguments to pytest
 	$(BIN)/python -m pytest $(ARGS)
@@ -36,6 +40,12 @@ build: $(READY) ## what Lambda gets, without SAM or a network: build/
 	@PATH="$$PWD/$(BIN):$$PATH" PIP_NO_INDEX=1 PIP_FIND_LINKS=../.venv/wheels \
 	    $(MAKE) -C handler build-UsagePlanKeyFunction ARTIFACTS_DIR="$$PWD/build"
 
+release: $(READY) ## the template, the artifact as a zip, and their checksums: build/
+	rm -rf build
+	@PATH="$$PWD/$(BIN):$$PATH" PIP_NO_INDEX=1 PIP_FIND_LINKS=../.venv/wheels \
+	    $(MAKE) --silent -C handler build-UsagePlanKeyFunction ARTIFACTS_DIR="$$PWD/build/artifact"
+	@$(BIN)/python .ci/release.py build/artifact build && rm -rf build/artifact
+
 coverage: $(READY) ## the tests; fails if a line or a branch of handler/ is not taken
 	$(BIN)/python -m coverage run -m pytest $(ARGS)
 	$(BIN)/python -m coverage report
@@ -45,6 +55,9 @@ mutants: $(READY) ## find changes of the code that no test notices; an hour
 
 campaign: $(READY) ## play every fault at every call of every story; 15 minutes
 	@PYTHONPATH=.:handler $(BIN)/python -m tests.campaign $(ARGS)
+
+check: $(READY) ## play every order of events in small worlds; 15 minutes
+	@PYTHONPATH=.:handler $(BIN)/python -m tests.check $(ARGS)
 
 benchmark: $(READY) ## everything at once, in virtual time: table and chart; a minute
 	@PYTHONPATH=.:handler $(BIN)/python -m benchmarks $(ARGS)
@@ -67,11 +80,16 @@ for found in sorted(distributions(path=["build"]), key=lambda found: found.name.
     print(f"{found.name:24}{found.version:14}{said['License-Expression'] or ', '.join(named) or said['License']}")
 endef
 audit: export LICENCES := $(LICENCES)
-audit: $(READY) ## the artifact's packages: licences, known vulnerabilities
+audit: $(READY) ## licences, known vulnerabilities, and checkov on the template
+	@test -x $(AUDIT)/bin/pip-audit -a -x $(AUDIT)/bin/checkov || { $(BIN)/python -m venv --clear $(AUDIT) && \
+	    $(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 \
+	    pip-audit==2.10.1 checkov==3.3.30; } || true
+	@if test -x $(AUDIT)/bin/checkov; then \
+	    $(AUDIT)/bin/python -m checkov.main --file template.yaml --framework cloudformation --compact --quiet \
+	        --skip-download && echo "checkov finds nothing in template.yaml without a reason beside it."; \
+	else echo "NOT ASKED: PyPI gave no checkov, so nobody has looked at template.yaml."; fi
 	@$(MAKE) --silent build
 	@$(BIN)/python -c "$$LICENCES"
-	@test -x $(AUDIT)/bin/pip-audit || { $(BIN)/python -m venv --clear $(AUDIT) && $(AUDIT)/bin/python -m pip install \
-	    --quiet --disable-pip-version-check --retries 1 pip-audit==2.10.1; } || true
 	@$(AUDIT)/bin/python -m pip_audit --progress-spinner off --path build >$(AUDIT)/log 2>&1; failed=$$?; \
 	if grep -q "Fix Versions" $(AUDIT)/log; then cat $(AUDIT)/log; exit 1; \
 	elif test $$failed = 0 && ! grep -q "Skip Reason" $(AUDIT)/log; then echo "PyPI knows of no vulnerability in these."; \

@@ -5,6 +5,7 @@
     policies.py   the policies of others when API Gateway is busy
     waves.py      creates, deletes and moves, all at once
     storms.py     rollbacks, and functions that die
+    waits.py      keys that API Gateway refuses for an hour, and others beside them
     __main__.py   the table and the plot
     honest.py     the same in real time, with real processes
 

@@ -13,10 +13,11 @@ from typing import Final
 
 from usage_plan_key.queue import VISIBILITY
 
-from . import policies, storms
+from . import dashboard, policies, storms, waits
 from .model import SERIAL_CALL, Account
 from .plot import svg
 from .storms import Crashing, Storm
+from .waits import REFUSALS, Beside, Cancelled
 from .waves import Result, wave
 
 PLOT: Final = Path(__file__).with_name("waves.svg")
@@ -46,9 +47,21 @@ GOALS: Final = {
     "create 500 in 500 stacks, worst": 1.2,
 }
 #: These waves may make at most this many calls to API Gateway for each key.
-MOST_CALLS: Final = 1.25
+MOST_CALLS: Final = 1.3
 #: How long API Gateway throttles every call, in seconds.
 SHUT: Final = 2400.0
+#: How SQS hands out the groups; see `Fifo`.
+ORDERS: Final = {"oldest first": False, "at random": True}
+#: Stacks whose only key API Gateway refuses, and how many times as long as without them the others may take.
+STUCK: Final = {0: 1.0, 1: 4.0, 10: 4.0, 30: 4.0, 300: 14.0}
+#: API Gateway throttles every call for so many seconds, with this `Retry-After`. The function may run for
+#: so many seconds.
+CLOSED: Final = (600.0, 30)
+MOST_BILLED: Final = 200.0
+#: CloudFormation deletes a Create that waits: so many, beside so many others that wait, and within so many
+#: seconds the function answers.
+CANCELLED: Final = (20, 100)
+MOST_SECONDS: Final = 35.0
 VERBS: Final = {"Create": "create", "Delete": "delete", "Update": "move"}
 
 
@@ -104,20 +117,113 @@ def crashing(bad: int, seed: int, *, apart: bool = False, hang: bool = False) ->
     return storms.crashing(200, 20, bad, Account(seed, worst=True), apart=apart, hang=hang)
 
 
+def beside(stuck: int, refusal: str, at_random: bool, seed: int) -> Beside:
+    """Run stacks beside some whose only key API Gateway refuses."""
+    return waits.beside(200, 20, stuck, REFUSALS[refusal], Account(seed, at_random=at_random))
+
+
+def ten_minutes(at_random: bool, seed: int) -> Result:
+    """Run the same stacks while API Gateway throttles every call, with `Retry-After`."""
+    account = Account(seed, at_random=at_random)
+    account.gateway.shut = CLOSED
+    return wave("Create", 200, 20, account)
+
+
+def cancelled_alone(refusal: str, seeds: range) -> list[Cancelled]:
+    """Delete Creates that wait, each alone in the account."""
+    return [waits.cancelled(1, 0, REFUSALS[refusal], Account(seed)) for seed in seeds]
+
+
+def cancelled_beside(refusal: str, at_random: bool, seed: int) -> list[Cancelled]:
+    """Delete Creates that wait among others."""
+    return [waits.cancelled(*CANCELLED, REFUSALS[refusal], Account(seed, at_random=at_random))]
+
+
 def row(result: Result) -> str:
     """Write a line of the table."""
     return (
         f"{result.name:<33} {result.succeeded:>6}/{result.keys:<6} {result.ratio:>6.3f}"
         f" {result.calls_per_key:>7.2f}"
         f" {result.throttled:>7} {result.busy:>6} {f'{result.served}/{result.asked}':>9}"
-        f" {result.receives:>8} {result.rounds:>6}"
+        f" {result.receives:>8} {result.rounds:>6} {result.billed:>7.0f}"
     )
 
 
 HEAD: Final = (
     f"{'':33} {'succeeded':>13} {'time':>6} {'calls':>7} {'429s':>7} {'409s':>6}"
-    f" {'others':>9} {'receives':>8} {'rounds':>6}"
+    f" {'others':>9} {'receives':>8} {'rounds':>6} {'billed':>7}"
 )
+
+
+class Waits:
+    """The rows of the keys that API Gateway refuses, each with its goal."""
+
+    def __init__(self, pool: ProcessPoolExecutor, seed: int, *, quick: bool) -> None:
+        """Begin, with what takes longest."""
+        self._beside = {
+            (stuck, refusal, order): pool.submit(beside, stuck, refusal, at_random, seed)
+            for stuck in sorted(STUCK, reverse=True)
+            for refusal in ("503", "409")[: 1 + bool(stuck)]
+            for order, at_random in ORDERS.items()
+            if not (quick and stuck > 30)
+        }
+        self._cancelled = {
+            f"{refusal}, {order}, beside {CANCELLED[1]} that wait": pool.submit(
+                cancelled_beside, refusal, at_random, seed
+            )
+            for refusal in REFUSALS
+            for order, at_random in ORDERS.items()
+        } | {
+            f"{refusal}, alone": pool.submit(cancelled_alone, refusal, range(seed, seed + CANCELLED[0]))
+            for refusal in REFUSALS
+        }
+        self._closed = {
+            order: pool.submit(ten_minutes, at_random, seed) for order, at_random in ORDERS.items()
+        }
+        self._undisturbed = {order: self._beside[0, "503", order] for order in ORDERS}
+        self.missed: list[str] = []
+
+    def tell(self) -> None:
+        """Print the rows, and note which miss their goals."""
+        print("\n200 keys in 20 stacks, beside stacks whose only key API Gateway refuses for an hour")
+        print(f"{'':33} {'succeeded':>13} {'last answer':>11} {'times':>6} {'billed':>7} {'answered':>8}")
+        for (stuck, refusal, order), future in sorted(self._beside.items(), key=lambda item: item[0][0]):
+            self._tell_beside(stuck, refusal, order, future.result())
+        print(f"\nThe same keys while API Gateway throttles every call for {CLOSED[0] / 60:.0f} minutes")
+        for order, closed in self._closed.items():
+            self._tell_closed(order, closed.result())
+        print("\nCloudFormation cancels a Create that waits: seconds until its Delete is answered, at most")
+        for name, cancelled in self._cancelled.items():
+            self._tell_cancelled(name, cancelled.result())
+
+    def _tell_beside(self, stuck: int, refusal: str, order: str, result: Beside) -> None:
+        times = result.seconds / self._undisturbed[order].result().seconds
+        name = f"{stuck} stuck, {refusal}, {order}" if stuck else f"none stuck, {order}"
+        print(
+            f"{name:<33} {result.good:>6}/200    {result.seconds:>9.0f} s {times:>6.2f}"
+            f" {result.billed:>7.0f} {f'{result.answered}/{stuck}':>8}",
+            flush=True,
+        )
+        reached = result.good == 200 and times <= STUCK[stuck] and result.answered == stuck
+        self.missed += [] if reached else [name]
+
+    def _tell_closed(self, order: str, result: Result) -> None:
+        seconds, retry_after = CLOSED
+        name = f"Retry-After: {retry_after}, {order}"
+        print(
+            f"  {name}: {result.succeeded} attached, in {result.seconds:.0f} s;"
+            f" {result.calls} calls to API Gateway, {result.billed:.0f} s billed"
+        )
+        last = seconds + self._undisturbed[order].result().seconds + retry_after
+        reached = result.succeeded == 200 and result.seconds <= last and result.billed <= MOST_BILLED
+        self.missed += [] if reached else [name]
+
+    def _tell_cancelled(self, name: str, results: list[Cancelled]) -> None:
+        deletes, right = sum(one.deletes for one in results), sum(one.right for one in results)
+        slowest = max(one.slowest for one in results)
+        print(f"  {name}: {slowest:.1f} s, {right} of {deletes} right", flush=True)
+        reached = right == deletes and slowest <= MOST_SECONDS
+        self.missed += [] if reached else [f"the Delete, {name}"]
 
 
 def main() -> int:
@@ -143,6 +249,7 @@ def main() -> int:
         waves = [ask(queued, *shape, seed) for shape in reversed(shapes) if not (quick and shape[1] > 500)][
             ::-1
         ]
+        waiting = Waits(pool, seed, quick=quick)
         closed = [ask(throttled, stacks, seconds, seed) for stacks in (1, 20) for seconds in (None, 100)]
         others = [
             (keys, [ask(policies.wave, policy, keys, seed) for policy in policies.POLICIES])
@@ -174,7 +281,7 @@ def main() -> int:
         print("kind: a batch takes what it can of one stack; worst: one of each in turn.")
         print(
             "receives: the most of a message; rounds: the most invocations in a chain of messages"
-            " (Lambda ends it at 16)."
+            " (Lambda ends it at 16); billed: seconds that the function ran."
         )
         print(f"\nThrough the queue\n{HEAD}")
         for future in waves:
@@ -182,6 +289,7 @@ def main() -> int:
         print(f"\nAPI Gateway throttles every call for {SHUT / 60:.0f} minutes: create 20, worst")
         for future in closed:
             print(_throttled_row(future.result()))
+        waiting.tell()
         for keys, futures in others:
             print(f"\nThe others: create {keys}\n{HEAD}")
             for future in futures:
@@ -194,7 +302,7 @@ def main() -> int:
             storm = one.result()
             print(
                 f"500 keys, wrong is number {wrong + 1}: {_told([storm])},"
-                f" over in {storm.seconds:.0f} s, {storm.calls} calls"
+                f" over in {storm.seconds:.0f} s, {storm.calls} calls, {storm.billed:.0f} s billed"
             )
         told = [storm for future in dying for storm in future.result()]
         print(
@@ -210,10 +318,11 @@ def main() -> int:
             print(_crashing_row(name, killer.result(), base.seconds))
         lines = {"through the queue": queued_500(waves).history}
         lines |= {future.result().name: future.result().history for future in others[-1][1]}
+        pool.submit(dashboard.draw).result()
     PLOT.write_text(svg("500 keys in one stack: attached over time", lines, 300.0, 500))
-    missed = [one.name for one in (future.result() for future in waves) if not _reached(one)]
+    missed = [one.name for one in (future.result() for future in waves) if not _reached(one)] + waiting.missed
     if missed:
-        print(f"\nMissed: {', '.join(missed)}")
+        print(f"\nMissed: {'; '.join(missed)}")
     return 1 if missed else 0
 
 
@@ -228,7 +337,7 @@ def _throttled_row(result: Result) -> str:
     return (
         f"  {result.name}: {result.succeeded} attached, in {result.seconds:.0f} s;"
         f" {result.calls} calls to API Gateway,"
-        f" {result.invocations} invocations, {result.receives} receives at most"
+        f" {result.invocations} invocations, {result.receives} receives at most, {result.billed:.0f} s billed"
     )
 
 
@@ -236,7 +345,7 @@ def _crashing_row(name: str, result: Crashing, alone: float) -> str:
     later = (result.seconds - alone) / VISIBILITY
     return (
         f"  {name}: {result.good} attached, {later:.2f} visibility time-outs later;"
-        f" {result.deaths} deaths, over in {result.over:.0f} s"
+        f" {result.deaths} deaths, over in {result.over:.0f} s, {result.billed:.0f} s billed"
     )
 
 

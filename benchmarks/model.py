@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
+from heapq import nsmallest
 from types import SimpleNamespace
 from typing import Any, Final, TypeVar, cast
 from unittest import mock
@@ -55,6 +56,13 @@ WORKERS: Final = 2
 #: https://docs.aws.amazon.com/lambda/latest/dg/invocation-async-error-handling.html
 AGAIN: Final = (60.0, 120.0)
 NO_ROOM: Final = (1.0, 300.0)
+#: SQS hides a message for so many seconds at most.
+#: https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ChangeMessageVisibility.html
+LONGEST_VISIBILITY: Final = 43_200
+EXPIRED: Final = {"Code": "InvalidParameterValue", "Message": "The receipt handle has expired"}
+#: Items of a transaction at most.
+#: https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_TransactGetItems.html
+MOST_ITEMS: Final = 100
 #: Lambda stops a function after this many invocations in one chain, if it sends messages to its own queue.
 #: https://docs.aws.amazon.com/lambda/latest/dg/invocation-recursion.html
 MOST_ROUNDS: Final = 16
@@ -76,6 +84,8 @@ class Gateway(fake.ApiGateway):
         """How keys named crasher… end the function: it crashes, or it hangs."""
         self.shut: tuple[float, int | None] = 0.0, None
         """API Gateway throttles every call until this time, with this `Retry-After`."""
+        self.stuck: dict[str, Refusal] = {}
+        """How API Gateway refuses every create of these keys."""
 
     def create_usage_plan_key(self, *, usagePlanId: str, keyId: str, keyType: str) -> dict[str, Any]:  # noqa: N803
         """CreateUsagePlanKey."""
@@ -84,6 +94,10 @@ class Gateway(fake.ApiGateway):
                 self._world.sleep(1e6)
             self._world.kill(self._world.process)
             raise Death
+        if keyId in self.stuck:
+            operation = self._call("CreateUsagePlanKey")
+            with self._counted():
+                fake._raise(self.stuck[keyId], operation)  # noqa: SLF001  # a part of it
         return super().create_usage_plan_key(usagePlanId=usagePlanId, keyId=keyId, keyType=keyType)
 
     def _call(self, operation: str) -> str:
@@ -129,6 +143,8 @@ class DynamoDb:
 
     def transact_get_items(self, *, TransactItems: Sequence[Mapping[str, Any]]) -> dict[str, Any]:  # noqa: N803
         """TransactGetItems."""
+        if not 1 <= len(TransactItems) <= MOST_ITEMS:
+            raise AssertionError(f"no transaction that DynamoDB takes: {len(TransactItems)} items")
         self._world.sleep(CALL / 2)
         found = [self.items.get(get["Get"]["Key"]["pk"]["S"]) for get in TransactItems]
         self._world.sleep(CALL / 2)
@@ -155,6 +171,11 @@ class DynamoDb:
                 raise AssertionError(f"a part of a transaction that is not modelled: {verb}")
         self._world.sleep(CALL / 2)
         return {}
+
+    def has_answer(self, event: Mapping[str, Any]) -> bool:
+        """Tell whether the ledger has an answer to a request."""
+        page = self.items.get(f"holder#{event['StackId']}#{event['LogicalResourceId']}", {})
+        return event["RequestId"] in page.get("answers", {"M": {}})["M"]
 
     @staticmethod
     def _holds(change: Mapping[str, Any], item: Mapping[str, Any] | None) -> bool:
@@ -183,13 +204,15 @@ class _Message:
 class Fifo:
     """An SQS FIFO queue, and its dead-letter queue.
 
-    It delivers a group's messages in order, and none of them while another one is in flight:
+    It delivers a group's messages in order, up to the first that is in flight or hidden:
     https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/FIFO-queues-understanding-logic.html
+    and https://github.com/localstack/localstack/pull/13386. SQS promises no order between groups, "messages
+    with different message group ID values might be sent and received out of order", so the model has two.
     """
 
     URL: Final = "requests"
 
-    def __init__(self, world: World, *, worst: bool = False) -> None:
+    def __init__(self, world: World, *, worst: bool = False, at_random: bool = False) -> None:
         """An empty one.
 
         Args:
@@ -197,10 +220,14 @@ class Fifo:
             worst: A batch takes one message of each group in turn, the worst case for other stacks.
                 Otherwise it takes as many as it can of one group, then of the next, as SQS's page says. No
                 document says how Lambda's poller takes them.
+            at_random: Any group comes first. Otherwise that with the oldest message does, as AWS's blog says:
+                https://aws.amazon.com/blogs/compute/solving-complex-ordering-challenges-with-amazon-sqs-fifo-queues/
         """
         self._world = world
-        self._worst = worst
+        self._worst, self._at_random = worst, at_random
         self._groups: dict[str, list[_Message]] = {}
+        self._ready: dict[str, int] = {}
+        """The groups whose first message can be received, and that message's number."""
         self._flying: dict[str, _Message] = {}
         self._seen: dict[tuple[str, str], float] = {}
         self._number = itertools.count()
@@ -228,44 +255,76 @@ class Fifo:
             rounds = self._world.process.rounds if self._world.process else 0
             message = _Message(next(self._number), MessageGroupId, MessageBody, self._world.time(), rounds)
             self._groups.setdefault(MessageGroupId, []).append(message)
-            self.filled.set()
+            self._refresh(MessageGroupId)
         self._world.sleep(CALL / 2)
         return {"MessageId": MessageDeduplicationId}
 
     def change_message_visibility(self, *, QueueUrl: str, ReceiptHandle: str, VisibilityTimeout: int) -> None:  # noqa: N803
         """ChangeMessageVisibility: the message comes again in its place, after so many seconds or later."""
         self._world.sleep(CALL / 2)
-        message = self._flying.get(ReceiptHandle)
-        if message is None:
-            error: Any = {
-                "Error": {"Code": "InvalidParameterValue", "Message": "The receipt handle has expired"}
-            }
+        if not self._change(ReceiptHandle, VisibilityTimeout):
+            error: Any = {"Error": EXPIRED}
             raise ClientError(error, "ChangeMessageVisibility")
-        self._hide(message, VisibilityTimeout)
         self._world.sleep(CALL / 2)
+
+    def change_message_visibility_batch(
+        self,
+        *,
+        QueueUrl: str,  # noqa: N803
+        Entries: Sequence[Mapping[str, Any]],  # noqa: N803
+    ) -> dict[str, Any]:
+        """ChangeMessageVisibilityBatch; SQS takes ten entries, and answers each by its own.
+
+        https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ChangeMessageVisibilityBatch.html
+        """
+        if not 1 <= len({entry["Id"] for entry in Entries}) == len(Entries) <= 10:
+            raise AssertionError(f"no batch that SQS takes: {Entries}")
+        self._world.sleep(CALL / 2)
+        changed = [self._change(entry["ReceiptHandle"], entry["VisibilityTimeout"]) for entry in Entries]
+        self._world.sleep(CALL / 2)
+        return {
+            "Successful": [{"Id": entry["Id"]} for entry, done in zip(Entries, changed, strict=True) if done],
+            "Failed": [
+                {"Id": entry["Id"], "SenderFault": True, **EXPIRED}
+                for entry, done in zip(Entries, changed, strict=True)
+                if not done
+            ],
+        }
 
     def delete(self, receipt: str) -> None:
         """Take a message away; ignore a receipt that is no longer valid."""
         if message := self._flying.pop(receipt, None):
             self._remove(message)
-            self.filled.set()
+
+    def depth(self) -> tuple[int, int, float]:
+        """Tell how many messages are in flight and how many are not, and the oldest one's age.
+
+        SQS leaves messages out of that age that it has delivered three times or more.
+        https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-available-cloudwatch-metrics.html
+        """
+        every = [message for group in self._groups.values() for message in group]
+        sent = [message.sent for message in every if message.receives < 3]
+        oldest = self._world.time() - min(sent, default=self._world.time())
+        return len(self._flying), len(every) - len(self._flying), oldest
+
+    def before(self, message: _Message) -> list[_Message]:
+        """List the messages that stand before this one in its group."""
+        group = self._groups.get(message.group, [])
+        return group[: group.index(message)] if message in group else []
 
     def receive(self, most: int) -> list[_Message]:
         """Receive as Lambda does: a batch that may mix groups."""
-        free = [
-            group for group in self._groups.values() if not any(message.receipt for message in group[:most])
-        ]
-        free.sort(key=lambda group: group[0].number)
-        if self._worst:
-            found = [
-                message
-                for turn in itertools.zip_longest(*(group[:most] for group in free))
-                for message in turn
-                if message
-            ]
+        if self._at_random:
+            names = self._world.dice.sample(list(self._ready), min(most, len(self._ready)))
         else:
-            found = [message for group in free for message in group[:most]]
-        return [message for message in found[:most] if self._take(message)]
+            names = nsmallest(most, self._ready, key=self._ready.__getitem__)
+        heads = [
+            list(itertools.takewhile(lambda message: not message.receipt, self._groups[name][:most]))
+            for name in names
+        ]
+        found = itertools.chain(*(itertools.zip_longest(*heads) if self._worst else heads))
+        received = [message for message in found if message][:most]
+        return [message for message in received if self._take(message)]
 
     def _take(self, message: _Message) -> bool:
         message.receives += 1
@@ -278,13 +337,19 @@ class Fifo:
         message.receipt = f"{message.number} {message.receives}"
         self._flying[message.receipt] = message
         self._hide(message, VISIBILITY)
+        self._refresh(message.group)
         return True
 
     def _remove(self, message: _Message) -> None:
-        group = self._groups[message.group]
-        group.remove(message)
-        if not group:
-            del self._groups[message.group]
+        self._groups[message.group].remove(message)
+        self._refresh(message.group)
+
+    def _change(self, receipt: str, seconds: int) -> bool:
+        if not 0 <= seconds <= LONGEST_VISIBILITY:
+            raise AssertionError(f"no visibility time-out that SQS takes: {seconds}")
+        if message := self._flying.get(receipt):
+            self._hide(message, seconds)
+        return message is not None
 
     def _hide(self, message: _Message, seconds: float) -> None:
         message.hidden = self._world.now + seconds
@@ -296,7 +361,18 @@ class Fifo:
         ):  # Otherwise somebody has changed its time-out or received it again.
             self._flying.pop(message.receipt, None)
             message.receipt = ""
+            self._refresh(message.group)
+
+    def _refresh(self, name: str) -> None:
+        """See whether a group can be received now; there are too many to look through at each receive."""
+        group = self._groups.get(name)
+        if not group:
+            self._groups.pop(name, None)
+        if group and not group[0].receipt:
+            self._ready[name] = group[0].number
             self.filled.set()
+        else:
+            self._ready.pop(name, None)
 
 
 def _record(message: _Message) -> dict[str, Any]:
@@ -342,6 +418,11 @@ class Sent:
     heard: Callable[[Sent], None] = lambda sent: None
 
     @property
+    def resource(self) -> tuple[str, str]:
+        """Its stack's name and its logical id."""
+        return self.event["StackId"].split("/")[1], self.event["LogicalResourceId"]
+
+    @property
     def answer(self) -> dict[str, Any] | None:
         """The answer that CloudFormation takes: the first one within the hour."""
         return self.answers[0][1] if self.answers and self.answers[0][0] <= self.at + 3600 else None
@@ -365,6 +446,7 @@ class Account:
         batch: int = BATCH,
         workers: int = WORKERS,
         worst: bool = False,
+        at_random: bool = False,
         without_room: float = 0.0,
         threads: int = 10,
     ) -> None:
@@ -378,6 +460,7 @@ class Account:
             batch: The event source's BatchSize.
             workers: Its MaximumConcurrency.
             worst: See `Fifo`.
+            at_random: See `Fifo`.
             without_room: The share of invocations for which the account has no concurrency left: others use
                 it.
             threads: Of the background that delivers answers.
@@ -385,7 +468,7 @@ class Account:
         self.world = World(seed)
         self.gateway = Gateway(self.world)
         self.table = DynamoDb(self.world)
-        self.fifo = Fifo(self.world, worst=worst)
+        self.fifo = Fifo(self.world, worst=worst, at_random=at_random)
         self.sent: dict[str, Sent] = {}
         self.unanswered: list[Sent] = []
         """The requests that Lambda gave up after three attempts."""
@@ -394,6 +477,12 @@ class Account:
         """A function that serves these dies after so many steps; None for never."""
         self.deaths = self.invocations = 0
         """How often the function died, and how often the queue invoked it."""
+        self.billed = 0.0
+        """Seconds that all invocations took."""
+        self.overtaken: list[tuple[str, str]] = []
+        """Requests that waited in their stack, each with a later one whose answer came first."""
+        self._messages: dict[str, _Message] = {}
+        self._latest: dict[tuple[str, str], Sent] = {}
         self._timeout, self._batch, self._queue, self._ledger, self._threads = (
             timeout,
             batch,
@@ -444,7 +533,7 @@ class Account:
         }
         if physical_id is not None:
             event["PhysicalResourceId"] = physical_id
-        sent = self.sent[id_] = Sent(event, self.world.now, heard=heard)
+        sent = self.sent[id_] = self._latest[stack, logical] = Sent(event, self.world.now, heard=heard)
         for delay in delays:
             self.world.at(delay, partial(self.world.spawn, self._hand_in, sent))
         return sent
@@ -459,9 +548,32 @@ class Account:
         self.world.frozen = False
 
     def run(self) -> None:
-        """Let time pass until nothing remains to do."""
+        """Let time pass until nothing remains to do.
+
+        Raises:
+            AssertionError: The function has answered a request before an earlier one of its stack.
+        """
         with _simulated(self.world):
             self.world.run()
+        if self.overtaken:
+            raise AssertionError(f"(overtaken, by): {self.overtaken}")
+
+    def check_order(self, sent: Sent) -> None:
+        """Look whether an answer comes before that of an earlier request of the stack, which still waits.
+
+        No request waits that CloudFormation has given up for a later one of its resource, or whose answer the
+        ledger has: a function died while it delivered that, and delivers it again.
+        """
+        message = self._messages.get(sent.event["RequestId"])
+        for earlier in self.fifo.before(message) if message else ():
+            id_ = json.loads(earlier.body)["event"]["RequestId"]
+            waiting = self.sent[id_]
+            if not (
+                waiting.answers
+                or self._latest[waiting.resource] is not waiting
+                or self.table.has_answer(waiting.event)
+            ):
+                self.overtaken.append((id_, sent.event["RequestId"]))
 
     def _hand_in(self, sent: Sent) -> None:
         """Lambda's asynchronous invocation: two more attempts after an error."""
@@ -473,7 +585,7 @@ class Account:
             )
             call = partial(self.invocation().on_event, sent.event, Context(self.world, process.ends))
             try:
-                self.world.within(process, call)
+                self._invoke(process, call)
             except (Exception, Death) as error:  # noqa: BLE001  # a function may end in any way
                 self.deaths += isinstance(error, Death)
             else:
@@ -481,6 +593,14 @@ class Account:
             if pause is not None:
                 self.world.sleep(pause)
         self.unanswered.append(sent)
+
+    def _invoke(self, process: Process, call: Callable[[], T]) -> T:
+        """Lambda bills an invocation, however it ends."""
+        began = self.world.now
+        try:
+            return self.world.within(process, call)
+        finally:
+            self.billed += self.world.now - began
 
     def _wait_for_room(self) -> None:
         """Try again for as long as Lambda throttles the function."""
@@ -505,10 +625,13 @@ class Account:
                 continue  # Lambda does not invoke the function; the messages come again.
             self.invocations += 1
             events = [json.loads(record["body"])["event"] for record in records]
+            self._messages |= {
+                event["RequestId"]: message for event, message in zip(events, batch, strict=True)
+            }
             process = Process(self.world.time() + self._timeout, self.fate(events), rounds=rounds)
             call = partial(environment.on_batch, records, Context(self.world, process.ends))
             try:
-                reply = self.world.within(process, call)
+                reply = self._invoke(process, call)
             except (Exception, Death):  # noqa: BLE001  # a function may end in any way; its messages come again
                 self.deaths += 1
                 environment = self.invocation()
@@ -537,6 +660,7 @@ class _Put:
         sent = self._account.sent[request.id]
         sent.answers.append((world.now, json.loads(body)))
         if len(sent.answers) == 1:
+            self._account.check_order(sent)
             sent.heard(sent)
         world.sleep(PUT / 2)
 

@@ -27,6 +27,7 @@ class Storm:
         deaths: Of functions.
         unanswered: Requests that nobody answered.
         contradicted: Requests with two different answers.
+        billed: How many seconds the function ran.
     """
 
     left: set[Pair]
@@ -37,6 +38,7 @@ class Storm:
     deaths: int
     unanswered: int
     contradicted: int
+    billed: float
 
     @property
     def clean(self) -> bool:
@@ -295,12 +297,14 @@ class Crashing:
         seconds: Until the last of the others' answers.
         over: Until the last answer to a stack that kills.
         deaths: Of functions.
+        billed: How many seconds the function ran.
     """
 
     good: int
     seconds: float
     over: float
     deaths: int
+    billed: float
 
 
 def crashing(
@@ -339,6 +343,7 @@ def crashing(
         seconds=max(request.answers[0][0] for request in sent if request.answers),
         over=max(stack.over_at for stack in killers),
         deaths=account.deaths,
+        billed=account.billed,
     )
 
 
@@ -361,4 +366,5 @@ def _storm(account: Account, wanted: set[Pair], stack: Stack | None, seconds: fl
         deaths=account.deaths,
         unanswered=sum(not sent.answers for sent in account.sent.values()),
         contradicted=different,
+        billed=account.billed,
     )

@@ -33,6 +33,7 @@ class Result:
         invocations: How often the queue invoked the function.
         receives: How often the queue delivered one message, at most.
         rounds: How many invocations one chain of messages had, at most.
+        billed: How many seconds the function ran.
         history: How many keys were attached, and when.
     """
 
@@ -49,6 +50,7 @@ class Result:
     invocations: int = 0
     receives: int = 0
     rounds: int = 0
+    billed: float = 0.0
     history: list[tuple[float, int]] = field(repr=False, default_factory=list)
 
     @property
@@ -156,5 +158,6 @@ def wave(kind: str, keys: int, stacks: int, account: Account, title: str = "") -
         invocations=account.invocations,
         receives=account.fifo.receives,
         rounds=account.fifo.rounds,
+        billed=account.billed,
         history=gateway.history,
     )

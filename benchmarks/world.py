@@ -237,19 +237,22 @@ class Background(Executor):
     """An executor in virtual time. It dies with the process that made it."""
 
     def __init__(self, world: World, threads: int = 1) -> None:
-        """Start so many threads."""
+        """Start up to so many threads, each when a job finds none idle, as ThreadPoolExecutor does."""
         self._world = world
         self._jobs: list[tuple[Future[Any], Callable[[], Any]]] = []
         self._signal = Signal(world)
-        self._left = threads
+        self._unborn, self._alive, self._idle = threads, 0, 0
         self._closed = False
-        for _ in range(threads):
-            world._spawn(self._work, world.process)  # noqa: SLF001  # the same file
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         """See `Executor`."""
         future: Future[T] = Future()
         self._jobs.append((future, lambda: fn(*args, **kwargs)))
+        if self._unborn and self._idle < len(self._jobs):
+            self._unborn -= 1
+            self._alive += 1
+            self._idle += 1
+            self._world._spawn(self._work, self._world.process)  # noqa: SLF001  # the same file
         self._signal.set()
         return future
 
@@ -257,7 +260,7 @@ class Background(Executor):
         """See `Executor`. A dead process waits for nobody."""
         self._closed = True
         self._signal.set()
-        while self._left and not (self._world.process and self._world.process.dead):
+        while self._alive and not (self._world.process and self._world.process.dead):
             self._signal.wait()
 
     def _work(self) -> None:
@@ -266,9 +269,11 @@ class Background(Executor):
                 self._signal.wait()
                 continue
             future, job = self._jobs.pop(0)
+            self._idle -= 1
             try:
                 future.set_result(job())
             except Exception as error:  # noqa: BLE001  # the future's to tell
                 future.set_exception(error)
-        self._left -= 1
+            self._idle += 1
+        self._alive -= 1
         self._signal.set()

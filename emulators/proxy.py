@@ -2,7 +2,8 @@
 
 The proxy checks calls about usage plan keys by rules.py. It reads the emulator's present state over the
 emulator's API. It hands on every other call, and every call that passes, as it came, with the caller's
-signature. It corrects only the answers of GetUsagePlans, because MiniStack ignores `keyId`.
+signature. It corrects two things of MiniStack's: GetUsagePlans ignores `keyId`, and a deleted key stays in
+its plans.
 """
 
 import json
@@ -26,6 +27,7 @@ from .rules import Bucket, OneAtATime, Refusal
 FRAMING = {"connection", "keep-alive", "transfer-encoding", "content-length", "expect", "date", "server"}
 """Each side makes these headers anew."""
 USAGE_PLAN_KEYS = re.compile(r"/usageplans/([^/]+)/keys(?:/([^/]+))?")
+API_KEY = re.compile(r"/apikeys/([^/]+)")
 OPERATIONS = {
     ("POST", False): "CreateUsagePlanKey",
     ("GET", True): "GetUsagePlanKey",
@@ -115,6 +117,11 @@ class Present:
             plan for plan in plans if self._exists(self._api.get_usage_plan_key, usagePlanId=plan, keyId=key)
         ]
 
+    def leave_plans(self, key: str) -> None:
+        """Take a key that is deleted out of its plans, as AWS does (floci-io/floci #1883)."""
+        for plan in self.plans_of(key):
+            self._api.delete_usage_plan_key(usagePlanId=plan, keyId=key)
+
     def _exists(self, get: Callable[..., object], **what: str) -> bool:
         try:
             get(**what)
@@ -158,6 +165,8 @@ class Handler(BaseHTTPRequestHandler):
             plan, key = (part and unquote(part) for part in match.groups())
             if operation := OPERATIONS.get((self.command, key is not None)):
                 return self._usage_plan_key(operation, plan, key or _key_id(body), body)
+        if self.command == "DELETE" and (match := API_KEY.fullmatch(url.path)):
+            self.server.present.leave_plans(unquote(match[1]))
         answer = self._hand_on(body)
         key_id = parse_qs(url.query).get("keyId")
         if self.command == "GET" and url.path == "/usageplans" and key_id and answer.status == 200:

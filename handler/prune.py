@@ -27,7 +27,7 @@ OPERATIONS: Final = {
     ),
     "cloudformation": ("DescribeStacks",),
     "dynamodb": ("Scan", "TransactGetItems", "TransactWriteItems"),
-    "sqs": ("ChangeMessageVisibility", "SendMessage"),
+    "sqs": ("ChangeMessageVisibilityBatch", "SendMessage"),
 }
 
 

@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 
+from emulators.dynamodb import DynamoDb
 from emulators.fake import ApiGateway as StrictApi
 from emulators.fake import Key, Plan
-from tests.memory import Clock, Inline, MemoryLedger
+from tests.memory import Clock, Inline
 from usage_plan_key.api_gateway import ApiGateway
+from usage_plan_key.ledger import Table
+from usage_plan_key.model import Association, AssociationRecord, Holder, Note, ResourceRecord
 from usage_plan_key.provider import Provider, about
 from usage_plan_key.queue import Queue
 from usage_plan_key.request import SIGNED_FOR, Request
@@ -22,11 +25,14 @@ from usage_plan_key.retry import Deadline
 STACK = "arn:aws:cloudformation:eu-west-1:1:stack/{}/0"
 
 
-BUSY_REPLY: Any = {
-    "Error": {"Code": "ConflictException", "Message": "Please try again later."},
-    "ResponseMetadata": {"HTTPStatusCode": 409},
-}
-BUSY = ClientError(BUSY_REPLY, "CreateUsagePlanKey")
+def refusal(status: int, code: str, text: str = "") -> ClientError:
+    error: Any = {"Error": {"Code": code, "Message": text}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(error, "CreateUsagePlanKey")
+
+
+BUSY = refusal(409, "ConflictException", "Please try again later.")
+DOWN = refusal(503, "ServiceUnavailable")
+QUOTA = refusal(429, "LimitExceededException", "Maximum number reached")
 
 
 def throttled(seconds: int) -> ClientError:
@@ -45,7 +51,8 @@ class Sqs:
     def __init__(self) -> None:
         self.sent: list[dict[str, Any]] = []
         self.aside: list[dict[str, Any]] = []
-        self.given_back: list[str] = []
+        self.given_back: list[dict[str, int]] = []
+        """For each call, the seconds for which each receipt's message is hidden."""
         self.fails: list[Exception] = []
 
     def send_message(self, **message: Any) -> dict[str, str]:
@@ -54,11 +61,16 @@ class Sqs:
         (self.sent if message["QueueUrl"] == "https://queue" else self.aside).append(message)
         return {"MessageId": "sent"}
 
-    def change_message_visibility(self, *, QueueUrl: str, ReceiptHandle: str, VisibilityTimeout: int) -> None:
+    def change_message_visibility_batch(
+        self, *, QueueUrl: str, Entries: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ChangeMessageVisibilityBatch.html
         if self.fails:
             raise self.fails.pop(0)
-        assert (QueueUrl, VisibilityTimeout) == ("https://queue", 0)
-        self.given_back.append(ReceiptHandle)
+        assert QueueUrl == "https://queue"
+        assert 1 <= len(Entries) == len({entry["Id"] for entry in Entries}) <= 10
+        self.given_back.append({entry["ReceiptHandle"]: entry["VisibilityTimeout"] for entry in Entries})
+        return {"Successful": [{"Id": entry["Id"]} for entry in Entries]}
 
 
 class World:
@@ -76,7 +88,8 @@ class World:
         self.api.plans = {"free": Plan("Free", (("api", "prod"),))}
         self.api.keys = {name: Key(name, f"value-of-{name}") for name in ("alice", "bob", "carol", "dora")}
         self.sqs = Sqs()
-        self.ledger = MemoryLedger()
+        self.db = DynamoDb()
+        self.table = Table(self.db, "ledger")  # type: ignore[arg-type]  # a fake
         self.answers: list[dict[str, Any]] = []
         self.prepared = 0
         """How often the function made the sender ready."""
@@ -88,7 +101,7 @@ class World:
         self.function = Provider(
             api=ApiGateway(self),  # type: ignore[arg-type]  # a fake
             sender=self,  # type: ignore[arg-type]  # a fake
-            table=self.ledger,  # type: ignore[arg-type]  # a fake
+            table=self.table,
             queue=Queue(self.sqs, "https://queue", "https://undelivered"),  # type: ignore[arg-type]  # a fake
             cloudformation=lambda: self,
             clock=self.clock,
@@ -96,7 +109,6 @@ class World:
         )
         self.at_create: list[BaseException] = []
         self.before_create: Callable[[], object] = lambda: None
-
         self.ends = math.inf
 
     def get_remaining_time_in_millis(self) -> int:
@@ -174,6 +186,21 @@ class World:
         self.sqs.sent.clear()
         return self.batch(records)
 
+    @property
+    def holders(self) -> dict[Holder, ResourceRecord]:
+        """The resources' pages."""
+        return self.table.pages(Deadline(ends=math.inf, clock=self.clock)).records
+
+    @property
+    def held(self) -> dict[Association, AssociationRecord]:
+        """The pages of associations that somebody holds."""
+        pages = self.table.pages(Deadline(ends=math.inf, clock=self.clock)).entries
+        return {association: entry for association, entry in pages.items() if entry.holders}
+
+    def note(self, id_: str) -> Note:
+        """What the ledger knows of a request."""
+        return next(note for record in self.holders.values() for note in record.notes if note.id == id_)
+
     def served(self) -> list[tuple[str, str]]:
         return [(answer["LogicalResourceId"], answer["Status"]) for answer in self.answers]
 
@@ -188,7 +215,7 @@ def record(body: str, number: int = 0, **attributes: str) -> dict[str, Any]:
     }
 
 
-def received(record: dict[str, Any], count: int) -> dict[str, Any]:
+def received(record: dict[str, Any], count: int = 2) -> dict[str, Any]:
     """Make the same message, received so often."""
     return {**record, "attributes": {**record["attributes"], "ApproximateReceiveCount": str(count)}}
 

@@ -23,12 +23,12 @@ from botocore.exceptions import (
 )
 from botocore.stub import Stubber
 
-from usage_plan_key.api_gateway import MOST_UNEXPLAINED, ApiGateway, InPlan, Key, Rival
+from usage_plan_key.api_gateway import MOST_UNEXPLAINED, ApiGateway, InPlan
 from usage_plan_key.errors import FailedError, MissingError, OutOfTimeError
-from usage_plan_key.model import Association
+from usage_plan_key.model import Association, Key, Rival
 from usage_plan_key.retry import BEFORE_CALL, Again, Deadline, transient
 
-from .memory import Clock
+from .memory import Clock, within
 
 WANTED = Association("a1b2c3d4e5", "p9r0p1")
 IDS = {"usagePlanId": "p9r0p1", "keyId": "a1b2c3d4e5"}
@@ -107,7 +107,7 @@ class Aws:
 
     def deadline(self, seconds: float = 600.0) -> Deadline:
         """Make a deadline with jitter that is the same in each run."""
-        return Deadline(seconds, self.clock, random.Random(0))
+        return within(seconds, self.clock, dice=random.Random(0))
 
     @property
     def waited(self) -> float:
@@ -346,11 +346,11 @@ class TestAttach:
 
     def test_a_conflict_with_the_key_in_the_plan_is_a_duplicate(self, aws: Aws) -> None:
         aws.refuses(CREATE, 409, "ConflictException", "whatever").answers(GET, KEY)
-        assert aws.attach() == InPlan(ALICE, by_us=False)
+        assert aws.attach() == InPlan(ALICE, by_us=False, is_sure=False)
 
     def test_a_conflict_after_a_lost_reply_is_our_own_attempt(self, aws: Aws) -> None:
         aws.loses(CREATE, LOST).refuses(CREATE, 409, "ConflictException", "whatever").answers(GET, KEY)
-        assert aws.attach() == InPlan(ALICE, by_us=True)
+        assert aws.attach() == InPlan(ALICE, by_us=True, is_sure=False)
 
     @pytest.mark.parametrize(
         "lost",
@@ -365,18 +365,18 @@ class TestAttach:
         self, aws: Aws, lost: Exception
     ) -> None:
         aws.loses(CREATE, lost).refuses(CREATE, 409, "ConflictException", "whatever").answers(GET, KEY)
-        assert aws.attach() == InPlan(ALICE, by_us=False)
+        assert aws.attach() == InPlan(ALICE, by_us=False, is_sure=False)
 
     def test_a_conflict_after_a_5xx_is_our_own_attempt(self, aws: Aws) -> None:
         aws.refuses(CREATE, 500, "InternalFailure").refuses(CREATE, 409, "ConflictException").answers(
             GET, KEY
         )
-        assert aws.attach() == InPlan(ALICE, by_us=True)
+        assert aws.attach() == InPlan(ALICE, by_us=True, is_sure=False)
 
     def test_a_conflict_after_a_refusal_is_not_our_own_attempt(self, aws: Aws) -> None:
         aws.refuses(CREATE, 409, "ConflictException", BUSY).refuses(CREATE, 429, "TooManyRequestsException")
         aws.refuses(CREATE, 409, "ConflictException", "whatever").answers(GET, KEY)
-        assert aws.attach() == InPlan(ALICE, by_us=False)
+        assert aws.attach() == InPlan(ALICE, by_us=False, is_sure=False)
 
     def test_a_conflict_with_a_plan_for_the_same_stage_names_each_such_plan(self, aws: Aws) -> None:
         aws.refuses(CREATE, 409, "ConflictException", "whatever").refuses(GET, 404, "NotFoundException")
@@ -420,7 +420,8 @@ class TestAttach:
         for _ in range(MOST_UNEXPLAINED):
             self.script_unexplained(aws)
         with pytest.raises(
-            FailedError, match=r"key a1b2c3d4e5 to usage plan p9r0p1 in eu-central-1: Not now"
+            FailedError,
+            match=r"key a1b2c3d4e5 to usage plan p9r0p1 in eu-central-1: ConflictException: Not now",
         ) as raised:
             aws.attach()
         assert raised.value.nothing_changed
@@ -610,7 +611,7 @@ class TestBadRequest:
 
     def test_the_key_is_there_already(self, aws: Aws) -> None:
         self.refused(aws).answers(GET, KEY)
-        assert aws.attach() == InPlan(ALICE, by_us=False)
+        assert aws.attach() == InPlan(ALICE, by_us=False, is_sure=False)
 
     def test_the_key_is_in_a_plan_for_the_same_stage(self, aws: Aws) -> None:
         self.refused(aws).refuses(GET, 404, "NotFoundException").answers(
@@ -735,7 +736,7 @@ class TestReplies:
             (status, kind, body, len(body) + more),
             (200, "application/json", self.GOOD, len(self.GOOD)),
         ]
-        found = getattr(api, operation)(WANTED, Deadline(600, Clock(), random.Random(0)))
+        found = getattr(api, operation)(WANTED, within(600, Clock(), dice=random.Random(0)))
         assert found in (Key("Alice"), InPlan(Key("Alice"), by_us=True))
         assert not script
 
@@ -746,13 +747,13 @@ class TestReplies:
         api, script = replies
         script += [(status, kind, body, len(body) + more)] * 30
         with pytest.raises(OutOfTimeError) as raised:
-            api.attach(WANTED, Deadline(60, Clock(), random.Random(0)))
+            api.attach(WANTED, within(60, Clock(), dice=random.Random(0)))
         assert not raised.value.nothing_changed
 
     def test_a_page_is_no_sign_that_it_is_detached(self, replies: Any) -> None:
         api, script = replies
         script += [(200, "text/html", b"<html>", 6), (202, "application/json", b"", 0)]
-        api.detach(WANTED, Deadline(600, Clock(), random.Random(0)))
+        api.detach(WANTED, within(600, Clock(), dice=random.Random(0)))
         assert not script
 
     @pytest.mark.parametrize("message", [b"null", b"5", b"{}", b'[""]'])
@@ -767,14 +768,14 @@ class TestReplies:
         body = b'{"__type": "' + code + b'", "message": ' + message + b"}"
         script += [(status, "application/json", body, len(body))] * 99
         with contextlib.nullcontext() if status == 404 else pytest.raises(FailedError):
-            api.detach(WANTED, Deadline(600, Clock(), random.Random(0)))
+            api.detach(WANTED, within(600, Clock(), dice=random.Random(0)))
 
     def test_a_lone_surrogate_in_a_name_is_replaced(self, replies: Any) -> None:
         """Later encodings would fail at it."""
         api, script = replies
         body = b'{"id": "a1b2c3d4e5", "name": "\\ud800 Alice"}'
         script.append((201, "application/json", body, len(body)))
-        assert api.attach(WANTED, Deadline(600, Clock(), random.Random(0))) == InPlan(
+        assert api.attach(WANTED, within(600, Clock(), dice=random.Random(0))) == InPlan(
             Key("? Alice"), by_us=True
         )
 

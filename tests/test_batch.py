@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import threading
-from contextvars import copy_context
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,25 +12,26 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError, ReadTimeoutError
 
-from tests.memory import Clock
+from tests.memory import within
+from usage_plan_key.api_gateway import CLOSED_FOR
 from usage_plan_key.custom_resource import CustomResource
-from usage_plan_key.errors import FailedError, TurnOverError
-from usage_plan_key.model import Association, Holder
+from usage_plan_key.errors import FailedError
+from usage_plan_key.model import Association, Holder, Snapshot
 from usage_plan_key.provider import (
     CLOSING_TIME,
     GIVING_TIME,
     LAST_SECONDS,
-    PATIENCE,
-    Provider,
     _threads,
     about,
 )
 from usage_plan_key.queue import VISIBILITY, Queue, messages
 from usage_plan_key.request import MOST_SKEW, repair_event
-from usage_plan_key.retry import BEFORE_CALL, Deadline
+from usage_plan_key.retry import BEFORE_CALL, QUOTA_PATIENCE, Deadline
+from usage_plan_key.rules import BACK_OFF, MOST_DEATHS
+from usage_plan_key.service import IN_PLACE, LAST_TRY, SPARE
 
 from . import function
-from .function import BUSY, Death, World, denied, log, received, record, throttled
+from .function import BUSY, DOWN, QUOTA, STACK, Death, World, denied, log, received, record, throttled
 
 world = function.world
 
@@ -105,20 +104,6 @@ class TestServing:
         assert world.serve() == []
         assert world.served() == [("Alice", "SUCCESS"), ("Bob", "SUCCESS"), ("Carol", "SUCCESS")]
 
-    def test_out_of_the_functions_time_it_goes_back_in_place_with_all_behind_it(self, world: World) -> None:
-        """CloudFormation waits on, so all go back unanswered: a stack's later ones first, its head last."""
-        for name in ("alice", "bob", "carol"):
-            world.arrives(name)
-        messages = world.records(2, 2, 2)
-        world.at_create = [BUSY] * 999
-        assert world.batch(messages) == ["message-0", "message-1", "message-2"]
-        assert not world.answers
-        assert world.sqs.given_back == ["receipt-2", "receipt-1", "receipt-0"]
-        assert len(world.sqs.sent) == 3, "nothing is ever sent back into the queue"
-        world.at_create = []
-        assert world.batch(messages) == []
-        assert [answer["Status"] for answer in world.answers] == ["SUCCESS"] * 3
-
     def test_a_message_that_sqs_does_not_take_back_comes_again_all_the_same(self, world: World) -> None:
         world.arrives("alice")
         world.at_create = [BUSY] * 999
@@ -138,64 +123,6 @@ class TestServing:
         assert world.serve() == ["message-0"]
         assert not [line for line in caplog.records if line.levelno >= logging.WARNING]
 
-    def test_a_retry_after_longer_than_the_functions_time_costs_one_call_a_turn(self, world: World) -> None:
-        world.arrives("alice")
-        records = world.records()
-        world.at_create = [throttled(100)] * 2
-        turns = 0
-        began = world.clock.now
-        while not world.answers:
-            turns += 1
-            world.batch(records)
-        assert turns <= 3
-        assert world.clock.now - began >= 100
-        assert world.served() == [("Alice", "SUCCESS")]
-        assert not world.at_create
-
-    def test_a_wait_that_would_outlast_cloudformations_time_is_answered_now(self, world: World) -> None:
-        world.arrives(
-            "alice", ResourceProperties={"KeyId": "alice", "UsagePlanId": "free", "ServiceTimeout": "110"}
-        )
-        world.at_create = [throttled(100)]
-        began = world.clock.now
-        assert world.serve() == []
-        assert world.served() == [("Alice", "FAILED")]
-        assert world.clock.now - began < 1
-
-    def test_a_request_cancelled_while_it_waits_makes_way_for_its_delete(self, world: World) -> None:
-        """The Delete waits behind it, in the same batch."""
-        world.arrives("alice")
-        world.at_create = [throttled(600)]
-        apart, delete = (
-            copy_context(),
-            partial(world.arrives, "alice", "Delete", PhysicalResourceId="invented"),
-        )
-        world.before_create = lambda: apart.run(delete) if len(world.sqs.sent) < 2 else None
-        began = world.clock.now
-        records = world.records()
-        assert world.batch(records) == []
-        assert world.served() == [("Alice", "FAILED")]
-        assert world.clock.now - began <= 21
-        world.batch(world.records()[1:])
-        assert world.served()[1:] == [("Alice", "SUCCESS")]
-
-    def test_out_of_cloudformations_time_it_is_answered(self, world: World) -> None:
-        world.arrives(
-            "alice", ResourceProperties={"KeyId": "alice", "UsagePlanId": "free", "ServiceTimeout": "60"}
-        )
-        world.at_create = [BUSY] * 999
-        world.serve()
-        assert world.answers[0]["Status"] == "FAILED"
-        assert "ServiceTimeout" in world.answers[0]["Reason"]
-        assert not world.sqs.sent
-
-    def test_a_request_pauses_for_one_to_two_seconds_while_api_gateway_is_busy(self, world: World) -> None:
-        world.arrives("alice")
-        world.at_create = [BUSY] * 3
-        began = world.clock.now
-        world.serve()
-        assert 3 <= world.clock.now - began <= 6
-
     def test_no_request_is_begun_with_the_functions_time_nearly_up(self, world: World) -> None:
         world.arrives("alice")
         world.seconds = 25
@@ -205,35 +132,6 @@ class TestServing:
 
 class TestOthersOfTheBatch:
     """A stack that waits costs the others little."""
-
-    def test_a_request_that_has_to_wait_waits_after_all_others_are_served(self, world: World) -> None:
-        """Also where API Gateway asks for a longer wait than the function's time."""
-        for name, error in (("alice", throttled(100)), ("bob", BUSY)):
-            world.answers.clear()
-            world.arrives(name, stack=name)
-            world.arrives(
-                "dora", "Delete", stack="two", PhysicalResourceId="dora:free", RequestId=f"dora after {name}"
-            )
-            world.at_create, began = [error] * 999, world.clock.now
-            world.at_delivery = partial(self.not_long_after, began, world.clock)
-            assert world.serve() == ["message-0"]
-            assert world.served() == [("Dora", "SUCCESS")]
-
-    @staticmethod
-    def not_long_after(began: float, clock: Clock) -> None:
-        assert clock.now - began <= PATIENCE
-
-    def test_it_is_not_asked_again_before_api_gateway_lets_it(self, world: World) -> None:
-        """The function asks for no other stack either, because API Gateway throttles the whole account."""
-        for name in ("alice", "bob", "carol"):
-            world.arrives(name, stack=name)
-        world.at_create = [throttled(40)]
-        began = world.clock.now
-        calls: list[float] = []
-        world.before_create = lambda: calls.append(world.clock.now - began)
-        assert world.serve() == []
-        assert len(world.answers) == 3
-        assert min(calls[1:]) >= 40
 
     def test_a_body_that_is_nested_too_deep_is_put_aside(self, world: World) -> None:
         for stray in ("[" * 200_000, '{"a":' * 100_000):
@@ -261,7 +159,7 @@ class TestOthersOfTheBatch:
             world.clock.now += 3
             raise ReadTimeoutError(endpoint_url="https://sqs")
 
-        world.sqs.change_message_visibility = slow  # type: ignore[method-assign]  # it hangs
+        world.sqs.change_message_visibility_batch = slow  # type: ignore[assignment, method-assign]  # it hangs
         assert world.serve(2, 2, first=world.clock.now - VISIBILITY) == ["message-1"]
         assert world.served() == [("Alice", "SUCCESS")]
 
@@ -275,7 +173,7 @@ class TestOthersOfTheBatch:
             world.clock.now += 3
             raise ReadTimeoutError(endpoint_url="https://sqs")
 
-        world.sqs.change_message_visibility = slow  # type: ignore[method-assign]  # it hangs
+        world.sqs.change_message_visibility_batch = slow  # type: ignore[assignment, method-assign]  # it hangs
         ends = world.clock.now + world.seconds
         assert len(world.serve()) == 3
         assert world.clock.now < ends
@@ -291,28 +189,258 @@ class TestOthersOfTheBatch:
         assert world.batch([first, second]) == ["message-0", "message-1"]
         assert not world.answers
 
-    def test_a_waiting_request_makes_way_for_other_stacks_and_then_has_all_the_time(
+
+def calls(world: World, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note the function's calls to the ledger from now on."""
+    made: list[str] = []
+
+    def noted(name: str) -> Any:
+        real = getattr(world.db, name)
+
+        def call(**arguments: Any) -> Any:
+            made.append(name)
+            return real(**arguments)
+
+        return call
+
+    for name in ("transact_get_items", "transact_write_items"):
+        monkeypatch.setattr(world.db, name, noted(name))
+    return made
+
+
+def rolls(monkeypatch: pytest.MonkeyPatch, roll: float) -> None:
+    """Have every roll for a wait in the queue come out so; in place a request waits for as long as it may."""
+    monkeypatch.setattr("usage_plan_key.retry.random.uniform", lambda low, high: roll if high == 1 else high)
+
+
+class TestWaiting:
+    """A long wait is the queue's: what API Gateway refuses goes back at once, hidden in its place."""
+
+    def test_it_waits_in_place_for_a_moment_and_only_until_it_has_gone_back_once(self, world: World) -> None:
+        world.arrives("alice")
+        (message,) = world.records()
+        world.at_create, began = [BUSY] * 999, world.clock.now
+        assert world.batch([message]) == ["message-0"]
+        assert 1 <= world.clock.now - began <= IN_PLACE
+        asked, world.clock.now = len(world.at_create), world.note("Create-one-alice").until
+        began = world.clock.now
+        assert world.batch([received(message)]) == ["message-0"]
+        assert (asked - len(world.at_create), world.clock.now) == (1, began)
+
+    def test_it_hides_until_its_time_and_its_stacks_later_ones_wait_behind_it(self, world: World) -> None:
+        """One call gives them back at once, before the others of the batch are served."""
+        world.arrives("alice")
+        world.arrives("dora", stack="two")
+        world.arrives("bob")
+        world.arrives("carol")
+        world.at_create = [throttled(7)]
+        world.at_delivery = lambda: given.append(list(world.sqs.given_back))
+        given: list[Any] = []
+        assert world.serve() == ["message-0", "message-2", "message-3", "message-1"]
+        assert world.sqs.given_back[0] == {"receipt-0": 7, "receipt-2": 0, "receipt-3": 0}
+        assert len(world.sqs.sent) == 0, "nothing is ever sent back into the queue"
+
+    def test_others_are_served_after_it_has_gone_back(self, world: World) -> None:
+        world.arrives("alice")
+        world.arrives("dora", "Delete", stack="two", PhysicalResourceId="dora:free")
+        world.arrives("bob")
+        world.at_create, given = [BUSY] * 999, []
+        world.at_delivery = lambda: given.extend(world.sqs.given_back)
+        assert world.serve() == ["message-0", "message-2"]
+        assert [{*each} for each in given] == [{"receipt-0", "receipt-2"}]
+        assert world.served() == [("Dora", "SUCCESS")]
+        assert len(world.sqs.given_back) == 1, "one call"
+
+    @pytest.mark.parametrize(("after", "looks"), [(7, [7]), (20, [20]), (50, [20, 20, 10])])
+    def test_it_looks_every_twenty_seconds_and_asks_nobody_before_its_time(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, after: int, looks: list[int]
+    ) -> None:
+        world.arrives("alice")
+        (message,) = world.records()
+        world.at_create, began = [throttled(after)], world.clock.now
+        world.batch([message])
+        made = calls(world, monkeypatch)
+        for number, seconds in enumerate(looks):
+            assert world.sqs.given_back[number] == {"receipt-0": seconds}
+            assert made == ["transact_get_items"] * number, "a look reads one page, and writes none"
+            world.clock.now += seconds
+            world.batch([received(message, 2 + number)])
+        assert world.clock.now - began == after
+        assert world.served() == [("Alice", "SUCCESS")]
+
+    def test_the_pages_of_a_batch_are_read_in_one_call(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        served: list[tuple[str, float, float]] = []
+        names = ("alice", "bob", "carol", "dora")
+        for name in names:
+            world.arrives(name, stack=name)
+        records = world.records()
+        world.at_create = [DOWN] * 999
+        assert len(world.batch(records)) == len(names)
+        made, asked = calls(world, monkeypatch), len(world.at_create)
+        world.clock.now = min(world.note(f"Create-{name}-{name}").until for name in names) - 1
+        assert len(world.batch([received(record) for record in records])) == len(names)
+        assert (made, len(world.at_create)) == (["transact_get_items"], asked)
 
-        def serve(self: Any, turn: Any, ends: float, patience: float, opens: float, *rest: Any) -> None:
-            served.append((turn.request.wanted.key_id, patience, opens))
-            world.clock.now += 35
-            raise TurnOverError("busy", world.clock.now + 5)
-
+    @pytest.mark.parametrize("roll", [0.0, 1.0])
+    def test_its_own_refusals_double_its_pause_to_two_minutes(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, roll: float
+    ) -> None:
+        """Half to all of it is jitter. The receives do not count, and a Retry-After ends the doubling."""
+        rolls(monkeypatch, roll)
         world.arrives("alice")
-        world.arrives("carol")
+        (message,) = world.records()
+        pauses = []
+        for refused in range(1, 12):
+            world.at_create = [throttled(45) if refused == 3 else DOWN]
+            if refused == 1:
+                world.at_create = [DOWN] * 99
+            world.batch([received(message, 5 * refused)])
+            note = world.note("Create-one-alice")
+            assert note.refusals == refused
+            pauses.append(note.until - world.clock.now)
+            world.clock.now = note.until
+        part = [seconds * (1 + roll) / 2 for seconds in (2, 4, 2, 4, 8, 16, 32, 64, 120, 120)]
+        assert pauses == pytest.approx([*part[:2], 45, *part[2:]], abs=1)
+
+    def test_a_follower_begins_its_own_count(self, world: World) -> None:
+        world.arrives("alice")
+        world.arrives("bob")
+        alice, bob = world.records()
+        for receives in range(1, 5):
+            world.at_create = [DOWN] * 99
+            world.batch([received(alice, receives), received(bob, receives)])
+            world.clock.now = world.note("Create-one-alice").until
+        world.at_create = []
+        world.before_create = lambda: world.at_create.extend([DOWN] * 99) if world.answers else None
+        world.batch([received(alice, 5), received(bob, 5)])
+        note = world.note("Create-one-bob")
+        assert (world.served(), note.refusals) == ([("Alice", "SUCCESS")], 1)
+        assert note.until - world.clock.now <= 3
+
+    def test_a_cancelled_create_makes_way_at_its_next_look_and_its_delete_follows(self, world: World) -> None:
+        """However long API Gateway has asked to wait."""
+        world.arrives("alice")
+        (create,) = world.records()
+        world.at_create, began = [throttled(600)], world.clock.now
+        world.batch([create])
+        world.clock.now += 5
+        world.arrives("alice", "Delete", PhysicalResourceId="invented")
+        delete = world.records()[1]
+        world.clock.now = began + 20
+        calls_before = world.api.calls.total()
+        assert world.batch([received(create), delete]) == []
+        assert world.served() == [("Alice", "FAILED"), ("Alice", "SUCCESS")]
+        assert "Superseded" in world.answers[0]["Reason"]
+        assert (world.api.calls.total(), world.clock.now - began) == (calls_before, 20)
+
+    @pytest.mark.parametrize("roll", [0.0, 0.5, 1.0])
+    def test_the_last_try_falls_into_the_last_minute_and_fails_there(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, roll: float
+    ) -> None:
+        rolls(monkeypatch, roll)
+        properties = {"KeyId": "alice", "UsagePlanId": "free", "ServiceTimeout": "600"}
+        world.arrives("alice", ResourceProperties=properties)
+        (message,), began, asked = world.records(), world.clock.now, []
+        world.before_create = lambda: asked.append(world.clock.now - began)
+        world.at_create, receives = [DOWN] * 99, 0
+        while not world.answers:
+            receives += 1
+            world.batch([received(message, receives)])
+            world.clock.now += world.sqs.given_back[-1]["receipt-0"]
+        latest = 600 - BEFORE_CALL - SPARE
+        assert asked[-1] == pytest.approx(latest - LAST_TRY * (1 - roll), abs=1)
+        assert asked[-1] < 600 - BEFORE_CALL
+        assert asked[-2] < latest - LAST_TRY
+        assert world.served() == [("Alice", "FAILED")]
+        reason = world.answers[0]["Reason"]
+        assert f"gave up after {world.note('Create-one-alice').refusals + 1} attempts in " in reason
+        assert "ServiceTimeout" in reason
+
+    def test_a_retry_after_beyond_its_time_is_answered_now(self, world: World) -> None:
+        properties = {"KeyId": "alice", "UsagePlanId": "free", "ServiceTimeout": "110"}
+        world.arrives("alice", ResourceProperties=properties)
+        world.at_create = [throttled(100)]
+        assert world.serve() == []
+        assert world.served() == [("Alice", "FAILED")]
+
+    def test_a_throttle_holds_other_requests_back_for_half_a_minute_at_most(self, world: World) -> None:
+        world.arrives("alice", stack="one")
         world.arrives("bob", stack="two")
-        monkeypatch.setattr(Provider, "_handle", serve)
-        began = world.clock.now
-        assert world.serve() == ["message-0", "message-1", "message-2"]
-        assert served == [
-            ("alice", PATIENCE, -math.inf),
-            ("bob", 40 - 35, began + 40),
-            ("alice", math.inf, began + 75),
-            ("bob", math.inf, began + 110),
-        ]
+        world.arrives("carol", stack="one", RequestId="behind alice")
+        records, began = world.records(), world.clock.now
+        world.at_create = [throttled(900)]
+        assert world.batch(records) == ["message-0", "message-2", "message-1"]
+        assert world.sqs.given_back == [{"receipt-0": 20, "receipt-2": 0}, {"receipt-1": 20}]
+        asked = world.api.calls.total()
+        world.clock.now = began + 20
+        assert world.batch([received(records[1])]) == ["message-1"]
+        assert (world.sqs.given_back[-1], world.api.calls.total()) == ({"receipt-1": 10}, asked)
+        world.clock.now = began + CLOSED_FOR + 1
+        assert world.batch([received(records[1], 3)]) == []
+        assert world.served() == [("Bob", "SUCCESS")]
+
+    def test_a_throttle_holds_no_request_back_that_asks_api_gateway_nothing(self, world: World) -> None:
+        world.arrives("alice")
+        world.arrives("bob", "Delete", stack="two", PhysicalResourceId="bob:free")
+        world.at_create = [throttled(900)]
+        assert world.serve() == ["message-0"]
+        assert world.served() == [("Bob", "SUCCESS")]
+
+    def test_what_goes_back_for_want_of_the_functions_time_is_not_hidden(self, world: World) -> None:
+        world.arrives("alice", stack="one")
+        world.arrives("bob", stack="two")
+        world.seconds = CLOSING_TIME + LAST_SECONDS + BEFORE_CALL - 1
+        assert world.serve() == ["message-0", "message-1"]
+        assert world.sqs.given_back == [{"receipt-0": 0, "receipt-1": 0}]
+        assert world.note("Create-one-alice").refusals == 0
+
+    @pytest.mark.parametrize("waits", [False, True])
+    def test_a_quota_is_tried_for_half_a_minute_and_fails_with_its_text(
+        self, world: World, waits: bool
+    ) -> None:
+        """Earlier refusals of another kind do not count."""
+        world.arrives("alice")
+        (message,), receives = world.records(), 1
+        if waits:
+            world.at_create = [throttled(600)]
+            world.batch([message])
+            world.clock.now += 600
+        began, asked = world.clock.now, []
+        world.before_create = lambda: asked.append(world.clock.now - began)
+        world.at_create = [QUOTA] * 999
+        while not world.answers:
+            receives += 1
+            world.batch([received(message, receives)])
+            world.clock.now += world.sqs.given_back[-1]["receipt-0"] if not world.answers else 0
+        assert (
+            "eu-central-1: LimitExceededException: Maximum number reached (function"
+            in world.answers[0]["Reason"]
+        )
+        assert QUOTA_PATIENCE <= asked[-1] <= 2 * QUOTA_PATIENCE
+        assert world.served() == [("Alice", "FAILED")]
+        assert not world.held, "nothing is held for it"
+
+    @pytest.mark.parametrize("gives_way", [False, True])
+    def test_a_repair_waits_like_any_other_and_gives_way_to_each(self, world: World, gives_way: bool) -> None:
+        event = world.arrives("alice")
+        world.serve()
+        world.api.attached.clear()
+        repair = repair_event("r", Holder(event["StackId"], "Alice"), Association("alice", "free"))
+        assert world.function.queue
+        world.function.queue.put(repair, world.clock.now, within(60, world.clock))
+        (message,) = world.records()
+        world.at_create = [throttled(60)]
+        assert world.batch([message]) == ["message-0"]
+        world.clock.now += 40
+        if gives_way:
+            world.arrives("alice", "Delete", PhysicalResourceId="alice:free")
+        records = [received(message), *world.records()[1:]]
+        assert world.batch(records) == ([] if gives_way else ["message-0"])
+        assert world.served()[1:] == ([("Alice", "SUCCESS")] if gives_way else [])
+        world.clock.now += 20
+        assert gives_way or world.batch([received(message, 3)]) == [], "its time has come"
+        assert world.api.attached == (set() if gives_way else {("alice", "free")})
 
 
 class TestDying:
@@ -345,9 +473,9 @@ class TestDying:
         alice, bob, carol = first
         self.dies(world, first)
         self.dies(world, [received(record, 2) for record in first])
-        assert world.sqs.given_back == ["receipt-1"], "another stack's goes back at once"
+        assert world.sqs.given_back == [{"receipt-1": 0}], "another stack's goes back at once"
         self.dies(world, [received(record, 3) for record in first])
-        assert world.sqs.given_back[1:] == ["receipt-2", "receipt-1"], "the suspect is alone"
+        assert world.sqs.given_back[1:] == [{"receipt-1": 0, "receipt-2": 0}], "the suspect is alone"
         world.batch([received(bob, 4)])
         assert world.served() == [("Bob", "SUCCESS")]
         self.dies(world, [received(alice, 4), received(carol, 4)])
@@ -365,7 +493,7 @@ class TestDying:
         failed = world.serve(2, 2, 1, first=world.clock.now - VISIBILITY)
         assert world.served() == [("Alice", "SUCCESS"), ("Carol", "SUCCESS")]
         assert failed == ["message-1"]
-        assert world.sqs.given_back == ["receipt-1"]
+        assert world.sqs.given_back == [{"receipt-1": 0}]
 
     def test_a_request_that_went_back_in_time_is_no_suspect(self, world: World) -> None:
         world.arrives("alice")
@@ -379,31 +507,64 @@ class TestDying:
         """One read of the ledger fails."""
         world.arrives("alice")
         world.arrives("bob", stack="two")
-        read, trouble = world.ledger.change, [FailedError("Could not read the ledger")]
 
-        def change(*asked: Any) -> Any:
-            if trouble:
-                raise trouble.pop()
-            return read(*asked)
+        def read(*_: Any) -> Any:
+            raise FailedError("Could not read the ledger")
 
-        monkeypatch.setattr(world.ledger, "change", change)
+        monkeypatch.setattr(world.table, "read", read)
         assert world.serve(2, 1) == []
         assert world.served() == [("Alice", "SUCCESS"), ("Bob", "SUCCESS")]
-        said = (
-            "Could not see whether a function has died at Create alice:free, OnExisting Fail:"
-            " Could not read the ledger"
-        )
-        assert said in caplog.messages
+        said = "Could not look up a batch's requests together: Could not read the ledger"
+        assert ("WARNING", said) in log(caplog)
 
     def test_a_delete_that_is_given_up_names_the_key_that_stays_attached(self, world: World) -> None:
         world.arrives("bob", "Delete", PhysicalResourceId="bob:free")
-        holder = next(iter(world.ledger.records))
-        world.ledger.records[holder] = world.ledger.records[holder]._replace(
-            begun="Delete-one-bob", died="Delete-one-bob", deaths=2
-        )
+        holder = Holder(STACK.format("one"), "Bob")
+
+        def died(state: Snapshot) -> Snapshot:
+            note = state.record.notes[0]._replace(begun=True, deaths=MOST_DEATHS - 1)
+            return state.with_record(state.record.noted(note))
+
+        world.table.change(holder, [], died, within(60, world.clock))
         world.serve(5)
         assert "3 invocations died" in world.answers[0]["Reason"]
         assert "Still attached: bob:free" in world.answers[0]["Reason"]
+
+    def test_deaths_at_the_delivery_count_and_after_three_the_answer_is_not_sent_again(
+        self, world: World, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """The first delivery's death has no mark. The stack's next request is served."""
+
+        def dies() -> None:
+            raise Death
+
+        world.arrives("alice")
+        world.arrives("bob")
+        alice, bob = world.records()
+        world.at_delivery = dies
+        for receives in range(1, MOST_DEATHS + 2):
+            with pytest.raises(Death):
+                world.batch([received(alice, receives)])
+            world.clock.now += VISIBILITY
+        world.at_delivery = lambda: None
+        assert world.batch([received(alice, 9)]) == []
+        assert world.answers == []
+        said = "functions have died at its delivery, so the answer is not sent again"
+        assert ("ERROR", f"Create alice:free, OnExisting Fail: {said}") in log(caplog)
+        assert '"AnswerUndelivered":[1.0]' in capsys.readouterr().out
+        assert world.batch([bob]) == []
+        assert world.served() == [("Bob", "SUCCESS")]
+
+    def test_an_answer_that_could_not_be_delivered_is_no_death(self, world: World) -> None:
+        world.arrives("alice")
+        (message,) = world.records()
+        world.unreachable = True
+        for receives in range(1, 3 * MOST_DEATHS):
+            assert world.batch([received(message, receives)]) == ["message-0"]
+            world.clock.now += VISIBILITY
+        world.unreachable = False
+        assert world.batch([received(message, 99)]) == []
+        assert world.served() == [("Alice", "SUCCESS")]
 
     def test_an_answer_that_was_given_stands_though_a_function_died_after_it(self, world: World) -> None:
         world.arrives("alice")
@@ -415,7 +576,7 @@ class TestDying:
     def test_an_error_of_one_request_costs_only_its_own_stack(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """The function does not give it back at once; otherwise it would come again and again."""
+        """The function gives nothing of it back at once; otherwise it would come again and again."""
         for name, stack in (("alice", "one"), ("bob", "two"), ("carol", "one")):
             world.arrives(name, stack=stack)
 
@@ -428,7 +589,7 @@ class TestDying:
         monkeypatch.setattr(CustomResource, "answer", answer)
         assert sorted(world.serve()) == ["message-0", "message-2"]
         assert world.served() == [("Bob", "SUCCESS")]
-        assert world.sqs.given_back == ["receipt-2"]
+        assert world.sqs.given_back == []
 
     def test_deaths_add_up_though_it_goes_back_in_between(self, world: World) -> None:
         """Waits for API Gateway between deaths count as no death, and erase none."""
@@ -441,6 +602,7 @@ class TestDying:
             else:
                 world.at_create = [BUSY] * 999
                 assert world.batch([again]) == ["message-0"]
+                world.clock.now += BACK_OFF[1]
         world.at_create = []
         assert world.batch([received(message, 8)]) == []
         assert "3 invocations died" in world.answers[0]["Reason"]
@@ -451,8 +613,7 @@ class TestDying:
         self.dies(world, [received(message, 2)])
         world.seconds = 25
         assert world.batch([received(message, 3)]) == ["message-0"]
-        (record,) = world.ledger.records.values()
-        assert record.begun == "Create-one-alice"
+        assert world.note("Create-one-alice").begun
 
     def test_a_request_that_only_waited_does_not_count_as_in_a_death(self, world: World) -> None:
         """A later delivery began it again, and that function did not die."""
@@ -470,32 +631,16 @@ class TestDying:
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         deadlines: list[Deadline] = []
-        change = world.ledger.change
+        read = world.table.read
 
-        def watched(holder: Any, associations: Any, rule: Any, deadline: Deadline, seen: Any = None) -> Any:
+        def watched(wanted: Any, deadline: Deadline) -> Any:
             deadlines.append(deadline)
-            return change(holder, associations, rule, deadline, seen)
+            return read(wanted, deadline)
 
         world.arrives("alice")
-        monkeypatch.setattr(world.ledger, "change", watched)
+        monkeypatch.setattr(world.table, "read", watched)
         world.serve(2)
-        assert all(deadline.clock is world.clock for deadline in deadlines)
-        assert deadlines[0]._end == world.clock.now + world.seconds - LAST_SECONDS - CLOSING_TIME
-
-    def test_a_look_for_a_death_that_fails_is_logged(
-        self, world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def broken(self: Any) -> bool:
-            raise FailedError("the ledger is out of reach")
-
-        world.arrives("alice")
-        monkeypatch.setattr("usage_plan_key.service.Service.died", broken)
-        assert world.serve(2) == []
-        said = (
-            "Could not see whether a function has died at Create alice:free, OnExisting Fail:"
-            " the ledger is out of reach"
-        )
-        assert ("WARNING", said) in log(caplog)
+        assert deadlines == [within(world.seconds - LAST_SECONDS - CLOSING_TIME, world.clock)]
 
     def test_only_the_first_of_a_stack_may_have_been_in_a_batch_that_died(self, world: World) -> None:
         world.arrives("alice")
@@ -563,14 +708,15 @@ class TestStrays:
         """The function fences it now, because nothing fenced it at its arrival."""
         world.arrives("alice")
         event = json.loads(world.sqs.sent[0]["MessageBody"])["event"]
-        world.ledger.records.clear()
+        world.db.items.clear()
         body = json.dumps(
             {"version": "1.0", "requestContext": {"condition": "RetriesExhausted"}, "requestPayload": event}
         )
         assert world.batch([record(body, SentTimestamp=str(int(world.clock.now * 1000)))]) == []
         assert world.served() == [("Alice", "SUCCESS")]
-        (page,) = world.ledger.records.values()
-        assert page.newest == "Create-one-alice"
+        (page,) = world.holders.values()
+        assert page.newest
+        assert page.newest.id == "Create-one-alice"
 
     def test_a_message_of_the_former_format_is_served(self, world: World) -> None:
         """It has waited in the queue during an upgrade."""
@@ -617,13 +763,8 @@ class TestTold:
         world.arrives("bob")
         world.at_create = [BUSY] * 999
         world.serve()
-        waits = [text for _, text in log(caplog) if " waits: " in text]
-        assert len(waits) == 2, "where there is one stack, nobody makes way"
-        assert waits[0].startswith("Create alice:free, OnExisting Fail waits: Could not attach API key alice")
-        assert (
-            waits[1]
-            == "Create bob:free, OnExisting Fail waits: an earlier request of its stack has no answer yet"
-        )
+        (waits,) = [text for _, text in log(caplog) if " waits: " in text]
+        assert waits.startswith("Create alice:free, OnExisting Fail waits: Could not attach API key alice")
 
     def test_a_request_without_time_in_this_turn_says_so_and_begins_nothing(
         self, world: World, caplog: pytest.LogCaptureFixture
@@ -639,13 +780,13 @@ class TestTold:
     def test_a_message_that_sqs_does_not_take_back_is_logged(
         self, world: World, caplog: pytest.LogCaptureFixture
     ) -> None:
-        refused = denied("ChangeMessageVisibility")
+        refused = denied("ChangeMessageVisibilityBatch")
         world.arrives("alice")
         world.at_create = [BUSY] * 999
         records = world.records()
         world.sqs.fails = [refused]
         world.batch(records)
-        said = f"Message message-0 comes again when its visibility time-out is over: {refused}"
+        said = f"1 messages come again when their visibility time-out is over: {refused}"
         assert ("WARNING", said) in log(caplog)
 
     def test_a_batchs_log_lines_before_its_first_request_are_about_none(self, world: World) -> None:
@@ -682,7 +823,7 @@ class TestTheEndOfTheFunction:
         ends = world.clock.now + world.seconds
         with pytest.raises(Death):
             world.serve()
-        (entry,) = world.ledger.entries.values()
+        (entry,) = world.held.values()
         assert entry.detaching == int(ends) + MOST_SKEW
 
     def test_a_repair_that_comes_again_is_marked_as_begun(self, world: World) -> None:
@@ -692,13 +833,13 @@ class TestTheEndOfTheFunction:
         wanted = Association("alice", "free")
         repair = repair_event("r", Holder(event["StackId"], "Alice"), wanted)
         assert world.function.queue
-        for receives, begun in ((1, ""), (2, "r")):
-            world.function.queue.put(repair, world.clock.now, Deadline(60, world.clock))
+        for receives, begun in ((1, []), (2, [True])):
+            world.function.queue.put(repair, world.clock.now, within(60, world.clock))
             world.at_create = [Death()]
             with pytest.raises(Death):
                 world.serve(receives)
-            (record,) = world.ledger.records.values()
-            assert record.begun == begun
+            (record,) = world.holders.values()
+            assert [note.begun for note in record.notes if note.id == "r"] == begun
 
 
 def test_behind_a_call_that_has_hung_a_request_goes_back_and_is_not_answered() -> None:

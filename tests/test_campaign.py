@@ -10,7 +10,7 @@ import pytest
 
 from usage_plan_key import response, rules
 from usage_plan_key.api_gateway import ApiGateway
-from usage_plan_key.model import Response
+from usage_plan_key.model import Origin, Response
 from usage_plan_key.service import Service
 
 from .campaign import events
@@ -44,7 +44,7 @@ def test_no_fault_breaks_a_promise(kind: str) -> None:
 
 
 def test_an_answer_that_could_not_be_written_down_may_be_given_anew_and_the_log_says_so() -> None:
-    refused = (("hangs for ever", 3, 0.0), ("the table is gone", 4, 0.0))
+    refused = (("hangs for ever", 4, 0.0), ("the table is gone", 4, 0.0))
     done = made(Cell("at random", "delete before create", refused, 0))
     assert not done.wrong
     assert any("two answers" in text for text in done.excepted)
@@ -69,16 +69,17 @@ def broken(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     read = response.destination
     match how:
         case "nothing is superseded":
-            monkeypatch.setattr(rules, "check_superseded", lambda record, request: None)
+            monkeypatch.setattr(rules, "is_superseded", lambda record, request: False)
         case "what was there before is ours":
-            monkeypatch.setattr(rules, "_preexisting", lambda state, request: state)
+            ours = lambda state, request: state.with_entry(request.wanted, origin=Origin.OURS)  # noqa: E731
+            monkeypatch.setattr(rules, "whose", ours)
         case "nothing is detached":
             monkeypatch.setattr(ApiGateway, "detach", lambda self, association, deadline: None)
         case "the guard's answer is not written down":
             monkeypatch.setattr(Service, "fail", failed)
         case "an invented id names nothing":
             monkeypatch.setattr(
-                rules, "releases", lambda record, request: [named] if (named := request.identified) else []
+                rules, "releases", lambda state, request: [named] if (named := request.identified) else []
             )
         case "nobody mends what a restored ledger has forgotten":
             monkeypatch.setattr("tests.campaign.play._mend", lambda cfn: None)

@@ -25,11 +25,10 @@ from usage_plan_key.errors import EventError, OutOfTimeError, TurnOverError, Und
 from usage_plan_key.model import Response
 from usage_plan_key.request import Request, parse
 from usage_plan_key.response import LONGEST_RESPONSE, Sender, where
-from usage_plan_key.retry import Deadline
 
 from . import answers
 from .answers import ATTACHED, EVENTS, ID, VALUE, WHERE, Lines, event, failed
-from .memory import Clock
+from .memory import Clock, within
 
 environment, sink, everything = answers.environment, answers.sink, answers.everything
 
@@ -85,7 +84,7 @@ class Ours:
 
     def __call__(self, event: Mapping[str, Any], serve: Serve, give_up: Serve | None = None) -> Run:
         request = parse(event)
-        deliver = partial(self._sender.deliver, request, Deadline(60, Clock()))
+        deliver = partial(self._sender.deliver, request, within(60, Clock()))
         resource = a_resource(
             request, serve, give_up or partial(hopeless, request), deliver, where(Context())
         )
@@ -432,7 +431,7 @@ class TestAlwaysAnswered:
         delivered: list[bytes] = []
 
         def serve() -> Response:
-            raise TurnOverError("the turn is over")
+            raise TurnOverError("It", "the turn is over")
 
         asked = EVENTS["create"]
         with pytest.raises(TurnOverError, match="the turn is over"):

@@ -1,567 +1,313 @@
-"""The function dies, runs out of time or loses its ledger at any step; the next delivery ends well."""
+"""The function dies, meets others, or loses its ledger at any step; the next delivery ends well."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from random import Random
-from typing import Any
 
 import pytest
 
-from usage_plan_key.api_gateway import ApiGateway
-from usage_plan_key.errors import FailedError, OutOfTimeError, TurnOverError
-from usage_plan_key.model import Holder, Response, Snapshot
-from usage_plan_key.request import MOST_SKEW, Delete, Request, Update
+from usage_plan_key.ledger import Table
+from usage_plan_key.request import parse
 from usage_plan_key.retry import Deadline
 from usage_plan_key.service import Service
 
-from . import cloudformation
-from .cloudformation import (
-    BUSY,
-    CREATE,
-    DELETE,
-    DENIED,
-    FREE,
-    GET,
-    GOLD,
-    LOST,
-    PRO,
-    TAKE,
-    CloudFormation,
-    Death,
-    Step,
-    dies_at,
-    error,
-    failed,
-    fails,
-    followed_by,
-    holder,
-    outcome,
-    pair,
-    preceded_by,
-    rolled,
-    served,
-    served_then,
-    usual,
-)
-
-pytestmark = pytest.mark.usefixtures("either_conflict")
-cfn = cloudformation.cfn
+from .story import Death, play, staged, stories
 
 
-Given = Callable[[CloudFormation], Request]
-
-
-def _fresh(cfn: CloudFormation) -> Request:
-    return cfn.a_create("A", FREE)
-
-
-def _joining(cfn: CloudFormation) -> Request:
-    cfn.create("B", FREE)
-    return cfn.a_create("A", FREE)
-
-
-def _repairing(cfn: CloudFormation) -> Request:
-    cfn.create("A", FREE)
-    cfn.by_hand(FREE, attached=False)
-    return cfn.an_update("A", FREE, FREE)
-
-
-def _taking(cfn: CloudFormation) -> Request:
-    cfn.by_hand(FREE)
-    cfn.create("A", FREE, TAKE)
-    return cfn.an_update("A", FREE, FREE, TAKE)
-
-
-def _replacing(cfn: CloudFormation) -> Request:
-    cfn.create("A", FREE)
-    return cfn.an_update("A", FREE, GOLD)
-
-
-def _moving(cfn: CloudFormation) -> Request:
-    cfn.create("A", FREE)
-    return cfn.an_update("A", FREE, PRO)
-
-
-def _moving_back(cfn: CloudFormation) -> Request:
-    cfn.create("A", FREE)
-    cfn.update("A", FREE, PRO)
-    return cfn.an_update("A", FREE, FREE)
-
-
-def _deleting(cfn: CloudFormation) -> Request:
-    cfn.create("A", FREE)
-    return cfn.a_delete("A", FREE)
-
-
-def _deleting_one_of_two(cfn: CloudFormation) -> Request:
-    cfn.create("B", FREE)
-    cfn.create("A", FREE)
-    return cfn.a_delete("A", FREE)
-
-
-def _deleting_all(cfn: CloudFormation) -> Request:
-    cfn.create("A", FREE)
-    cfn.update("A", FREE, GOLD)
-    return cfn.a_delete("A", "invented")
-
-
-@pytest.mark.parametrize(
-    "given",
-    [
-        _fresh, _joining, _repairing, _taking, _replacing, _moving, _moving_back,
-        _deleting, _deleting_one_of_two, _deleting_all,
-    ],
-)  # fmt: skip
-def test_a_death_between_any_two_steps_is_harmless(given: Given) -> None:
-    """After a death at any call or write, the next delivery ends as if undisturbed."""
-    undisturbed = CloudFormation()
-    expected = undisturbed.send(given(undisturbed))
-    assert expected.success
-    for last in itertools.count(1):
-        cfn = CloudFormation()
-        request = given(cfn)
-        steps = itertools.count(1)
-
-        def tick(last: int = last, steps: Iterator[int] = steps) -> None:
-            if next(steps) == last:
-                raise Death
-
-        cfn.tick = tick
-        try:
-            cfn.send(request)
-        except Death:
-            cfn.tick = lambda: None
-        else:
-            assert last > 4
-            break
-        answer = cfn.send(request)
-        assert (answer.success, answer.id) == (True, expected.id), f"step {last}: {answer.reason}"
-        assert cfn.attached == undisturbed.attached, f"step {last}"
-        assert cfn.holders(FREE) == undisturbed.holders(FREE), f"step {last}"
-        assert not [entry for entry in cfn.entries.values() if entry.detaching]
-        marks = [
-            [(entry.preexisting, entry.taken_over) for entry in ledger.entries.values()]
-            for ledger in (cfn, undisturbed)
-        ]
-        assert marks[0] == marks[1], f"step {last}"
-
-
-class TestDeaths:
-    """The function marks a request that comes again as begun; a mark from before means a death."""
-
-    @staticmethod
-    def serve(cfn: CloudFormation, request: Request, seconds: float = 90) -> Response:
-        """Serve a request that came before, within so many seconds of the function's time."""
-        deadline = Deadline(3600, cfn.clock, Random(0), turn=seconds)
-        return served(Service(request, cfn, ApiGateway(cfn), deadline, redelivered=True))  # type: ignore[arg-type]  # a fake
-
-    def test_the_fourth_time_it_is_answered_failed(self, cfn: CloudFormation) -> None:
-        request = cfn.a_create("A", FREE)
-        cfn.arrives(request)
-        for death in range(3):
-            assert cfn.service(request).died() is (death > 0 or None)
-            cfn.at(CREATE, fails(Death()))
-            cfn.at(GET, fails(Death()))
-            with pytest.raises(Death):
-                self.serve(cfn, request)
-        assert failed(self.serve(cfn, request), "3 invocations died at this request")
-        assert not cfn.service(request).died(), "it was answered"
-
-    def test_answered_or_gone_back_it_is_no_suspect(self, cfn: CloudFormation) -> None:
-        request = cfn.a_create("A", FREE)
-        cfn.at(CREATE, *[fails(BUSY)] * 999)
-        with pytest.raises(TurnOverError):
-            self.serve(cfn, request)
-        assert not cfn.service(request).died()
-        cfn.at(CREATE)
-        assert self.serve(cfn, request).success
-        assert cfn.records[holder("A")].begun == ""
-
-    def test_a_request_that_comes_again_costs_one_write_more(self, cfn: CloudFormation) -> None:
-        writes: list[object] = []
-        cfn.tick = lambda: writes.append(None)
-        cfn.create("A", FREE)
-        first = len(writes)
-        writes.clear()
-        request = cfn.a_create("B", GOLD)
-        cfn.arrives(request)
-        self.serve(cfn, request)
-        assert len(writes) == first + 2, "one write more, seen before and after"
-
-    def test_a_turn_ends_though_its_mark_cannot_be_taken_off(
-        self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def refuse(*_: Any, **__: Any) -> Any:
-            raise FailedError("the ledger is out of reach")
-
-        monkeypatch.setattr("usage_plan_key.rules.rest", refuse)
-        cfn.script[CREATE] = itertools.repeat(fails(BUSY))
-        with pytest.raises(TurnOverError):
-            self.serve(cfn, cfn.a_create("A", FREE), seconds=60)
-
-    def test_the_mark_is_taken_off_in_the_requests_own_time(
-        self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        clocks: list[object] = []
-        change = cfn.change
-
-        def watched(
-            holder_: Holder, associations: Any, rule: Any, deadline: Deadline, seen: Snapshot | None = None
-        ) -> Snapshot:
-            clocks.append(deadline.clock)
-            return change(holder_, associations, rule, deadline, seen)
-
-        monkeypatch.setattr(cfn, "change", watched)
-        cfn.script[CREATE] = itertools.repeat(fails(BUSY))
-        with pytest.raises(TurnOverError):
-            self.serve(cfn, cfn.a_create("A", FREE), seconds=60)
-        assert set(clocks) == {cfn.clock}
-        assert cfn.records[holder("A")].begun == ""
-
-
-def a_dead_move(cfn: CloudFormation, at: Step | None = None) -> Update:
-    """Detach a key for a move, die when the function attaches it, and give back the request."""
-    cfn.create("A", FREE)
-    request = cfn.an_update("A", FREE, PRO)
-    cfn.at(DELETE, followed_by(lambda: cfn.at(CREATE, at or fails(Death()))))
-    with pytest.raises(Death):
-        cfn.send(request)
-    return request
-
-
-class TestAnEarlierDelivery:
-    """The request's own earlier delivery has died half way."""
-
-    def test_a_failure_gives_way_to_the_answer_that_another_delivery_has_written(
-        self, cfn: CloudFormation
-    ) -> None:
-        request = cfn.a_create("A", FREE)
-        given = cfn.send(request)
-        assert given.success
-        assert cfn.service(request).fail("the guard has struck") == given
-
-    def test_a_repeated_create_that_cannot_look_keeps_its_hold(self, cfn: CloudFormation) -> None:
-        """Its first delivery may have attached the key, so the hold stays; the next Delete detaches it."""
-        request = cfn.a_create("A", FREE)
-        cfn.at(CREATE, served_then(Death()))
-        with pytest.raises(Death):
-            cfn.send(request)
-        cfn.at(GET, fails(DENIED))
-        assert failed(cfn.send(request), "apigateway:GET")
-        assert cfn.holders(FREE) == {holder("A")}
-        cfn.delete("A", FREE)
-        assert not cfn.attached
-
-    def test_a_key_of_an_earlier_delivery_stays_held_where_the_ledger_cannot_be_read(
-        self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        request = cfn.a_create("A", FREE)
-        cfn.at(CREATE, served_then(Death()))
-        with pytest.raises(Death):
-            cfn.send(request)
-        change, calls = cfn.change, iter(range(99))
-
-        def unreadable(*arguments: Any) -> Snapshot:
-            if next(calls) == 1:
-                raise FailedError("the ledger is out of reach")
-            return change(*arguments)
-
-        monkeypatch.setattr(cfn, "change", unreadable)
-        assert failed(served(cfn.service(request)), "out of reach")
-        assert cfn.holders(FREE) == {holder("A")}
-
-    def test_a_key_that_no_earlier_delivery_has_attached_is_let_go_at_a_refusal(
-        self, cfn: CloudFormation
-    ) -> None:
-        request = cfn.a_create("A", FREE)
-        cfn.at(CREATE, fails(Death()))
-        with pytest.raises(Death):
-            cfn.send(request)
-        cfn.at(CREATE, fails(DENIED))
-        assert failed(cfn.send(request), "permission is missing")
-        assert not cfn.entries
-
-    def test_a_move_whose_earlier_delivery_died_is_a_move(self, cfn: CloudFormation) -> None:
-        request = a_dead_move(cfn)
-        cfn.at(CREATE)
-        assert outcome(cfn.send(request)) == "MOVED"
-
-    def test_a_move_that_died_after_it_attached_is_verified(self, cfn: CloudFormation) -> None:
-        request = a_dead_move(cfn, served_then(Death()))
-        assert outcome(cfn.send(request)) == "VERIFIED"
-
-    def test_a_move_that_died_is_none_where_somebody_else_attaches_the_key(self, cfn: CloudFormation) -> None:
-        request = a_dead_move(cfn)
-        cfn.at(CREATE, preceded_by(lambda: cfn.by_hand(PRO)))
-        assert outcome(cfn.send(request)) == "VERIFIED"
-
-    def test_a_move_that_died_is_undone_where_the_next_delivery_fails_before_it_attaches(
-        self, cfn: CloudFormation
-    ) -> None:
-        request = a_dead_move(cfn)
-        assert cfn.attached == set()
-        cfn.at(CREATE)
-        cfn.at(GET, fails(DENIED))
-        assert failed(cfn.send(request), "permission is missing")
-        assert cfn.attached == {FREE}
-
-    def test_a_detaching_that_may_have_been_served_keeps_its_mark(self, cfn: CloudFormation) -> None:
-        """The move's next delivery knows which key to attach again."""
-
-        def late(_: Callable[[], Any]) -> Any:
-            cfn.clock.now += 89
-            raise error(409, "ConflictException", "odd")
-
-        cfn.create("A", FREE)
-        cfn.resumable, cfn.seconds = True, 100
-        cfn.at(DELETE, served_then(LOST), late)
-        request = cfn.an_update("A", FREE, PRO)
-        with pytest.raises(TurnOverError):
-            cfn.send(request)
-        assert cfn.entry(FREE).moved_by == request.id
-
-    def test_a_delete_lets_go_of_an_association_that_a_dead_move_has_marked(
-        self, cfn: CloudFormation
-    ) -> None:
-        """No holder remains without a stack."""
-        cfn.create("A", FREE)
-        cfn.at(DELETE, fails(Death()))
-        with pytest.raises(Death):
-            cfn.send(cfn.an_update("A", FREE, PRO))
-        assert cfn.delete("A", FREE).success
-        assert not cfn.attached
-        assert pair(FREE) not in cfn.entries
-
-
-class TestADeadMark:
-    """A Delete died while it detached the wanted association."""
-
-    @pytest.fixture
-    def dead(self, cfn: CloudFormation) -> Delete:
-        """B's Delete has died between its mark and its call."""
-        cfn.create("B", FREE)
-        request = cfn.a_delete("B", FREE)
-        cfn.at(DELETE, fails(Death()))
-        with pytest.raises(Death):
-            cfn.send(request)
-        assert cfn.entry(FREE).detaching is not None
-        return request
-
-    def test_it_waits_for_the_mark_to_go_and_then_attaches(self, cfn: CloudFormation, dead: Delete) -> None:
-        """The marker's own next delivery finishes it."""
-        cfn.clock.meanwhile = [lambda: None, lambda: cfn.send(dead)]
-        assert outcome(cfn.create("A", FREE)) == "ATTACHED"
-        assert cfn.holders(FREE) == {holder("A")}
-        assert cfn.attached == {FREE}
-
-    def test_out_of_time_it_names_the_holder_that_it_waited_for_and_changes_nothing(
-        self, cfn: CloudFormation, dead: Delete
-    ) -> None:
-        """The mark and the association stay as they are."""
-        cfn.seconds = 300
-        assert failed(
-            cfn.create("A", FREE), "API key alice to usage plan free", "B of stack one is detaching it"
+@stories("""
+a Create
+    create A free
+a Create that joins
+    create B free; create A free
+a Create with its value
+    create A free Value
+a repair
+    create A free; hand- free; update A free free
+a repair of what was there before
+    hand+ free; create A free Adopt; hand- free; update A free free Adopt
+taking over
+    hand+ free; create A free Take; update A free free Take
+a replacement
+    create A free; update A free gold
+a move
+    create A free; update A free pro
+a move that takes over
+    hand+ free; create A free Take; update A free pro Take old=Take
+a move back
+    create A free; update A free pro; time 60; update A free free
+an Update in place that releases a leftover
+    create A free; update A free gold; update A free free
+a Delete
+    create A free; delete A free
+a Delete of one of two
+    create B free; create A free; delete A free
+a Delete of what was there before
+    hand+ free; create A free Adopt; delete A free
+a Delete after a move
+    create A free; update A free pro; delete A pro
+a cancelled Create's Delete, with several holds
+    create A free; update A #former gold; delete A #invented
+""")
+@pytest.mark.parametrize("queue", ["", "queue; "], ids=["no queue", "queue"])
+def test_a_death_between_any_two_steps_is_harmless(line: str, queue: str) -> None:
+    """After a death before or after any call, the next delivery ends as if nothing had been."""
+    *before, last = (queue + line).split("; ")
+    undisturbed = play(f"{'; '.join(before)}; one: {last}" if before else f"one: {last}")
+    for moment in itertools.count(1):
+        with staged() as story:
+            story.play("; ".join(before))
+            story.moments = iter(range(1, moment))
+            try:
+                story.play(f"one: {last} = ok")
+            except Death:
+                pytest.fail("the driver tells it")
+            except AssertionError:
+                assert story.told[-1].startswith("one:")
+                assert story.died
+            else:
+                assert moment > 4
+                break
+            story.moments = None
+            story.play("again one = ok")
+        assert story.api.attached == undisturbed.api.attached, f"moment {moment}"
+        found, expected = (
+            {one: entry._replace(detached=0) for one, entry in told._pages().entries.items() if entry.holders}
+            for told in (story, undisturbed)
         )
-        assert cfn.holders(FREE) == {dead.holder}
-        assert cfn.attached == {FREE}
-
-    def test_superseded_while_it_waits_it_touches_nothing(self, cfn: CloudFormation, dead: Delete) -> None:
-        request = cfn.a_create("A", FREE)
-        cfn.clock.meanwhile = [lambda: cfn.arrives(cfn.a_delete("A", "invented"))]
-        cfn.calls()
-        assert failed(cfn.send(request), "Superseded")
-        assert cfn.holders(FREE) == {dead.holder}
-        assert not cfn.calls()
-
-    def test_each_wait_for_a_detaching_counts_as_an_attempt(self, cfn: CloudFormation) -> None:
-        cfn.create("B", FREE)
-        dies_at(cfn, cfn.a_delete("B", FREE))
-        began = cfn.clock.now
-        assert rolled(cfn, cfn.a_create("A", FREE)) == [(0, 0.5), (0, 1), (0, 2), (0, 4)]
-        assert cfn.clock.now - began == 1 + 4 * 1, "the request's second, and a second for each attempt"
-
-    def test_a_waiting_request_finishes_a_stale_mark(self, cfn: CloudFormation, dead: Delete) -> None:
-        marked = cfn.entry(FREE).detaching
-        assert marked
-        cfn.clock.now = marked - 1.5
-        waits: list[float] = []
-        cfn.clock.meanwhile = [lambda: waits.append(cfn.clock.now)] * 9
-        assert outcome(cfn.create("A", FREE)) == "ATTACHED"
-        assert len(waits) == 1
-        assert cfn.holders(FREE) == {holder("A")}
-        assert dead.holder not in cfn.records or not cfn.records[dead.holder].holds
-
-    def test_a_mark_says_until_when_its_function_can_run(self, cfn: CloudFormation) -> None:
-        """After a death others wait no longer than that function could have run."""
-        cfn.create("A", FREE)
-        cfn.dies = 90
-        dies_at(cfn, cfn.a_delete("A", FREE))
-        assert cfn.entry(FREE).detaching == int(cfn.clock.now) + 90 + MOST_SKEW
-
-    def test_a_stale_mark_that_its_marker_finishes_first_is_left_to_it(
-        self, cfn: CloudFormation, dead: Delete, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Before it finishes, the marker's Delete ends and a third resource attaches the key."""
-        marked = cfn.entry(FREE).detaching
-        assert marked
-        cfn.clock.now = marked
-        change = cfn.change
-
-        def preceded(holder_: Holder, *rest: Any) -> Snapshot:
-            if holder_ == dead.holder:
-                monkeypatch.setattr(cfn, "change", change)
-                assert cfn.send(dead).success
-                assert outcome(cfn.create("C", FREE)) == "ATTACHED"
-            return change(holder_, *rest)
-
-        monkeypatch.setattr(cfn, "change", preceded)
-        assert outcome(cfn.create("A", FREE)) == "JOINED"
-        assert cfn.calls()["DeleteUsagePlanKey"] == 1, "the marker's"
-        assert cfn.attached == {FREE}
-        assert cfn.holders(FREE) == {holder("A"), holder("C")}
-
-    @pytest.mark.parametrize("wanted", [FREE, GOLD], ids=["the same", "another"])
-    def test_the_holders_next_request_finishes_at_once_the_work_of_its_dead_one(
-        self, cfn: CloudFormation, dead: Delete, wanted: str
-    ) -> None:
-        began = cfn.clock.now
-        assert outcome(cfn.update("B", "former", wanted)) == "ATTACHED"
-        assert cfn.clock.now - began == 1
-        assert cfn.attached == {wanted}
-        assert cfn.entry(FREE).detaching is None
-
-    def test_a_superseded_request_finishes_nothing(self, cfn: CloudFormation, dead: Delete) -> None:
-        """It does not even finish the work that its dead predecessor began."""
-        late = cfn.an_update("B", FREE, GOLD)
-        cfn.arrives(cfn.an_update("B", FREE, PRO))
-        cfn.calls()
-        assert failed(cfn.send(late), "Superseded")
-        assert not cfn.calls()
-        assert cfn.holders(FREE) == {dead.holder}
-
-    def test_a_mark_is_renewed_while_it_is_finished(self, cfn: CloudFormation) -> None:
-        """The new time keeps others from taking it for stale at the same time."""
-        cfn.create("A", FREE)
-        dies_at(cfn, cfn.a_delete("A", FREE))
-        cfn.clock.now += 100
-        marks: list[int | None] = []
-        cfn.at(DELETE, preceded_by(lambda: marks.append(cfn.entry(FREE).detaching)))
-        cfn.update("A", "former", GOLD)
-        assert marks == [int(cfn.clock.now) + 900 + MOST_SKEW]
-
-    def test_a_mark_that_its_marker_renewed_meanwhile_is_left_to_it(
-        self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        cfn.create("A", FREE)
-        dies_at(cfn, cfn.a_delete("A", FREE))
-        marked = cfn.entry(FREE).detaching
-        assert marked
-        cfn.clock.now, cfn.seconds = marked, 3600
-        anew = int(cfn.clock.now) + 5
-        change = cfn.change
-
-        def preceded(holder_: Holder, *rest: Any) -> Snapshot:
-            if holder_ == holder("A"):
-                monkeypatch.setattr(cfn, "change", change)
-                cfn.entries[pair(FREE)] = cfn.entry(FREE)._replace(detaching=anew)
-                cfn.clock.meanwhile = [lambda: marks.append(cfn.entry(FREE).detaching)]
-            return change(holder_, *rest)
-
-        marks: list[int | None] = []
-        monkeypatch.setattr(cfn, "change", preceded)
-        assert outcome(cfn.create("B", FREE, stack="two")) == "ATTACHED"
-        assert marks == [anew]
+        assert found == expected, f"moment {moment}"
 
 
-class TestOutOfTime:
-    """The queue delivers a request again if the function's time ends before CloudFormation's."""
-
-    @pytest.fixture
-    def cfn(self, cfn: CloudFormation) -> CloudFormation:
-        cfn.resumable = True
-        return cfn
-
-    def goes_on(self, cfn: CloudFormation, request: Request, operation: str, *steps: Step) -> Response:
-        cfn.at(operation, *steps, *[fails(BUSY)] * 999)
-        with pytest.raises(OutOfTimeError):
-            cfn.send(request)
-        assert request.id not in cfn.records[request.holder].answers
-        cfn.at(operation)
-        return cfn.send(request)
-
-    def test_a_create_goes_on(self, cfn: CloudFormation) -> None:
-        """The function answers only at the request's end."""
-        assert outcome(self.goes_on(cfn, cfn.a_create("A", FREE), CREATE)) == "ATTACHED"
-        assert cfn.holders(FREE) == {holder("A")}
-
-    def test_a_move_goes_on(self, cfn: CloudFormation) -> None:
-        """The detached association stays held, and nobody attaches it again meanwhile."""
-        cfn.create("A", FREE)
-        assert self.goes_on(cfn, cfn.an_update("A", FREE, PRO), CREATE, usual).success
-        assert cfn.attached == {PRO}
-        assert cfn.holders(FREE) == {holder("A")}
-
-    def test_a_move_goes_on_to_its_end(self, cfn: CloudFormation) -> None:
-        """If API Gateway refuses for good in the end, the move attaches the earlier association again."""
-        cfn.create("A", FREE)
-        request = cfn.an_update("A", FREE, PRO)
-        cfn.at(CREATE, usual, *[fails(BUSY)] * 999)
-        with pytest.raises(OutOfTimeError):
-            cfn.send(request)
-        assert not cfn.attached
-        cfn.at(CREATE, fails(DENIED))
-        assert failed(cfn.send(request), "apigateway:POST")
-        assert cfn.attached == {FREE}
-
-    def test_a_delete_goes_on(self, cfn: CloudFormation) -> None:
-        """No answer says that the key stays attached while the Delete goes on."""
-        cfn.create("A", FREE)
-        assert self.goes_on(cfn, cfn.a_delete("A", FREE), DELETE).success
-        assert not cfn.attached
-
-    def test_a_request_refused_for_good_does_not_go_on(self, cfn: CloudFormation) -> None:
-        """Another turn would bring only time."""
-        cfn.at(CREATE, fails(DENIED))
-        assert failed(cfn.create("A", FREE), "apigateway:POST")
+@stories("""
+the fourth time it is answered FAILED
+    queue; at create dies*4; create A free = dies; again = dies; again = dies; again = dies; again =
+    FAILED 3 invocations died at this request. Look into the function's log; calls none; held
+    free=A!wanted+attaching; delete A free -> attached nothing
+what goes back has not died
+    queue; at create busy*; create A free = waits; time 2; again = waits; time 5; again = waits; time 9;
+    again = waits; time 9; again = waits; at create; time 9; again = ATTACHED ->
+    attached free
+a death between two waits counts, and the waits do not take it off
+    queue; at create busy*3 dies; create A free = waits; time 2; again = waits; time 5; again = dies; at
+    create busy*; again = waits; time 20; again = waits; at create; time 20; again = ATTACHED -> attached
+    free
+deaths at the delivery of the answer count, and after three nobody sends it again
+    queue; at put dies*4; create A free = dies; again = dies; again = dies; again = dies; again = unsent;
+    log ERROR Create alice:free, OnExisting Fail: functions have died at its delivery, so the answer is
+    not sent again; held free=A -> attached free
+deaths before the answer and at its delivery count together
+    queue; at create dies*2; at put dies*3; create A free = dies; again = dies; again = dies; again =
+    dies; again = dies; again = unsent -> attached free
+what was not delivered, and nobody died, is sent again for as long as CloudFormation waits
+    queue; at put cut*5; create A free = fails; again = fails; again = fails; again = fails; again =
+    fails; again = ATTACHED; again = ATTACHED -> attached free
+its time is over: deaths do not matter
+    queue; at create dies; late: issue create A free for=100; serve late = dies; time 200; again late =
+    FAILED was over; delete A free -> attached nothing
+""")
+def test_deaths_are_counted(line: str) -> None:
+    play(line)
 
 
-class TestNoLedgerInReach:
-    """A read or a write of the ledger fails."""
+@stories("""
+a repeated Create that cannot look keeps its hold, and its Delete detaches the key
+    at create dead; one: issue create A free; serve one = dies; at create odd; at get denied; again one =
+    FAILED apigateway:GET; held free=A!wanted+attaching; delete A free -> attached nothing
+a repeated Create whose ledger cannot be read keeps its hold
+    at create dead; one: issue create A free; serve one = dies; at read denied*; again one = FAILED Could
+    not read the ledger; at read; held free=A!wanted+attaching; delete A free -> attached nothing
+nobody knows whether a dead delivery has attached it: at a refusal the hold stays
+    at create dies; one: issue create A free; serve one = dies; at create denied; again one = FAILED
+    permission; held free=A!wanted+attaching; delete A free; held nothing -> attached nothing
+a dead move is a move
+    create A free; at create ok dies; one: issue update A free pro; serve one = dies; again one = MOVED;
+    held free=A+away pro=A -> attached pro
+a move that died after it attached is found by the next delivery
+    create A free; at create ok dead; one: issue update A free pro; serve one = dies; again one = MOVED;
+    held free=A+away pro=A -> attached pro
+a dead move is undone where the next delivery is refused for good
+    create A free; at create ok dies; one: issue update A free pro; serve one = dies; attached nothing; at
+    create:pro denied; again one = FAILED permission; held free=A+away pro=A!wanted+attaching; update A
+    free free = REPAIRED; held free=A -> attached free
+a detaching that may have been served keeps its mark, and a later turn knows what to attach again
+    queue; create A free; one: issue update A free pro; at delete lost throttled=9; serve one = waits 9;
+    held free=A+detaching+away; time 10; again one = MOVED; held free=A+away pro=A -> attached pro
+a Delete lets go of what a dead move has marked
+    create A free; at delete dies; update A free pro = dies; delete A free; held pro=A!wanted; delete A
+    pro; held nothing -> attached nothing
+a dead Delete's work is finished at once by its holder's next request
+    create B free; at delete dies; delete B free = dies; update B #former free = ATTACHED; held free=B ->
+    attached free
+a dead Delete's work is finished at once by its holder's next request, whatever that wants
+    create B free; at delete dies; delete B free = dies; update B #former gold = ATTACHED; held gold=B ->
+    attached gold
+a superseded request finishes nothing
+    create B free; at delete dies; delete B free = dies; late: issue update B free gold; arrive update B
+    free pro; serve late = FAILED Superseded; calls none; held free=B+detaching -> attached free
+others wait for a dead Delete for as long as its function could run, and then finish it
+    seconds 90; create B free; at delete dies; delete B free = dies; seconds 900; create A free =
+    ATTACHED; calls delete=1 create=1; held free=A -> attached free
+by a queue, others come back until then
+    queue; create B free; at delete dies; delete B free = dies; create A free = waits 1-2; calls none;
+    held free=B+detaching; time 151; again = ATTACHED; calls delete=1 create=1 -> attached free
+out of time, it names the holder that it has waited for, and changes nothing
+    seconds 900; create B free; at delete dies; delete B free = dies; seconds 300; create A free = FAILED
+    Could not attach API key alice to usage plan free|B of stack one is detaching it; held
+    free=B+detaching -> attached free
+superseded while it waits, it touches nothing
+    queue; create B free; at delete dies; delete B free = dies; create A free = waits 1-2; arrive delete A
+    #invented; time 2; again request-3 = FAILED Superseded; calls none; held free=B+detaching -> attached
+    free
+the marker's own redelivery finishes it, and who waits attaches it anew
+    create B free; at delete dies; two: issue delete B free; serve two = dies; asleep {again two}; create
+    A free = ATTACHED; held free=A -> attached free
+a stale mark whose finishing is refused stays with its marker, and the request fails
+    seconds 90; create B free; at delete dies denied; delete B free = dies; time 300; create A free =
+    FAILED apigateway:DELETE; held free=B; delete B free -> attached nothing
+a stale mark whose finishing loses its reply stays a mark
+    seconds 90; create B free; at delete dies lost denied; delete B free = dies; time 300; create A free =
+    FAILED apigateway:DELETE; held free=B+detaching; delete B free -> attached nothing
+a stale mark that its marker finishes first is left to it
+    seconds 90; create B free; at delete dies; two: issue delete B free; serve two = dies; time 300; at
+    read ok*2 {again two; create C free = ATTACHED}; create A free = JOINED; held free=A,C -> attached
+    free
+a stale mark that its marker has renewed is waited for
+    seconds 90; create B free; at delete dies*2; two: issue delete B free; serve two = dies; time 300;
+    seconds 900; at read ok*2 {again two = dies}; create A free = ATTACHED; held free=A -> attached free
+""")
+def test_what_a_dead_function_has_left(line: str) -> None:
+    play(line)
 
-    def test_a_ledger_that_is_out_of_reach_leaves_nobody_hanging(
-        self, cfn: CloudFormation, caplog: pytest.LogCaptureFixture
-    ) -> None:
 
-        def broken() -> None:
-            raise FailedError("no table")
+@stories("""
+two resources of a stack: one attaches it, the other joins, and the last to go detaches it
+    at create {create B free = REPAIRED}; create A free = JOINED; delete A free; held free=B; delete B
+    free -> attached nothing
+two stacks
+    at create {create Z free Adopt = REPAIRED}; create A free = JOINED; delete A free; held free=Z; delete
+    Z free -> attached nothing
+two deliveries of one request: one answer
+    one: issue create A free; at create {again one = ATTACHED}; serve one = ATTACHED; held free=A ->
+    attached free
+two deliveries, with Adopt
+    one: issue create A free Adopt; at create {again one = ATTACHED}; serve one = ATTACHED; held free=A ->
+    attached free
+two deliveries, of which the later one is refused: it takes nothing back
+    one: issue create A free; at create {again one}denied; serve one = ATTACHED; held free=A -> attached
+    free
+a joiner during a repair does not put back what the repair has cleared
+    hand+ free; create A free Adopt; hand- free; at get {update A free free Adopt = REPAIRED}; create B
+    free = JOINED; delete A free; delete B free -> attached nothing
+what was there before two resources is neither's
+    hand+ free; at create {create B free Adopt = JOINED}; create A free Adopt; held free=A,B!before;
+    delete A free; delete B free -> attached free
+a joiner of a hold that comes to nothing: what is there was there before
+    hand+ free; queue; at create busy*; create A free = waits; at create; time 2; create Z free Adopt =
+    ADOPTED; arrive delete A #invented; again request-1 = FAILED Superseded; held free=Z!before; delete Z
+    free -> attached free
+a late Create of an older life does not keep the key attached
+    late: issue create A free; create A free; serve late = FAILED Superseded; delete A free; held nothing
+    -> attached nothing
+others change the same pages: it decides anew
+    create B free; at write {delete B free}; create A free = ATTACHED; held free=A -> attached free
+others change the same pages while it detaches: it is not the last holder any more
+    create A free; at write {create B free = JOINED}; delete A free; calls get=1; held free=B -> attached
+    free
+""")
+def test_two_at_the_same_time(line: str) -> None:
+    play(line)
 
-        request = cfn.a_create("A", FREE)
-        cfn.tick = broken
-        assert failed(served(cfn.service(request)), "no table")
-        assert "Could not write the answer down" in caplog.text
-        assert not cfn.calls()
 
-    def test_a_ledger_that_cannot_be_read_fails_the_request(
-        self, cfn: CloudFormation, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        request = cfn.a_create("A", FREE)
-        cfn.arrives(request)
-        change, calls = cfn.change, iter(range(99))
+@stories("""
+a hold that cannot be written: nothing is called
+    queue; at write denied*2; create A free = FAILED Could not write the ledger; calls none; held nothing
+    -> attached nothing
+an arrival that cannot be written
+    queue; at fence denied; create A free = FAILED Could not write the ledger ledger|Check that the table
+    is there -> attached nothing
+a ledger that cannot be read: nothing is called
+    queue; at read denied*; create A free = FAILED Could not read the ledger ledger in eu-west-1: ; calls
+    none; at read -> attached nothing
+a hold whose reply was lost is read back
+    queue; at write lost; create A free = ATTACHED; held free=A -> attached free
+a closing write that is refused: the key stays held, and its Delete detaches it
+    queue; at write ok denied*2; create A free = FAILED Could not write the ledger; held
+    free=A!wanted+attaching; delete A free -> attached nothing
+a closing write that is refused once: FAILED, and the pages say what is so
+    queue; at write ok denied; create A free = FAILED Could not write the ledger; held free=A; beliefs A
+    free=failed; delete A free -> attached nothing
+a closing write that is carried out, and its reply lost, and its repetition denied: the answer stands
+    queue; at write ok lost denied; create A free = ATTACHED; held free=A -> attached free
+what was there before is noted at the last moment
+    queue; hand+ free; at get ok; at write ok denied; create A free = FAILED; held nothing; delete A free
+    -> attached free
+a Delete whose closing write is refused is done by the next one
+    queue; create A free; at write ok denied*2; delete A free = FAILED Could not write the ledger|Still
+    attached: alice:free, if it was; held free=A+detaching; delete A free; held nothing -> attached
+    nothing
+a move whose second mark is refused: nothing is detached
+    queue; create A free; at write ok denied*; update A free pro = FAILED Could not write the ledger; at
+    write; update A free free = VERIFIED -> attached free
+a turn ends though nothing can be written of it
+    queue; at create busy*; at write ok denied*; create A free = waits 0; at write; at create; time 3;
+    again = ATTACHED -> attached free
+throttled writes are tried again
+    queue; at write throttled*2; create A free = ATTACHED -> attached free
+""")
+def test_a_ledger_out_of_reach(line: str) -> None:
+    play(line)
 
-        def unreadable(*arguments: Any) -> Snapshot:
-            if next(calls) == 1:
-                raise FailedError("nobody knows", nothing_changed=False)
-            return change(*arguments)
 
-        monkeypatch.setattr(cfn, "change", unreadable)
-        assert served(cfn.service(request)).reason == "nobody knows"
+@stories("""
+a Create
+    queue; at create busy*3; create A free = waits; at create; time 5; again = ATTACHED; held free=A ->
+    attached free
+a move: what is detached stays held, and nobody attaches it meanwhile
+    queue; create A free; at create ok busy*3; update A free pro = waits; attached nothing; held
+    free=A+away; at create; time 9; again = MOVED; held free=A+away pro=A -> attached pro
+a move to its end: if API Gateway refuses for good, the old one is attached again
+    queue; create A free; at create ok busy*3; one: issue update A free pro; serve one = waits; at create
+    denied; time 9; again one = FAILED permission; held free=A -> attached free
+a move that waits for its 202 is not undone while it waits
+    queue; create A free; at delete later=9; update A free pro = waits 1-2; time 3; again = waits; time
+    10; again = MOVED -> attached pro
+a Delete
+    queue; create A free; at delete busy*3; delete A free = waits; held free=A; at delete; time 5; again;
+    held nothing -> attached nothing
+refused for good it does not wait
+    queue; at create denied; create A free = FAILED apigateway:POST -> attached nothing
+it waits longer with each of its own refusals, to two minutes
+    queue; at create broken*; create A free = waits 1-2; time 2; again = waits 2-4; time 4; again = waits
+    4-8; time 8; again = waits 8-16; time 16; again = waits 16-20 -> attached nothing
+while API Gateway asks one to wait, the others wait too, for half a minute at most, and ask nobody
+    queue; at create throttled=50; create A free = waits 20; create B gold = waits 20; calls none; time
+    31; again = ATTACHED -> attached gold
+it waits for as long as API Gateway asks
+    queue; at create throttled=50; create A free = waits 20; time 20; again = waits 20; time 20; again =
+    waits 10; calls none; time 10; again = ATTACHED -> attached free
+to its last try, in the last minute: then it is answered
+    queue; at create busy*; create A free for=300 = waits; time 150; again = waits; time 75; again =
+    FAILED gave up after 3 attempts in 2 -> attached nothing
+a wait beyond its end: it is answered at once
+    queue; at create throttled=400; create A free for=300 = FAILED gave up after 1 attempts in 0 s ->
+    attached nothing
+a Delete that is refused to its end names what stays
+    queue; create A free; at delete busy*; delete A free for=300 = waits; time 150; again = waits; time
+    75; again = FAILED gave up after| Still attached: API key alice in usage plan free -> attached free
+a quota is tried for half a minute, and then it fails
+    at create quota*; create A free = FAILED LimitExceededException; held nothing -> attached nothing
+the function's time is nearly up: it comes again at once
+    queue; seconds 25; create A free = waits 0; calls none; seconds 90; again = ATTACHED -> attached free
+""")
+def test_a_long_wait_is_the_queues(line: str) -> None:
+    play(line)
 
-    def test_a_hold_that_cannot_be_read_back_fails_with_the_first_error(self, cfn: CloudFormation) -> None:
-        request = cfn.a_create("A", FREE)
-        cfn.arrives(request)
-        cfn.lose_writes = 1
-        outages = iter([0])  # Before the first write; after it, and from then on, the ledger is out of reach.
-        cfn.tick = lambda: cfn.outage(next(outages, 99))
-        assert failed(served(cfn.service(request)), "nobody knows whether it was written")
+
+def test_the_guards_failure_gives_way_to_the_answer_that_stands() -> None:
+    with staged() as story:
+        story.play("one: create A free")
+        table, clock = Table(story.dynamodb, "ledger"), story.clock  # type: ignore[arg-type]  # a fake
+        deadline = Deadline(ends=clock.now + 60, clock=clock)
+        given = Service(parse(story.events["one"]["event"]), table, story.function.api, deadline).fail(
+            "It hangs"
+        )
+    assert (given.success, given.id, given.outcome) == (True, "alice:free", "ATTACHED")

@@ -23,7 +23,7 @@ from moto import mock_aws
 
 from emulators.fake import ApiGateway, Key, Plan
 from emulators.sink import Sink
-from usage_plan_key import api_gateway, retry
+from usage_plan_key import api_gateway, retry, service
 from usage_plan_key.custom_resource import GUARD_TIME
 from usage_plan_key.errors import EventError, UndeliveredError
 from usage_plan_key.provider import Provider
@@ -443,7 +443,7 @@ class TestDeployed:
             return create(**ids)
 
         monkeypatch.setattr(world.api, "create_usage_plan_key", hang)
-        monkeypatch.setattr(retry, "BEFORE_CALL", 0.0)
+        monkeypatch.setattr(service, "BEFORE_CALL", 0.0)
         asked = EVENTS["create"] | {"ResponseURL": world.sink.url}
         world.invoke(asked, GUARD_TIME + 0.3)
         assert [answer["Status"] for answer in world.sink.answers] == ["FAILED"]

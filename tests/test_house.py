@@ -13,10 +13,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HANDLER = ROOT / "handler"
 FLOORS = [
-    {"errors", "model", "metrics"},
+    {"redaction", "metrics"},
+    {"errors"},
+    {"model"},
     {"request", "retry"},
     {"rules", "ledger", "api_gateway", "queue", "cloudformation", "response"},
-    {"service", "custom_resource"},
+    {"decide", "custom_resource"},
+    {"service"},
     {"provider"},
     {"app", "watch"},
 ]
@@ -27,7 +30,8 @@ FOLDERS = {
     "tools": set[str](),
     "examples": {"emulators", "handler"},  # cdk-python has a usage_plan_key.py of its own
     "benchmarks": {"emulators", "handler"},
-    "tests": {"benchmarks", "emulators", "examples", "handler", "tools"},
+    "acceptance": {"emulators"},
+    "tests": {"acceptance", "benchmarks", "emulators", "examples", "handler", "tools"},
 }
 
 
@@ -64,7 +68,7 @@ def test_a_folder_imports_only_from_its_own_and_the_named_ones(folder: str) -> N
         assert not packages & {name.partition(".")[0] for name in imports(source)}, source
 
 
-@pytest.mark.parametrize("module", ["errors", "model", "request", "rules"])
+@pytest.mark.parametrize("module", ["redaction", "errors", "model", "request", "rules", "decide"])
 def test_the_core_loads_no_aws_library(module: str) -> None:
     code = f"import sys, usage_plan_key.{module}; print(*sys.modules)"
     loaded = subprocess.run(

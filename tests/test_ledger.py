@@ -1,12 +1,14 @@
-"""The ledger on DynamoDB, in the table that template.yaml declares."""
+"""The ledger on DynamoDB, in the table that template.yaml declares: its pages, its races and its errors."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import boto3
 import pytest
@@ -19,17 +21,20 @@ from hypothesis import strategies as st
 from moto import mock_aws
 from samtranslator.yaml_helper import yaml_parse
 
+from emulators.dynamodb import DynamoDb
 from tests.memory import Clock
 from usage_plan_key import ledger
 from usage_plan_key.errors import FailedError, OutOfTimeError
-from usage_plan_key.ledger import SHAPE, Table
+from usage_plan_key.ledger import DETACHED_KEPT, FORMAT, MOST_PAGES, Table
 from usage_plan_key.model import (
-    NOBODY,
     REMEMBERED,
     Association,
     AssociationRecord,
+    Belief,
     Hold,
     Holder,
+    Note,
+    Origin,
     ResourceRecord,
     Response,
     Snapshot,
@@ -42,11 +47,26 @@ if TYPE_CHECKING:
 DECLARED: dict[str, Any] = yaml_parse((Path(__file__).parents[1] / "template.yaml").read_text())["Resources"][
     "Ledger"
 ]["Properties"]
-NAME = "usage-plan-key-ledger"
-NOW = 1_764_000_000
+NAME, NOW = "usage-plan-key-ledger", 1_764_000_000
 FREE, PRO = Association("alice", "free"), Association("alice", "pro")
 A, B = (Holder("arn:aws:cloudformation:eu-west-1:123456789012:stack/one/0", name) for name in "AB")
+PAGE_A, PAGE_FREE = f"holder#{A.stack_id}#A", "association#alice:free"
 EMPTY: dict[str, Any] = {"Responses": [{}, {}]}
+Rule = Callable[[Snapshot], Snapshot]
+DAMAGED: dict[str, dict[str, Any]] = {
+    "newer": {"format": FORMAT + 1},
+    "no number of a format": {"format": None},
+    "no belief": {"holds": {"alice:free": {"request": "r", "belief": "x"}}},
+    "a field more": {"holds": {"alice:free": {"request": "r", "belief": "open", "new": 1}}},
+    "a field less": {"holds": {"alice:free": {"belief": "open"}}},
+    "no association": {"holds": {"alicefree": {"request": "r", "belief": "open"}}},
+    "another type": {"holds": "all"},
+    "no answer": {"notes": [{"id": "r", "answer": 7}]},
+    "a text in the place of a list": {"notes": "r"},
+    "a text in the place of another list": {"foreign": "former"},
+    "no version": {"version": None},
+    "a version that is no text": {"version": 7},
+}
 
 
 def client() -> DynamoDBClient:
@@ -61,19 +81,16 @@ def client() -> DynamoDBClient:
 
 
 def deadline(seconds: float = 60.0, clock: Clock | None = None) -> Deadline:
-    return Deadline(seconds, clock or Clock(NOW), Random(0)).short()
+    clock = clock or Clock(NOW)
+    return Deadline(ends=clock.now + seconds, clock=clock, dice=Random(0))
 
 
 @pytest.fixture
 def dynamodb() -> Iterator[DynamoDBClient]:
     with mock_aws():
         dynamodb = client()
-        dynamodb.create_table(
-            TableName=NAME,
-            BillingMode=DECLARED["BillingMode"],
-            AttributeDefinitions=DECLARED["AttributeDefinitions"],
-            KeySchema=DECLARED["KeySchema"],
-        )
+        names = "BillingMode", "AttributeDefinitions", "KeySchema"
+        dynamodb.create_table(TableName=NAME, **{name: DECLARED[name] for name in names})
         yield dynamodb
 
 
@@ -83,61 +100,90 @@ def table(dynamodb: DynamoDBClient) -> Table:
 
 
 def pages(dynamodb: DynamoDBClient) -> dict[str, dict[str, Any]]:
-    """Read the whole table, by key."""
     return {item["pk"]["S"]: dict(item) for item in dynamodb.scan(TableName=NAME)["Items"]}
 
 
-def hold(holder: Holder, association: Association = FREE) -> Callable[[Snapshot], Snapshot]:
-    return lambda state: state.held(holder, association, Hold(f"request of {holder.logical_id}"))
+def hold(holder: Holder, association: Association = FREE) -> Rule:
+    return lambda state: state.held(holder, association, Hold("r"))
 
 
-def let_go(holder: Holder, association: Association = FREE) -> Callable[[Snapshot], Snapshot]:
-    return lambda state: state.let_go(holder, association)
+def let_go(holder: Holder) -> Rule:
+    return lambda state: state.let_go(holder, FREE)
+
+
+def noted(id_: str) -> Rule:
+    return lambda state: state.with_record(state.record._replace(notes=(Note(id_, 1),)))
 
 
 def as_is(state: Snapshot) -> Snapshot:
     return state
 
 
-def said(state: Snapshot) -> Snapshot:
-    """Read the pages without their versions."""
-    return state._replace(versions={})
+def interrupted(by: Callable[[], object], rule: Rule) -> Rule:
+    """Somebody writes between this one's first reading and its writing."""
+    pending = [by]
+
+    def interrupted(state: Snapshot) -> Snapshot:
+        if pending:
+            pending.pop()()
+        return rule(state)
+
+    return interrupted
+
+
+@contextmanager
+def reads(dynamodb: Any) -> Iterator[list[int]]:
+    """Count the pages of each read."""
+    counts: list[int] = []
+    read = dynamodb.transact_get_items
+
+    def counted(*, TransactItems: list[Any]) -> Any:
+        counts.append(len(TransactItems))
+        return read(TransactItems=TransactItems)
+
+    with mock.patch.object(dynamodb, "transact_get_items", counted):
+        yield counts
+
+
+def read(table: Table, *associations: Association, of: Holder = A) -> Snapshot:
+    return table.change(of, associations, as_is, deadline())[1]
 
 
 class TestPages:
     """The ledger reads each page as it wrote it."""
 
-    ids = st.text("abcXYZ019_-", min_size=1, max_size=19)
-    associations = st.builds(Association, ids, ids)
-    texts = st.text(max_size=20)
-    holders = st.builds(Holder, texts, texts)
-    numbers = st.integers(0, 2**40)
+    associations = st.builds(Association, *[st.text("abcXYZ019_-", min_size=1, max_size=19)] * 2)
+    texts, numbers = st.text(max_size=20), st.integers(0, 2**40)
     answers = st.builds(Response, st.booleans(), st.text(min_size=1), texts, texts, texts, numbers, st.none())
+    notes = st.builds(
+        Note,
+        st.text(min_size=1),
+        numbers,
+        st.booleans(),
+        st.none() | answers,
+        st.none() | st.booleans(),
+        numbers,
+        numbers,
+        numbers,
+    )
+    holds = st.builds(Hold, texts, st.sampled_from(Belief), numbers, texts, texts)
     records = st.builds(
         ResourceRecord,
-        holds=st.dictionaries(
-            associations, st.builds(Hold, texts, st.booleans(), numbers, st.booleans(), texts), max_size=3
-        ),
-        issued=numbers,
-        arrived=st.lists(texts, max_size=3).map(tuple),
-        closed=st.booleans(),
+        holds=st.dictionaries(associations, holds, max_size=3),
+        notes=st.lists(notes, max_size=3).map(tuple),
         wants=st.none() | associations,
         foreign=st.frozensets(texts, max_size=3),
         retained=st.none() | associations,
-        answers=st.dictionaries(texts, answers, max_size=3),
         digest=texts,
-        begun=texts,
-        died=texts,
-        deaths=numbers,
     )
     entries = st.builds(
         AssociationRecord,
-        holders=st.frozensets(holders, min_size=1, max_size=3),
-        preexisting=st.booleans(),
-        taken_over=st.booleans(),
-        detaching=st.none() | st.integers(ledger.TRUSTED + 1, 2**40),
-        moved_by=st.none() | st.text(min_size=1, max_size=20),
-        begun_by=st.none() | st.text(),
+        holders=st.frozensets(st.builds(Holder, texts, texts), min_size=1, max_size=3),
+        origin=st.sampled_from(Origin),
+        attaching=st.frozensets(texts, max_size=3),
+        detaching=st.none() | st.integers(1, 2**40),
+        away=st.booleans(),
+        detached=numbers,
     )
 
     @staticmethod
@@ -150,66 +196,159 @@ class TestPages:
         """A holder's page survives the way to DynamoDB and back."""
         assert ledger._record(self.through_dynamodb(ledger._record_page(A, record, NOW))) == record
 
-    def test_a_value_is_not_written(self) -> None:
-        record = ResourceRecord(answers={"r": Response(success=True, id="x", value="s3cr3t")})
-        assert "s3cr3t" not in str(ledger._record_page(A, record, NOW))
-
     @given(entries)
     def test_of_an_association(self, entry: AssociationRecord) -> None:
         """An association's page survives the way to DynamoDB and back."""
-        assert ledger._entry(self.through_dynamodb(ledger._entry_page(FREE, entry))) == entry
+        assert ledger._entry(self.through_dynamodb(ledger._entry_page(FREE, entry, NOW))) == entry
 
-    def test_a_mark_without_its_end_is_trusted_for_15_minutes(self) -> None:
-        """An earlier version wrote when it set about detaching; it understands this one's pages."""
-        page = ledger._entry_page(FREE, AssociationRecord(frozenset({A}), detaching=NOW))
-        assert page["detaching"] == NOW - 15 * 60
-        del page["until"]
-        assert ledger._entry(page).detaching == NOW
+    def test_a_value_is_not_written(self) -> None:
+        note = Note("r", 1, answer=Response(success=True, id="x", value="s3cr3t"))
+        assert "s3cr3t" not in str(ledger._record_page(A, ResourceRecord(notes=(note,)), NOW))
 
-    def test_in_the_table(self, table: Table, dynamodb: DynamoDBClient) -> None:
-        """Both pages change together, under the declared key; without any, all is empty."""
-        assert said(table.change(A, [FREE], as_is, deadline())) == Snapshot(
+    def test_of_format_1(self, table: Table, dynamodb: DynamoDBClient) -> None:
+        """From 1.0 on every later version of the function reads these, as they stand here."""
+        answer = {"success": {"BOOL": True}, "id": {"S": "alice:free"}, "outcome": {"S": "ATTACHED"}}
+        answer |= {"key_name": {"S": "Alice"}, "at": {"N": "1764000001"}}
+        note = {"id": {"S": "r1"}, "issued": {"N": "1764000000"}, "answer": {"M": answer}}
+        waits = {
+            "id": {"S": "r2"},
+            "issued": {"N": "1764000002"},
+            "begun": {"BOOL": False},
+            "deaths": {"N": "1"},
+        }
+        waits |= {"refusals": {"N": "2"}, "paced": {"N": "1"}, "quota": {"N": "1764000007"}}
+        waits |= {"until": {"N": "1764000009"}, "ends_life": {"BOOL": True}}
+        held = {"request": {"S": "r1"}, "belief": {"S": "left"}, "left": {"N": "1764000002"}}
+        held |= {"marked_by": {"S": "r2"}, "key_name": {"S": "Alice"}}
+        resource: dict[str, Any] = {
+            "pk": {"S": PAGE_A},
+            "format": {"N": "1"},
+            "version": {"S": "v1"},
+            "holds": {"M": {"alice:free": {"M": held}}},
+            "notes": {"L": [{"M": note}, {"M": waits}]},
+            "wants": {"S": "alice:pro"},
+            "foreign": {"L": [{"S": "d1"}]},
+            "retained": {"S": "alice:free"},
+            "digest": {"S": "d2"},
+        }
+        holder = {"stack": {"S": A.stack_id}, "resource": {"S": "A"}}
+        association: dict[str, Any] = {
+            "pk": {"S": PAGE_FREE},
+            "format": {"N": "1"},
+            "version": {"S": "v2"},
+            "origin": {"S": "taken"},
+            "holders": {"L": [{"M": holder}]},
+            "attaching": {"L": [{"S": "r1"}]},
+            "detaching": {"N": "1764000099"},
+            "away": {"BOOL": True},
+            "detached": {"N": "1764000003"},
+        }
+        for item in (resource, association):
+            dynamodb.put_item(TableName=NAME, Item=item)
+        answered = Response(success=True, id=FREE.id, outcome="ATTACHED", key_name="Alice", at=NOW + 1)
+        record = ResourceRecord(
+            holds={FREE: Hold("r1", Belief.LEFT, NOW + 2, "r2", "Alice")},
+            notes=(
+                Note("r1", NOW, answer=answered),
+                Note("r2", NOW + 2, True, None, False, 1, 2, 1, NOW + 7, NOW + 9),
+            ),
+            wants=PRO,
+            foreign=frozenset({"d1"}),
+            retained=FREE,
+            digest="d2",
+        )
+        entry = AssociationRecord(frozenset({A}), Origin.TAKEN, frozenset({"r1"}), NOW + 99, True, NOW + 3)
+        assert read(table, FREE) == Snapshot(record, {FREE: entry}, {PAGE_A: "v1", PAGE_FREE: "v2"})
+        table.change(A, [FREE], lambda state: state.with_record(record._replace(digest="d3")), deadline())
+        written = pages(dynamodb)
+        assert written[PAGE_A] == {**resource, "version": written[PAGE_A]["version"], "digest": {"S": "d3"}}
+
+    @pytest.mark.parametrize("fault", DAMAGED)
+    def test_that_cannot_be_read_is_refused_and_left_as_it_is(
+        self, table: Table, dynamodb: DynamoDBClient, fault: str
+    ) -> None:
+        whole = {"pk": PAGE_A, "version": "v", "format": FORMAT, **DAMAGED[fault]}
+        says = "a newer version of the function has written it" if fault == "newer" else "it is damaged"
+        dynamodb.put_item(
+            TableName=NAME, Item={name: TypeSerializer().serialize(value) for name, value in whole.items()}
+        )
+        before = pages(dynamodb)
+        with pytest.raises(
+            FailedError, match=rf"page holder#.*A of the ledger {NAME} in eu-central-1: .*{says}"
+        ):
+            table.change(A, [FREE], hold(A), deadline())
+        assert pages(dynamodb) == before
+        (unread,) = table.pages(deadline()).unread
+        assert unread.startswith(f"{PAGE_A}: ")
+
+    @pytest.mark.parametrize("field", ["holders", "attaching"])
+    def test_of_an_association_that_is_damaged(
+        self, table: Table, dynamodb: DynamoDBClient, field: str
+    ) -> None:
+        page = {"pk": {"S": PAGE_FREE}, "format": {"N": "1"}, "version": {"S": "v"}, "origin": {"S": "ours"}}
+        dynamodb.put_item(TableName=NAME, Item={**page, field: {"S": "text"}})
+        with pytest.raises(FailedError, match="is damaged"):
+            read(table, FREE)
+
+    def test_go_when_they_say_nothing_and_expire_when_they_say_little(
+        self, table: Table, dynamodb: DynamoDBClient
+    ) -> None:
+        """A holder without holds stays for a day, and a detached association for an hour."""
+        ttl = DECLARED["TimeToLiveSpecification"]["AttributeName"]
+        assert (ttl, DECLARED["TimeToLiveSpecification"]["Enabled"]) == ("expires", True)
+        seen = []
+        for rule in (hold(A), lambda state: state.with_entry(FREE, detached=NOW).let_go(A, FREE), hold(A)):
+            table.change(A, [FREE], rule, deadline())
+            seen.append([pages(dynamodb)[pk].get(ttl, {}).get("N") for pk in (PAGE_A, PAGE_FREE)])
+        assert seen == [[None, None], [str(NOW + REMEMBERED), str(NOW + DETACHED_KEPT)], [None, None]]
+        table.change(A, [FREE], lambda state: state.with_entry(FREE, detached=0).let_go(A, FREE), deadline())
+        assert set(pages(dynamodb)) == {PAGE_A}
+
+    def test_all_of_them(self, table: Table) -> None:
+        table.change(A, [FREE], hold(A), deadline())
+        table.change(B, [FREE], hold(B), deadline())
+        found = table.pages(deadline())
+        assert (set(found.records), found.unread) == ({A, B}, [])
+        assert found.entries == {FREE: AssociationRecord(frozenset({A, B}))}
+        assert table.associations(deadline()) == {FREE}
+
+    def test_all_of_them_come_1_mb_a_call(self) -> None:
+        replies = [{"Items": [{"pk": {"S": PAGE_FREE}}], "LastEvaluatedKey": {"pk": {"S": PAGE_FREE}}}]
+        replies += [{"Items": [{"pk": {"S": "association#alice:pro"}}]}]
+        starts: list[Any] = []
+
+        def scan(**asked: Any) -> Any:
+            starts.append(asked.get("ExclusiveStartKey"))
+            return replies.pop(0)
+
+        dynamodb: Any = SimpleNamespace(meta=client().meta, scan=scan)
+        assert Table(dynamodb, NAME).associations(deadline()) == {FREE, PRO}
+        assert starts == [None, {"pk": {"S": PAGE_FREE}}]
+
+
+class TestChanges:
+    """A change is one transaction over all pages that it has read."""
+
+    def test_both_pages_change_together_under_the_declared_key(
+        self, table: Table, dynamodb: DynamoDBClient
+    ) -> None:
+        assert read(table, FREE)._replace(versions={}) == Snapshot(
             ResourceRecord(), {FREE: AssociationRecord()}
         )
-        record = ResourceRecord(
-            issued=7,
-            arrived=("r",),
-            answers={"r": Response(success=True, id="x", outcome="ATTACHED", at=NOW)},
-        )
-        written = table.change(A, [FREE], lambda state: hold(A)(state._replace(record=record)), deadline())
-        assert said(table.change(A, [FREE], as_is, deadline())) == said(written)
-        assert written.entry(FREE) == AssociationRecord(frozenset({A}))
-        assert set(pages(dynamodb)) == {f"holder#{A.stack_id}#A", "association#alice:free"}
+        made, written = table.change(A, [FREE, FREE], hold(A), deadline())
+        assert (made.record, made.entries) == (written.record, written.entries)
+        assert read(table, FREE) == written
+        assert set(pages(dynamodb)) == {PAGE_A, PAGE_FREE}
         assert [key["AttributeName"] for key in DECLARED["KeySchema"]] == ["pk"]
-
-    def test_several_associations(self, table: Table) -> None:
-        """The ledger reads each association once."""
-        table.change(A, [FREE, PRO, FREE], lambda state: hold(A, PRO)(hold(A, FREE)(state)), deadline())
-        assert set(table.change(B, [PRO, FREE], as_is, deadline()).entries) == {FREE, PRO}
-        assert table.change(B, [PRO], as_is, deadline()).entries == {PRO: AssociationRecord(frozenset({A}))}
-
-    def test_holders_do_not_see_each_other(self, table: Table) -> None:
-        """A page belongs to one resource of one stack; a stack's ARN has no place for another's."""
-        table.change(A, [FREE], hold(A), deadline())
-        assert table.change(B, [], as_is, deadline()).record == ResourceRecord()
-
-    def test_a_page_without_holders_goes(self, table: Table, dynamodb: DynamoDBClient) -> None:
-        """The ledger keeps nothing about an association without holders."""
-        table.change(A, [FREE], hold(A), deadline())
-        table.change(A, [FREE], let_go(A), deadline())
-        assert set(pages(dynamodb)) == {f"holder#{A.stack_id}#A"}
+        assert read(table, of=B).record == ResourceRecord(), "holders do not see each other"
 
     def test_a_rule_that_changes_nothing_writes_nothing(self, table: Table, dynamodb: DynamoDBClient) -> None:
-        """The pages stand as they stood."""
         table.change(A, [FREE], hold(A), deadline())
         before = pages(dynamodb)
-        table.change(A, [FREE], as_is, deadline())
         table.change(A, [FREE], hold(A), deadline())
         assert pages(dynamodb) == before
 
     def test_a_rules_error_goes_through(self, table: Table, dynamodb: DynamoDBClient) -> None:
-        """The ledger writes nothing."""
-
         def refuse(_: Snapshot) -> Snapshot:
             raise FailedError("refused")
 
@@ -217,158 +356,88 @@ class TestPages:
             table.change(A, [FREE], refuse, deadline())
         assert not pages(dynamodb)
 
-    def test_a_holder_stays_while_it_holds_something_and_a_day_more(
-        self, table: Table, dynamodb: DynamoDBClient
-    ) -> None:
-        """The ledger sets `expires`, the TTL, when a holder's last hold goes, and clears it at a hold."""
-        ttl = DECLARED["TimeToLiveSpecification"]["AttributeName"]
-        assert (ttl, DECLARED["TimeToLiveSpecification"]["Enabled"]) == ("expires", True)
-        expires = []
-        for rule in (lambda state: state._replace(record=ResourceRecord(issued=1)), hold(A), let_go(A)):
-            table.change(A, [FREE], rule, deadline())
-            expires.append(pages(dynamodb)[f"holder#{A.stack_id}#A"].get(ttl))
-        assert expires == [{"N": str(NOW + REMEMBERED)}, None, {"N": str(NOW + REMEMBERED)}]
+    def test_a_rule_has_the_pages_that_it_asks_for(self, table: Table) -> None:
+        def rule(state: Snapshot) -> Snapshot:
+            state.entry(PRO)
+            return hold(A, PRO)(hold(A)(state))
 
-
-class TestAtOnce:
-    """Two write to the same page."""
-
-    @staticmethod
-    def interrupted(
-        by: Callable[[], object], rule: Callable[[Snapshot], Snapshot]
-    ) -> Callable[[Snapshot], Snapshot]:
-        """Somebody writes between this one's first reading and its writing."""
-        pending = [by]
-
-        def interrupted(state: Snapshot) -> Snapshot:
-            if pending:
-                pending.pop()()
-            return rule(state)
-
-        return interrupted
+        table.change(A, [], rule, deadline())
+        assert read(table, FREE, PRO).entries == {
+            one: AssociationRecord(frozenset({A})) for one in (FREE, PRO)
+        }
 
     @pytest.mark.parametrize("earlier", [False, True], ids=["a new page", "a page that is there"])
-    def test_both_changes_are_there(self, table: Table, earlier: bool) -> None:
-        """The second one reads the first one's pages again, and changes those, so no change is lost."""
+    def test_none_is_lost(self, table: Table, earlier: bool) -> None:
+        """The second one reads the first one's pages again, and changes those."""
         third = Holder("another stack", "C")
         if earlier:
             table.change(third, [FREE], hold(third), deadline())
-        rule = self.interrupted(lambda: table.change(B, [FREE], hold(B), deadline()), hold(A))
-        state = table.change(A, [FREE], rule, deadline())
-        assert state.entry(FREE).holders == {A, B} | ({third} if earlier else set())
-        assert table.change(A, [FREE], as_is, deadline()) == state
-        assert FREE in state.record.holds
+        rule = interrupted(lambda: table.change(B, [FREE], hold(B), deadline()), hold(A))
+        assert table.change(A, [FREE], rule, deadline())[1] == read(table, FREE)
+        assert read(table, FREE).entry(FREE).holders == {A, B} | ({third} if earlier else set())
 
-    def test_a_page_that_has_gone(self, table: Table) -> None:
-        """The ledger does not write back an outdated page."""
+    def test_a_page_that_has_gone_is_not_written_back(self, table: Table) -> None:
         table.change(B, [FREE], hold(B), deadline())
-        rule = self.interrupted(lambda: table.change(B, [FREE], let_go(B), deadline()), hold(A))
-        assert table.change(A, [FREE], rule, deadline()).entry(FREE).holders == {A}
+        rule = interrupted(lambda: table.change(B, [FREE], let_go(B), deadline()), hold(A))
+        assert table.change(A, [FREE], rule, deadline())[1].entry(FREE).holders == {A}
 
-    def test_the_last_one_to_go_finds_another(self, table: Table) -> None:
-        """The ledger keeps a page that another holder joined meanwhile."""
-        table.change(A, [FREE], hold(A), deadline())
-        rule = self.interrupted(lambda: table.change(B, [FREE], hold(B), deadline()), let_go(A))
-        assert table.change(A, [FREE], rule, deadline()).entry(FREE).holders == {B}
-        assert table.change(B, [FREE], as_is, deadline()).entry(FREE).holders == {B}
-
-    def test_a_rule_judges_the_pages_that_stand_by_then(self, table: Table) -> None:
-        """It may refuse after all."""
-
-        def alone(state: Snapshot) -> Snapshot:
-            if state.entry(FREE).holders:
-                raise FailedError("held by now")
-            return hold(A)(state)
-
-        rule = self.interrupted(lambda: table.change(B, [FREE], hold(B), deadline()), alone)
-        with pytest.raises(FailedError, match="held by now"):
-            table.change(A, [FREE], rule, deadline())
-        assert said(table.change(A, [FREE], as_is, deadline())) == Snapshot(
-            ResourceRecord(), {FREE: AssociationRecord(frozenset({B}))}
+    def test_a_page_that_was_only_read_counts_too(self, table: Table) -> None:
+        """A rule may have decided by it."""
+        rule = interrupted(
+            lambda: table.change(B, [FREE], hold(B), deadline()),
+            lambda state: noted("alone" if not state.entry(FREE).holders else "not alone")(state),
         )
+        table.change(A, [FREE], rule, deadline())
+        assert read(table).record.notes[0].id == "not alone"
 
     def test_others_keep_changing_it(self, table: Table) -> None:
         """It goes on until the time is up, and then says so."""
         turns = iter(range(10_000))
 
         def never(state: Snapshot) -> Snapshot:
-            order = next(turns)
-            table.change(
-                A,
-                [],
-                lambda state: state._replace(record=state.record._replace(issued=order + 1)),
-                deadline(),
-            )
-            return state._replace(record=state.record._replace(digest="x"))
+            table.change(A, [], noted(f"r{next(turns)}"), deadline())
+            return noted("x")(state)
 
-        with pytest.raises(
-            OutOfTimeError,
-            match=f"write the ledger {NAME} in [a-z0-9-]+: gave up after .* others keep changing",
-        ):
+        what = f"write the ledger {NAME} in eu-central-1: gave up after .* others keep changing"
+        with pytest.raises(OutOfTimeError, match=what):
             table.change(A, [], never, deadline())
 
     def test_each_page_has_a_version(self, table: Table, dynamodb: DynamoDBClient) -> None:
         """It changes with every write of the page, and of no other."""
         table.change(A, [FREE], hold(A), deadline())
         first = {pk: page["version"] for pk, page in pages(dynamodb).items()}
-        table.change(A, [], lambda state: state._replace(record=state.record._replace(issued=1)), deadline())
+        table.change(A, [], noted("r"), deadline())
         second = {pk: page["version"] for pk, page in pages(dynamodb).items()}
-        assert len({*map(str, first.values())}) == 2
-        assert {pk: first[pk] == second[pk] for pk in first} == {
-            f"holder#{A.stack_id}#A": False,
-            "association#alice:free": True,
+        assert {pk: first[pk] == second[pk] for pk in first} == {PAGE_A: False, PAGE_FREE: True}
+        assert first[PAGE_A] != first[PAGE_FREE]
+
+    def test_what_was_seen_spares_the_reading(self, table: Table, dynamodb: DynamoDBClient) -> None:
+        """Also if the change before made or removed a page; but nothing is taken for seen that was not."""
+        with reads(dynamodb) as counts:
+            seen = None
+            for rule in (hold(A), let_go(A), hold(A)):
+                _, seen = table.change(A, [FREE], rule, deadline(), seen)
+            assert counts == [2]
+            table.change(A, [PRO], hold(A, PRO), deadline(), seen)
+            assert counts == [2, 1]
+        assert read(table, FREE, PRO).entries == {
+            one: AssociationRecord(frozenset({A})) for one in (FREE, PRO)
         }
 
-
-class TestSeen:
-    """An earlier change's result spares a read, and nothing else."""
-
-    @pytest.fixture
-    def reads(self, dynamodb: DynamoDBClient, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-        reads: list[Any] = []
-        read = dynamodb.transact_get_items
-
-        def counted(**what: Any) -> Any:
-            reads.append(what)
-            return read(**what)
-
-        monkeypatch.setattr(dynamodb, "transact_get_items", counted)
-        return reads
-
-    def test_it_spares_the_reading(self, table: Table, reads: list[Any]) -> None:
-        """A change after another one writes at once, also if that one made or removed a page."""
-        seen = None
-        for rule in (hold(A), let_go(A), hold(A)):
-            seen = table.change(A, [FREE], rule, deadline(), seen)
-        assert len(reads) == 1
-        assert table.change(A, [FREE], as_is, deadline()) == seen
-
-    def test_it_is_read_where_something_was_not_seen(self, table: Table, reads: list[Any]) -> None:
-        """The earlier change did not see this association."""
-        table.change(B, [PRO], hold(B, PRO), deadline())
-        seen = table.change(A, [FREE], hold(A), deadline())
-        reads.clear()
-        assert table.change(A, [PRO], hold(A, PRO), deadline(), seen).entry(PRO).holders == {A, B}
-        assert len(reads) == 1
-
-    def test_it_may_have_changed(self, table: Table) -> None:
-        """The ledger then reads all pages again before it writes."""
-        seen = table.change(A, [FREE], as_is, deadline())
+    def test_what_was_seen_may_have_changed(self, table: Table) -> None:
+        seen = read(table, FREE)
         table.change(B, [FREE], hold(B), deadline())
-        assert table.change(A, [FREE], hold(A), deadline(), seen).entry(FREE).holders == {A, B}
+        assert table.change(A, [FREE], hold(A), deadline(), seen)[1].entry(FREE).holders == {A, B}
 
-    def test_no_rule_ends_with_it(self, table: Table) -> None:
-        """The ledger asks a rule that raises or changes nothing again, with the present pages."""
-        seen = table.change(A, [FREE], as_is, deadline())
-        table.change(B, [FREE], hold(B), deadline())
-        assert table.change(A, [FREE], as_is, deadline(), seen).entry(FREE).holders == {B}
-
-        def only_with_another(state: Snapshot) -> Snapshot:
-            if not state.entry(FREE).holders:
-                raise FailedError("nobody")
-            return hold(A)(state)
-
-        assert table.change(A, [FREE], only_with_another, deadline(), seen).entry(FREE).holders == {A, B}
+    def test_a_read_takes_a_hundred_pages_at_once_and_a_write_starts_afresh_with_half(self) -> None:
+        dynamodb: Any = DynamoDb()
+        table = Table(dynamodb, NAME)
+        many = [Association("alice", f"plan{number}") for number in range(MOST_PAGES + 20)]
+        (state,) = table.read([(A, many)], deadline())
+        assert set(state.entries) == {*many}
+        with reads(dynamodb) as counts:
+            table.change(A, [FREE], hold(A), deadline(), state)
+        assert counts == [2]
 
 
 class TestErrors:
@@ -381,9 +450,9 @@ class TestErrors:
             stub.assert_no_pending_responses()
 
     @staticmethod
-    def change(stub: Stubber, clock: Clock | None = None, seconds: float = 60) -> Snapshot:
+    def change(stub: Stubber, clock: Clock | None = None) -> AssociationRecord:
         dynamodb: Any = stub.client
-        return Table(dynamodb, NAME).change(A, [FREE], hold(A), deadline(seconds, clock))
+        return Table(dynamodb, NAME).change(A, [FREE], hold(A), deadline(60, clock))[1].entry(FREE)
 
     @staticmethod
     def cancelled(stub: Stubber, operation: str, *codes: str) -> None:
@@ -392,32 +461,31 @@ class TestErrors:
             operation, "TransactionCanceledException", http_status_code=400, modeled_fields=reasons
         )
 
-    def test_a_missing_table(self) -> None:
-        """It fails at once, and names the table, the region and the things to check."""
-        with (
-            mock_aws(),
-            pytest.raises(
-                FailedError, match=f"read the ledger {NAME} in eu-central-1: .*Check that the table is"
-            ),
-        ):
-            Table(client(), NAME).change(A, [FREE], hold(A), deadline())
-
     @pytest.mark.parametrize(
         "code", ["AccessDeniedException", "ResourceNotFoundException", "ValidationException"]
     )
     @pytest.mark.parametrize("verb", ["read", "write"])
-    def test_refused_for_good(self, stub: Stubber, verb: str, code: str) -> None:
-        """Reading and writing alike fail without another attempt, and name the table and the error."""
+    def test_for_good(self, stub: Stubber, verb: str, code: str) -> None:
+        """Without another attempt, and with the table, the region, the error and what to check."""
         if verb == "write":
             stub.add_response("transact_get_items", EMPTY)
         stub.add_client_error(
             f"transact_{'get' if verb == 'read' else 'write'}_items", code, "no", http_status_code=400
         )
-        with pytest.raises(
-            FailedError,
-            match=f"^Could not {verb} the ledger {NAME} in eu-central-1: .*{code}.*the role may use it",
-        ):
+        what = (
+            rf"^Could not {verb} the ledger {NAME} in eu-central-1: .*{code}.*Check that the table is there"
+        )
+        with pytest.raises(FailedError, match=what) as raised:
             self.change(stub)
+        assert raised.value.nothing_changed
+
+    def test_for_good_after_a_write_that_may_have_been_carried_out(self, stub: Stubber) -> None:
+        stub.add_response("transact_get_items", EMPTY)
+        stub.add_client_error("transact_write_items", "InternalServerError", http_status_code=500)
+        stub.add_client_error("transact_write_items", "AccessDeniedException", http_status_code=400)
+        with pytest.raises(FailedError) as raised:
+            self.change(stub)
+        assert not raised.value.nothing_changed
 
     @pytest.mark.parametrize(
         ("code", "status"),
@@ -428,93 +496,80 @@ class TestErrors:
             ("TransactionInProgressException", 400),
             ("InternalServerError", 500),
             ("ServiceUnavailable", 503),
+            ("", 0),
         ],
     )
     @pytest.mark.parametrize("verb", ["get", "write"])
-    def test_passing_trouble(self, stub: Stubber, verb: str, code: str, status: int) -> None:
-        """The ledger tries it again after a pause."""
+    def test_that_pass_are_tried_again_after_a_pause(
+        self, stub: Stubber, verb: str, code: str, status: int
+    ) -> None:
+        """Without a code: another transaction was under way, and no page need have changed."""
         clock = Clock(NOW)
         for operation in ("get", "write"):
-            if operation == verb:
+            if operation == verb and code:
                 stub.add_client_error(f"transact_{verb}_items", code, http_status_code=status)
-            stub.add_response(f"transact_{operation}_items", EMPTY if operation == "get" else {})
-        assert self.change(stub, clock).entry(FREE).holders == {A}
-        assert clock.now > NOW
-
-    @pytest.mark.parametrize("verb", ["get", "write"])
-    def test_a_conflict_of_transactions(self, stub: Stubber, verb: str) -> None:
-        """Another transaction was under way: the ledger retries the same, as no page need have changed."""
-        for operation in ("get", "write"):
-            if operation == verb:
+            elif operation == verb:
                 self.cancelled(stub, f"transact_{verb}_items", "None", "TransactionConflict")
             stub.add_response(f"transact_{operation}_items", EMPTY if operation == "get" else {})
-        assert self.change(stub).entry(FREE).holders == {A}
+        assert self.change(stub, clock).holders == {A}
+        assert clock.now > NOW
 
-    def test_a_page_has_changed(self, stub: Stubber) -> None:
-        """If a condition fails, whatever else does, the ledger reads all pages again."""
+    def test_a_condition_that_fails_has_all_pages_read_again(self, stub: Stubber) -> None:
         stub.add_response("transact_get_items", EMPTY)
         self.cancelled(stub, "transact_write_items", "TransactionConflict", "ConditionalCheckFailed")
-        stub.add_response(
-            "transact_get_items",
-            {"Responses": [{}, {"Item": {"version": {"S": "v"}, "before": {"BOOL": True}}}]},
-        )
+        page = {"format": {"N": "1"}, "version": {"S": "v"}, "origin": {"S": "before"}}
+        stub.add_response("transact_get_items", {"Responses": [{}, {"Item": page}]})
         stub.add_response("transact_write_items", {})
-        assert self.change(stub).entry(FREE) == AssociationRecord(frozenset({A}), preexisting=True)
+        assert self.change(stub) == AssociationRecord(frozenset({A}), Origin.BEFORE)
 
-    def test_attempts_of_one_write_are_one_transaction(self) -> None:
-        """DynamoDB writes once though its reply is lost: attempts share a token, other writes do not."""
+    def test_a_transaction_that_is_cancelled_for_another_reason_fails(self, stub: Stubber) -> None:
+        stub.add_response("transact_get_items", EMPTY)
+        self.cancelled(stub, "transact_write_items", "ValidationError")
+        with pytest.raises(FailedError, match="Could not write"):
+            self.change(stub)
+
+    def test_the_attempts_of_one_write_share_a_token(self) -> None:
+        """So DynamoDB writes once though its reply is lost; other writes have tokens of their own."""
         tokens: list[str] = []
 
-        class Writes:
-            """A DynamoDB client that loses the first reply to a write."""
+        def write(**arguments: Any) -> dict[str, Any]:
+            tokens.append(arguments["ClientRequestToken"])
+            if len(tokens) == 1:
+                raise ReadTimeoutError(endpoint_url="https://dynamodb")
+            return {}
 
-            meta = client().meta
-
-            def transact_get_items(self, **_: Any) -> dict[str, Any]:
-                return EMPTY
-
-            def transact_write_items(self, **arguments: Any) -> dict[str, Any]:
-                tokens.append(arguments["ClientRequestToken"])
-                if len(tokens) == 1:
-                    raise ReadTimeoutError(endpoint_url="https://dynamodb")
-                return {}
-
-        table = Table(Writes(), NAME)  # type: ignore[arg-type]  # a fake
+        dynamodb: Any = SimpleNamespace(
+            meta=client().meta, transact_get_items=lambda **_: EMPTY, transact_write_items=write
+        )
         for _ in range(2):
-            table.change(A, [FREE], hold(A), deadline())
+            Table(dynamodb, NAME).change(A, [FREE], hold(A), deadline())
         assert len(tokens) == 3
         assert tokens[0] == tokens[1] != tokens[2]
 
-    @pytest.mark.parametrize("verb", ["get", "write"])
     @pytest.mark.parametrize(
-        "reply",
+        ("verb", "reply"),
         [
-            pytest.param({"ResponseMetadata": {"HTTPHeaders": {"content-type": "text/html"}}}, id="a page"),
-            pytest.param(AttributeError("'list' object has no attribute 'get'"), id="no object"),
+            ("get", {"ResponseMetadata": {"HTTPHeaders": {"content-type": "text/html"}}}),
+            ("write", {"ResponseMetadata": {"HTTPHeaders": {"content-type": "text/html"}}}),
+            ("get", AttributeError("'list' object has no attribute 'get'")),
+            ("write", AttributeError("'list' object has no attribute 'get'")),
+            ("get", {}),
+            ("get", {"Responses": []}),
+            ("get", {"Responses": [{}]}),
+            ("scan", {}),
         ],
     )
-    def test_a_reply_that_is_none_of_dynamodbs_is_asked_for_again(self, verb: str, reply: Any) -> None:
-        """A proxy's page with 200 is no word about the pages, and no write."""
+    def test_a_reply_that_is_no_word_about_the_pages_is_asked_for_again(self, verb: str, reply: Any) -> None:
         table, called = self.answering(verb, reply)
-        assert table.change(A, [FREE], hold(A), deadline()).entry(FREE).holders == {A}
-        assert called == (["get", "get", "write"] if verb == "get" else ["get", "write", "write"])
-
-    @pytest.mark.parametrize("responses", [{}, {"Responses": []}, {"Responses": [{}]}])
-    def test_a_reply_that_lacks_pages_is_asked_for_again(self, responses: Any) -> None:
-        table, called = self.answering("get", responses)
-        assert table.change(A, [FREE], as_is, deadline()).entry(FREE) == AssociationRecord()
-        assert called == ["get", "get"]
+        assert table.change(A, [FREE], hold(A), deadline())[1].entry(FREE).holders == {A}
+        assert table.associations(deadline()) == set()
+        assert sorted(called) == sorted(["get", "write", "scan", verb])
 
     def test_null_in_the_place_of_a_page_means_that_there_is_none(self) -> None:
         """DynamoDB's reference has null for it; an empty object is what comes."""
         table, called = self.answering("get", {"Responses": [None, None]})
-        assert table.change(A, [FREE], hold(A), deadline()).entry(FREE).holders == {A}
+        assert table.change(A, [FREE], hold(A), deadline())[1].entry(FREE).holders == {A}
         assert called == ["get", "write"]
-
-    def test_a_scan_that_lacks_its_items_is_asked_for_again(self) -> None:
-        table, called = self.answering("scan", {})
-        assert table.associations(deadline()) == set()
-        assert called == ["scan", "scan"]
 
     @staticmethod
     def answering(verb: str, odd: Any) -> tuple[Table, list[str]]:
@@ -538,86 +593,16 @@ class TestErrors:
         return Table(dynamodb, NAME), called
 
     def test_until_no_time_is_left(self) -> None:
-        """The error counts the attempts, as for API Gateway; the last one comes at the last moment."""
+        """The error counts the attempts; the last one comes at the last moment."""
 
-        class Slow:
-            meta = SimpleNamespace(region_name="eu-central-1")
-
-            def transact_get_items(self, **arguments: Any) -> None:
-                raise ClientError(
-                    {"Error": {"Code": "ThrottlingException", "Message": "slow"}}, "TransactGetItems"
-                )
-
-        clock, ends = Clock(), Clock().now + BEFORE_SHORT_CALL + 20
-        table = Table(Slow(), NAME)  # type: ignore[arg-type]  # a fake
-        with pytest.raises(
-            OutOfTimeError, match=rf"read the ledger {NAME} .*: gave up after \d+ attempts .*slow"
-        ):
-            table.change(A, [FREE], hold(A), deadline(BEFORE_SHORT_CALL + 20, clock))
-        assert clock.now == ends - BEFORE_SHORT_CALL
-
-    @pytest.mark.parametrize(
-        ("page", "says"),
-        [
-            pytest.param({"shape": SHAPE + 1}, "a newer version of the function has written it", id="newer"),
-            pytest.param(
-                {"holds": {"alice:free": {"request": "r", "new": True}}}, "it is damaged", id="a field more"
-            ),
-            pytest.param({"holds": {"alice:free": {}}}, "it is damaged", id="a field less"),
-            pytest.param({"holds": "all"}, "it is damaged", id="another type"),
-            pytest.param({"answers": {"r": 7}}, "it is damaged", id="no answer"),
-            pytest.param({"shape": "new"}, "it is damaged", id="a shape that is no number"),
-            pytest.param(
-                {"holds": {"alicefree": {"request": "r"}}}, "it is damaged", id="an id that names nothing"
-            ),
-            pytest.param({"arrived": "request"}, "it is damaged", id="a text in the place of a list"),
-            pytest.param({"foreign": "former"}, "it is damaged", id="a text in the place of another list"),
-            pytest.param({"version": None}, "it is damaged", id="no version"),
-            pytest.param({"version": 7}, "it is damaged", id="a version that is no text"),
-        ],
-    )
-    def test_a_page_that_cannot_be_read_is_refused_and_left_as_it_is(
-        self, table: Table, dynamodb: DynamoDBClient, page: dict[str, Any], says: str
-    ) -> None:
-        item = {
-            name: TypeSerializer().serialize(value)
-            for name, value in {"pk": f"holder#{A.stack_id}#A", "version": "v", **page}.items()
-        }
-        dynamodb.put_item(TableName=NAME, Item=item)
-        before = pages(dynamodb)
-        with pytest.raises(FailedError, match=rf"page holder#.*A of the ledger {NAME}.*: {says}"):
-            table.change(A, [FREE], hold(A), deadline())
-        assert pages(dynamodb) == before
-
-    def test_pages_from_before_shapes_had_numbers_are_read(
-        self, table: Table, dynamodb: DynamoDBClient
-    ) -> None:
-        """Old pages have a rank in each order, one RequestId, and no state: each hold is attached."""
-        who = {"stack": A.stack_id, "resource": A.logical_id}
-        held = {
-            "holds": {"alice:free": {"request": "r", "named": True}},
-            "order": 4 * NOW + 2,
-            "newest": "r",
-            "wants": "alice:free",
-        }
-        for page in (
-            {"pk": f"holder#{A.stack_id}#A", "version": "v", **held},
-            {"pk": "association#alice:free", "version": "v", "holders": [who], "anew": "r"},
-        ):
-            dynamodb.put_item(
-                TableName=NAME, Item={name: TypeSerializer().serialize(value) for name, value in page.items()}
+        def slow(**_: Any) -> None:
+            raise ClientError(
+                {"Error": {"Code": "ThrottlingException", "Message": "slow"}}, "TransactGetItems"
             )
-        state = table.change(A, [FREE], as_is, deadline())
-        assert state.record == ResourceRecord(
-            {FREE: Hold("r", named=True)}, issued=NOW, arrived=("r",), wants=FREE
-        )
-        assert state.entry(FREE) == AssociationRecord(frozenset({A}))
 
-    def test_a_page_says_how_far_the_attaching_is(self) -> None:
-        entries = {
-            "wanted": AssociationRecord(frozenset({A}), begun_by=NOBODY),
-            "attaching": AssociationRecord(frozenset({A}), begun_by="r"),
-        }
-        entries["attached"] = AssociationRecord(frozenset({A}))
-        assert {ledger._entry_page(FREE, entry)["state"] for entry in entries.values()} == set(entries)
-        assert all(ledger._entry_page(FREE, entry)["state"] == state for state, entry in entries.items())
+        clock, ends = Clock(NOW), NOW + BEFORE_SHORT_CALL + 20
+        dynamodb: Any = SimpleNamespace(meta=client().meta, transact_get_items=slow)
+        what = rf"read the ledger {NAME} .*: gave up after \d+ attempts .*slow"
+        with pytest.raises(OutOfTimeError, match=what):
+            Table(dynamodb, NAME).change(A, [FREE], hold(A), deadline(BEFORE_SHORT_CALL + 20, clock))
+        assert clock.now == ends - BEFORE_SHORT_CALL

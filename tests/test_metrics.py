@@ -19,9 +19,10 @@ from usage_plan_key.errors import UndeliveredError
 from usage_plan_key.model import Outcome
 from usage_plan_key.request import parse
 from usage_plan_key.response import Sender
-from usage_plan_key.retry import BEFORE_CALL, Deadline
+from usage_plan_key.retry import BEFORE_CALL
 
-from .function import BUSY, World, record, throttled
+from .function import BUSY, World, received, record, throttled
+from .memory import Clock, within
 
 ROOT = Path(__file__).parents[1]
 CREATE = ROOT / "events" / "create.json"
@@ -97,10 +98,10 @@ class TestAnswers:
     def test_an_attempt_is_a_call_to_api_gateway_whatever_came_of_it(
         self, world: World, counted: Counted
     ) -> None:
-        world.at_create = [BUSY, BUSY, BUSY]
+        world.at_create = [BUSY]
         world.arrives("alice")
         world.serve()
-        assert counted() == [{"Attached": 1, "Attempts": 4, "QueueSeconds": 0}]
+        assert counted() == [{"Attached": 1, "Attempts": 2, "QueueSeconds": pytest.approx(1.5, abs=0.5)}]
 
     def test_the_calls_of_every_turn_are_counted_and_the_wait_ends_where_the_last_begins(
         self, world: World, counted: Counted
@@ -109,17 +110,22 @@ class TestAnswers:
         world.arrives("alice")
         sent = world.records()
         assert world.batch(sent) == ["message-0"]
-        assert counted() == [{"Attempts": 1}]
-        world.clock.now += 600
-        assert world.batch(sent) == []
-        (line,) = counted()
-        assert line == {"Attached": 1, "Attempts": 1, "QueueSeconds": pytest.approx(600, abs=world.seconds)}
+        assert counted() == [{"Attempts": 1, "WaitedSeconds": 0}]
+        world.clock.now += 500
+        assert world.batch([received(sent[0])]) == ["message-0"]
+        assert counted() == [{"Attempts": 0, "WaitedSeconds": 500}], "it waits on, and the alarm hears it"
+        world.clock.now += 100
+        assert world.batch([received(sent[0], 3)]) == []
+        assert counted() == [{"Attached": 1, "Attempts": 1, "QueueSeconds": 600}]
 
-    def test_a_turn_without_a_call_counts_nothing(self, world: World, counted: Counted) -> None:
+    def test_what_goes_back_for_want_of_the_functions_time_has_waited_too(
+        self, world: World, counted: Counted
+    ) -> None:
         world.arrives("alice")
+        world.clock.now += 7
         world.seconds = BEFORE_CALL
         assert world.serve() == ["message-0"]
-        assert counted() == []
+        assert counted() == [{"Attempts": 0, "WaitedSeconds": 7}]
 
     def test_an_answer_that_cannot_be_delivered_is_counted_too(self, world: World, counted: Counted) -> None:
         world.arrives("alice")
@@ -186,7 +192,7 @@ def test_each_kind_of_trouble_is_counted_by_name(
 @pytest.mark.usefixtures("world")
 def test_an_answer_out_of_time_is_undelivered_and_not_refused(counted: Counted) -> None:
     with pytest.raises(UndeliveredError):
-        Sender().deliver(parse(json.loads(CREATE.read_text())), Deadline(0), body())
+        Sender().deliver(parse(json.loads(CREATE.read_text())), within(0, Clock()), body())
     assert counted() == [{"AnswerUndelivered": 1}]
 
 
@@ -207,9 +213,11 @@ def test_the_log_has_the_same_service() -> None:
 @pytest.mark.usefixtures("world")
 def test_seconds_are_seconds_and_the_rest_are_counts(counted: Counted) -> None:
     metrics.response(body(), 3, 1.5)
-    (line,) = counted.lines()
-    units = {metric["Name"]: metric["Unit"] for metric in line["_aws"]["CloudWatchMetrics"][0]["Metrics"]}
-    assert units == {"Deleted": "Count", "Attempts": "Count", "QueueSeconds": "Seconds"}
+    metrics.gone_back(3, 1.5)
+    lines = [line["_aws"]["CloudWatchMetrics"][0]["Metrics"] for line in counted.lines()]
+    units = {metric["Name"]: metric["Unit"] for line in lines for metric in line}
+    seconds = dict.fromkeys(("QueueSeconds", "WaitedSeconds"), "Seconds")
+    assert units == {"Deleted": "Count", "Attempts": "Count", **seconds}
 
 
 def test_a_line_is_written_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,6 +236,7 @@ def test_under_sam_local_nothing_is_counted(world: World, counted: Counted) -> N
     world.at_create = [throttled(600)]
     assert world.batch([*sent, record("stray", 7)]) == ["message-0"]
     assert counted.lines() == []
+    world.clock.now += 600
     assert world.batch(sent) == []
     assert "_aws" not in counted.capsys.readouterr().out
 

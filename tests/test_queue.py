@@ -13,10 +13,10 @@ from botocore.exceptions import ClientError, ReadTimeoutError
 
 from usage_plan_key.errors import FailedError, UnclearError
 from usage_plan_key.queue import LONGEST_MESSAGE, Queue, messages
-from usage_plan_key.retry import Deadline
 
 from . import function
 from .function import World, record
+from .memory import within
 
 world = function.world
 
@@ -100,13 +100,28 @@ class TestCalls:
     def test_a_message_that_is_put_aside_twice_is_there_once(self, world: World) -> None:
         for number in (1, 1, 2):
             (stray,) = messages([record("stray", number)])
-            assert self.queue(world).put_aside(stray, Deadline(60, world.clock))
+            assert self.queue(world).put_aside(stray, within(60, world.clock))
         first, repeated, other = (message["MessageDeduplicationId"] for message in world.sqs.aside)
         assert first == repeated != other
 
+    def test_messages_go_back_in_one_call_each_for_its_time(self, world: World) -> None:
+        first, second = messages([record("{}", 1), record("{}", 2)])
+        self.queue(world).give_back([(first, 20), (second, 0)], within(60, world.clock))
+        assert world.sqs.given_back == [{"receipt-1": 20, "receipt-2": 0}]
+
+    def test_a_message_that_sqs_does_not_take_back_is_told(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_BatchResultErrorEntry.html."""
+        reply = {"Successful": [{"Id": "0"}], "Failed": [{"Id": "1", "Code": "ReceiptHandleIsInvalid"}]}
+        monkeypatch.setattr(world.sqs, "change_message_visibility_batch", lambda **_: reply)
+        both = [(message, 0) for message in messages([record("{}", 1), record("{}", 2)])]
+        with pytest.raises(FailedError, match=r"^SQS refused 1 of 2: ReceiptHandleIsInvalid$"):
+            self.queue(world).give_back(both, within(60, world.clock))
+
     def test_without_a_dead_letter_queue_it_stays(self, world: World) -> None:
         (stray,) = messages([record("stray")])
-        assert not Queue(world.sqs, "https://queue").put_aside(stray, Deadline(60, world.clock))  # type: ignore[arg-type]  # a fake
+        assert not Queue(world.sqs, "https://queue").put_aside(stray, within(60, world.clock))  # type: ignore[arg-type]  # a fake
         assert not world.sqs.aside
 
     def test_an_error_names_the_call_that_failed(self, world: World) -> None:
@@ -115,25 +130,25 @@ class TestCalls:
         throttled = ClientError({"Error": {"Code": "RequestThrottled", "Message": "slow"}}, "Call")
         for begins, call in (
             ("Could not put a message aside: gave up", partial(self.queue(world).put_aside, message)),
-            ("Could not give a message back: gave up", partial(self.queue(world).give_back, message)),
+            ("Could not give messages back: gave up", partial(self.queue(world).give_back, [(message, 0)])),
             ("Could not queue the request: gave up", partial(self.queue(world).put, event, 5)),
         ):
             world.sqs.fails = [throttled] * 999
             with pytest.raises(FailedError, match=f"^{begins}"):
-                call(Deadline(60, world.clock))
+                call(within(60, world.clock))
         world.sqs.fails = [ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, "SendMessage")]
         with pytest.raises(
             FailedError, match=r"^Could not queue the request: .*AccessDenied.*Check that the queue is there"
         ):
-            self.queue(world).put(event, 5, Deadline(60, world.clock))
+            self.queue(world).put(event, 5, within(60, world.clock))
 
     def test_a_request_that_may_have_been_queued_is_unclear_and_says_why(self, world: World) -> None:
         world.sqs.fails = [ReadTimeoutError(endpoint_url="https://queue")] * 999
         with pytest.raises(UnclearError, match=r"^Could not queue the request: gave up .*https://queue"):
-            self.queue(world).put({"StackId": "s", "RequestId": "r"}, 5, Deadline(60, world.clock))
+            self.queue(world).put({"StackId": "s", "RequestId": "r"}, 5, within(60, world.clock))
 
     def test_a_request_is_queued_as_short_json(self, world: World) -> None:
-        self.queue(world).put({"StackId": "s", "RequestId": "\ud800"}, 5, Deadline(60, world.clock))
+        self.queue(world).put({"StackId": "s", "RequestId": "\ud800"}, 5, within(60, world.clock))
         (message,) = world.sqs.sent
         assert message["MessageBody"] == '{"event":{"StackId":"s","RequestId":"\\ud800"},"arrived":5}'
         assert re.fullmatch("[0-9a-f]{64}", message["MessageDeduplicationId"])
@@ -141,15 +156,15 @@ class TestCalls:
 
     def test_a_message_of_just_the_greatest_size_is_queued(self, world: World) -> None:
         event = {"StackId": "s", "RequestId": "r", "Filler": ""}
-        self.queue(world).put(event, 5, Deadline(60, world.clock))
+        self.queue(world).put(event, 5, within(60, world.clock))
         event["Filler"] = "x" * (LONGEST_MESSAGE - len(world.sqs.sent[0]["MessageBody"]))
-        self.queue(world).put(event, 5, Deadline(60, world.clock))
+        self.queue(world).put(event, 5, within(60, world.clock))
         assert len(world.sqs.sent[1]["MessageBody"]) == LONGEST_MESSAGE
         event["Filler"] += "x"
         with pytest.raises(
             FailedError, match=f"it has {LONGEST_MESSAGE + 1} bytes, and a message takes {LONGEST_MESSAGE}"
         ):
-            self.queue(world).put(event, 5, Deadline(60, world.clock))
+            self.queue(world).put(event, 5, within(60, world.clock))
 
     def test_a_body_that_is_no_json_has_no_event(self) -> None:
         (read,) = messages([record("no json")])
@@ -162,4 +177,4 @@ class TestCalls:
         with pytest.raises(
             UnclearError, match=r"The last error: the reply is none of SQS's, or is cut short\."
         ):
-            self.queue(world).put({"StackId": "s", "RequestId": "r"}, 5, Deadline(60, world.clock))
+            self.queue(world).put({"StackId": "s", "RequestId": "r"}, 5, within(60, world.clock))

@@ -5,7 +5,7 @@ import re
 import string
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import example, given, settings
@@ -15,14 +15,16 @@ from usage_plan_key.errors import EventError
 from usage_plan_key.model import LONGEST_ID, Association, Holder, well_formed
 from usage_plan_key.request import (
     PROPERTIES,
+    REPAIR_TIME,
     Create,
-    CreateOrUpdate,
     Delete,
     Invalid,
     OnExisting,
+    Repair,
     Request,
     Update,
     parse,
+    repair_event,
 )
 
 HANDLER = Path(__file__).parents[1] / "handler"
@@ -209,37 +211,18 @@ class TestEvents:
             ("Create", "this is a string"),
             (7, "this is a number"),
             (True, "this is a boolean"),
-            ({}, "RequestType is missing; this is an empty object"),
-            ({"source": "serverless-plugin-warmup"}, "this is a warm-up ping"),
+            ({}, "RequestType is missing; it has no fields"),
+            ({"source": "serverless-plugin-warmup"}, "RequestType is missing; it has source"),
             (
                 {"requestContext": {}, "requestPayload": {"RequestType": "Create"}},
-                "this is Lambda's record of a failed invocation, which belongs in the function's queue",
+                "it has requestContext, requestPayload",
             ),
-            ({"warmer": True, "concurrency": 3}, "this is a warm-up ping"),
-            (
-                {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}},
-                "this is an EventBridge event",
-            ),
-            (
-                {"httpMethod": "GET", "path": "/", "headers": None, "requestContext": {}},
-                "this is an HTTP request",
-            ),
-            (
-                {"Records": [{"EventSource": "aws:sns", "Sns": {"Message": VALUE}}]},
-                "this is an SNS notification",
-            ),
-            (
-                {"Records": [{"eventSource": "aws:s3", "s3": {"object": {"key": VALUE}}}]},
-                "this is an S3 notification",
-            ),
-            ({"Records": [{"eventSource": ["aws:s3"]}]}, "this is a batch of records"),
-            ({"Records": [None]}, "this is a batch of records"),
-            ({"Records": {}}, "this is a batch of records"),
-            ({"Records": []}, "this is an empty batch of records"),
-            (
-                {"ResponseURL": f"https://x/?{VALUE}", VALUE: VALUE},
-                "RequestType is missing; this is an event of some other sender",
-            ),
+            ({"warmer": True, "concurrency": 3}, "it has warmer, concurrency"),
+            ({"Records": [{"EventSource": "aws:sns", "Sns": {"Message": VALUE}}]}, "it has Records"),
+            ({"Records": []}, "it has Records"),
+            (dict.fromkeys("abcdefg", 1), "it has a, b, c, d, e"),
+            ({7: 1, "a b": VALUE, "": 1}, "it has 7"),
+            ({"ResponseURL": f"https://x/?{VALUE}", VALUE: VALUE}, "it has ResponseURL"),
         ],
         ids=lambda each: each if isinstance(each, str) else "",
     )
@@ -298,6 +281,11 @@ class TestFaults:
             ("PlanId", "UsagePlanId"),
             ("OnExists", "OnExisting"),
             ("Verify", "VerifyTrigger"),
+            ("KeyName", "KeyId"),
+            ("ApiKeyId", "KeyId"),
+            ("ApiKey", "KeyId"),
+            ("Plan", "UsagePlanId"),
+            ("Value", "IncludeValue"),
         ],
     )
     def test_the_nearest_name_is_suggested(self, name: str, meant: str) -> None:
@@ -367,6 +355,34 @@ class TestFaults:
             "UsagePlanId is malformed: it has a reference that CloudFormation has not resolved ("
         )
         assert "alice" not in text.lower()
+
+    @pytest.mark.parametrize("name", ["KeyId", "UsagePlanId"])
+    @pytest.mark.parametrize(
+        "value",
+        [
+            "null",
+            "None",
+            "undefined",
+            "[object Object]",
+            "NaN",
+            "nil",
+            "false",
+            "true",
+            "<no value>",
+            " NULL ",
+        ],
+    )
+    def test_what_a_template_tool_makes_of_nothing_is_named_as_such(self, name: str, value: str) -> None:
+        """A key or a plan with such an id is not found; and no physical id is made of it."""
+        request = parse(event(properties={**GOOD, name: value}))
+        assert isinstance(request, Invalid)
+        looks = f"{name} is {value!r}, which looks like a missing value of your template tool"
+        assert (request.faults, request.wanted, request.answer_id) == ((looks,), None, "Alice")
+
+    @pytest.mark.parametrize("value", [["a1b2c3d4e5", "b1b2c3d4e5"], "a1b2c3d4e5,b1b2c3d4e5"], ids=str)
+    def test_several_keys_in_one_resource_are_led_to_fn_foreach(self, value: Any) -> None:
+        text = faults({**GOOD, "KeyId": value})
+        assert "a resource attaches one key to one plan; Fn::ForEach declares a resource for each" in text
 
     def test_an_id_of_white_space_is_empty(self) -> None:
         assert faults({**GOOD, "KeyId": " \n"}) == "KeyId is empty"
@@ -627,6 +643,43 @@ broken = st.builds(
 )
 
 
+class TestRepair:
+    """The watch's repair is read like any other event, where it may come from the watch."""
+
+    EVENT: ClassVar = repair_event("r", Holder("stack", "Alice"), Association("a1b2c3d4e5", "f7r3e3"))
+
+    def test_it_wants_what_its_resource_holds(self) -> None:
+        request = parse(self.EVENT, repairs=True)
+        assert isinstance(request, Repair)
+        assert (request.id, request.holder, request.physical_id) == (
+            "r",
+            ("stack", "Alice"),
+            "a1b2c3d4e5:f7r3e3",
+        )
+        assert request.wanted == request.identified == ("a1b2c3d4e5", "f7r3e3")
+        assert (request.issued, request.response_url, request.service_timeout) == (None, "", REPAIR_TIME)
+
+    @pytest.mark.parametrize(
+        "broken",
+        [
+            {"RequestType": "Mend"},
+            {"RequestId": ""},
+            {"StackId": 7},
+            {"LogicalResourceId": None},
+            {"PhysicalResourceId": "x"},
+            {"PhysicalResourceId": 7},
+        ],
+        ids=str,
+    )
+    def test_half_a_repair_is_none(self, broken: dict[str, Any]) -> None:
+        with pytest.raises(EventError):
+            parse({**self.EVENT, **broken}, repairs=True)
+
+    def test_nobody_but_the_watch_asks_for_one(self) -> None:
+        with pytest.raises(EventError, match="RequestType is none of Create, Update and Delete"):
+            parse(self.EVENT)
+
+
 class TestAnyEvent:
     """Any event gives a request if an answer is possible, or else one clear sentence."""
 
@@ -668,7 +721,7 @@ class TestAnyEvent:
                 assert kind != "Delete"
                 assert request.faults
                 assert re.fullmatch("[ -~…]+", "; ".join(request.faults))
-            case CreateOrUpdate():
+            case Create() | Update():
                 assert type(request).__name__ == kind
                 assert Association.parse(request.wanted.id) == request.wanted
                 json.dumps(vars(request), default=str).encode()
@@ -680,7 +733,7 @@ class TestAnyEvent:
         with pytest.raises(EventError) as raised:
             parse(foreign)
         assert re.fullmatch(
-            "(not a CloudFormation custom resource event: |the Update event lacks )[ -~]{1,200}",
+            "(not a CloudFormation custom resource event: |the Update event lacks )[ -~]{1,240}",
             str(raised.value),
         )
 

@@ -29,11 +29,10 @@ from usage_plan_key.response import (
     redacted,
     where,
 )
-from usage_plan_key.retry import Deadline
 
 from . import answers
 from .answers import ATTACHED, EVENTS, ID, VALUE, WHERE, Lines, event, failed
-from .memory import Clock
+from .memory import Clock, within
 
 environment, sink, everything = answers.environment, answers.sink, answers.everything
 
@@ -255,7 +254,7 @@ class TestSender:
 
     def deliver(self, sink: Sink, seconds: float = 60.0) -> Clock:
         clock = Clock()
-        Sender().deliver(parse(event(sink)), Deadline(seconds, clock), b'{"Status":"SUCCESS"}')
+        Sender().deliver(parse(event(sink)), within(seconds, clock), b'{"Status":"SUCCESS"}')
         return clock
 
     def deliver_value(self, sink: Sink) -> None:
@@ -263,7 +262,7 @@ class TestSender:
         own = sink.url.split("/")[2]
         check = partial(check_value_host, region="eu-central-1", suffix="amazonaws.com", emulator=own)
         Sender(check).deliver(
-            parse(event(sink)), Deadline(60, Clock()), json.dumps({"Data": {"Value": VALUE}}).encode()
+            parse(event(sink)), within(60, Clock()), json.dumps({"Data": {"Value": VALUE}}).encode()
         )
 
     def test_a_preparation_that_failed_is_made_anew(
@@ -279,7 +278,7 @@ class TestSender:
         with pytest.raises(MemoryError):
             sender.prepare().result()
         monkeypatch.setattr(response, "_tls", made)
-        sender.deliver(parse(event(sink)), Deadline(60.0, Clock()), b"{}")
+        sender.deliver(parse(event(sink)), within(60.0, Clock()), b"{}")
         assert len(sink.puts) == 1
         assert sender.prepare() is sender.prepare(), "and what was made serves all that follow"
 
@@ -404,7 +403,7 @@ class TestSender:
         monkeypatch.setattr(urllib3.PoolManager, "urlopen", urlopen)
         sink.replies = [307] * 5
         with pytest.raises(UndeliveredError):
-            Sender().deliver(parse(event(sink)), Deadline(10.0, clock), b"{}")
+            Sender().deliver(parse(event(sink)), within(10.0, clock), b"{}")
         assert len(sink.puts) == 3, "each may take three seconds"
 
     @pytest.mark.parametrize(
@@ -454,7 +453,7 @@ class TestSender:
         asked["ResourceProperties"] = {**asked["ResourceProperties"], "IncludeValue": "true"}
         request = parse(asked)
         for served in (ATTACHED._replace(value=VALUE), failed()):
-            Sender(check).deliver(request, Deadline(60, Clock()), body(request, served, WHERE))
+            Sender(check).deliver(request, within(60, Clock()), body(request, served, WHERE))
         assert [answer["Status"] for answer in sink.answers] == ["FAILED"]
         assert len(everything.errors) == 1
 
@@ -559,7 +558,7 @@ class TestSender:
             monkeypatch.setattr(ssl, "create_default_context", counted)
             for setting in (f"http://{proxy.netloc}", "", f"http://{proxy.netloc}"):
                 monkeypatch.setenv("HTTPS_PROXY", setting)
-                sender.deliver(parse(event(sink)), Deadline(60, Clock()), b"{}")
+                sender.deliver(parse(event(sink)), within(60, Clock()), b"{}")
             assert (len(made), len(proxy.connects), len(sink.connections)) == (1, 1, 2)
             for manager in sender._managers.values():
                 manager.clear()
@@ -669,7 +668,7 @@ class TestDestination:
         port = sink.url.split("/")[2].partition(":")[2]
         request = parse(event(sink))
         request.response_url = url.replace("PORT", port)
-        Sender().deliver(request, Deadline(60, Clock()), b"{}")
+        Sender().deliver(request, within(60, Clock()), b"{}")
         assert (sink.connections, len(everything.errors)) == ([], 1)
 
 

@@ -1,5 +1,7 @@
 """`retry` waits with full jitter below a growing cap, while another call can still end in time."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from random import Random
@@ -10,19 +12,20 @@ from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.memory import Clock
-from usage_plan_key.errors import FailedError, OutOfTimeError, SupersededError, TurnOverError, UnreadableError
+from tests.memory import Clock, within
+from usage_plan_key.errors import NotBegunError, OutOfTimeError, TurnOverError, UnreadableError
 from usage_plan_key.retry import (
     BEFORE_CALL,
     BEFORE_DELIVERY,
+    BEFORE_LOOK,
     BEFORE_SHORT_CALL,
     BUSY_PAUSE,
     CAPS,
     CONNECT_TIMEOUT,
+    ONE_CALL,
     READ_TIMEOUT,
     SHORT_CONNECT_TIMEOUT,
     SHORT_READ_TIMEOUT,
-    SLICE,
     Again,
     Attempts,
     Deadline,
@@ -33,6 +36,9 @@ from usage_plan_key.retry import (
     retry_after,
     transient,
 )
+
+#: Seconds that the tests' call needs when it begins.
+NEEDS = 7.0
 
 
 class Dice(Random):
@@ -81,13 +87,23 @@ def failing(times: int, clock: Clock | None = None, seconds: float = 0.0) -> Cal
     return call
 
 
+def tried(
+    times: int,
+    deadline: Deadline,
+    judge: Callable[[Exception], Again | None] = again(),  # noqa: B008  # it keeps nothing
+    attempts: Attempts | None = None,
+) -> str:
+    """Make a call that fails so often."""
+    return retry(failing(times), "Could not do it", deadline, judge, NEEDS, attempts)
+
+
 class TestBackOff:
     """`retry` chooses its pauses."""
 
     def test_full_jitter(self) -> None:
         """Anything from nothing up to a cap, which doubles and ends at the last one."""
         clock, dice = Sleepless(), Dice()
-        retry(failing(8), "x", Deadline(999, clock, dice), again())
+        tried(8, within(999, clock, dice=dice))
         caps = [0.5, 1, 2, 4, 8, 16, 20, 20]
         assert dice.rolled == [(0, cap) for cap in caps]
         assert clock.slept == caps
@@ -97,31 +113,43 @@ class TestBackOff:
     def test_its_bounds(self, times: int, seed: int) -> None:
         """However long it goes on."""
         clock = Sleepless()
-        retry(failing(times), "x", Deadline(99_999, clock, Random(seed)), again())
+        tried(times, within(99_999, clock, dice=Random(seed)))
         assert len(clock.slept) == times
         assert all(0 <= seconds <= CAPS[1] for seconds in clock.slept)
-
-    @pytest.mark.parametrize(("at_least", "slept"), [(0.2, 0.5), (15, 15)], ids=["less than rolled", "more"])
-    def test_retry_after_is_a_minimum(self, at_least: float, slept: float) -> None:
-        """It waits at least as long as the server asks, also beyond the cap."""
-        clock = Sleepless()
-        retry(failing(1), "x", Deadline(9999, clock, Dice()), again(after=at_least))
-        assert clock.slept == [slept]
 
     def test_a_busy_api_gateway_is_waited_for_without_backing_off(self) -> None:
         """The other worker keeps it busy for a batch at most; for all else the function backs off."""
         clock, dice = Sleepless(), Dice()
         verdicts = iter([Again(busy=True), Again(busy=True), Again(after=15), Again()])
-        retry(failing(4), "x", Deadline(99, clock, dice), lambda _: next(verdicts))
+        tried(4, within(99, clock, dice=dice), lambda _: next(verdicts))
         assert dice.rolled == [BUSY_PAUSE, BUSY_PAUSE, (0, 2), (0, 4)]
         assert clock.slept == [2, 2, 15, 4]
+
+    @pytest.mark.parametrize(("at_least", "slept"), [(0.2, 0.5), (15, 15)], ids=["less than rolled", "more"])
+    def test_retry_after_is_a_minimum(self, at_least: float, slept: float) -> None:
+        """It waits at least as long as the server asks, also beyond the cap."""
+        clock = Sleepless()
+        tried(1, within(9999, clock, dice=Dice()), again(after=at_least))
+        assert clock.slept == [slept]
 
     def test_retry_after_beyond_the_deadline(self) -> None:
         """`retry` does not sleep in vain."""
         clock = Sleepless()
         with pytest.raises(OutOfTimeError, match="after 1 attempts in 0 s"):
-            retry(failing(1), "x", Deadline(60, clock), again(after=60 - BEFORE_CALL + 0.1))
+            tried(1, within(60, clock), again(after=60 - NEEDS + 0.1))
         assert not clock.slept
+
+    def test_jitter_ends_at_the_last_moment_at_which_an_attempt_can_be_made(self) -> None:
+        """One more attempt follows, and no pause after it."""
+        clock = Clock()
+        with pytest.raises(OutOfTimeError, match="after 3 attempts in 1 s"):
+            tried(9, within(NEEDS + 1, clock, dice=Dice()))
+
+    @pytest.mark.parametrize("seed", range(12))
+    def test_with_little_time_left_a_throttled_call_has_another_attempt(self, seed: int) -> None:
+        """Its pause ends while the call still has time for another attempt."""
+        deadline = within(NEEDS + 2.1, Clock(), dice=Random(seed))
+        assert tried(1, deadline, again(after=2, busy=True)) == "served"
 
 
 class TestDeadline:
@@ -132,134 +160,89 @@ class TestDeadline:
         assert BEFORE_CALL >= CONNECT_TIMEOUT + READ_TIMEOUT + BEFORE_SHORT_CALL
         assert BEFORE_SHORT_CALL >= SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT + BEFORE_DELIVERY
         assert BEFORE_DELIVERY >= SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT
+        assert BEFORE_LOOK >= ONE_CALL + BEFORE_DELIVERY
 
-    @pytest.mark.parametrize(
-        ("kind", "needed"),
-        [
-            (Deadline.watched, BEFORE_CALL),
-            (Deadline.short, BEFORE_SHORT_CALL),
-            (Deadline.last, BEFORE_DELIVERY),
-        ],
-        ids=["API Gateway", "the ledger", "the delivery"],
-    )
-    def test_to_the_second(self, kind: Callable[..., Deadline], needed: float) -> None:
+    def test_to_the_second(self) -> None:
         """With just enough time a call begins, with less it does not, and the Reason names the remedy."""
-        nobody = () if kind is not Deadline.watched else (lambda: None,)
-        enough, less = (kind(Deadline(left, Clock(0.0)), *nobody) for left in (needed, needed - 0.1))
-        assert retry(failing(0), "x", enough, again()) == "served"
+        assert tried(0, within(NEEDS, Clock())) == "served"
         attempts = Attempts()
         with pytest.raises(
-            OutOfTimeError, match=r"^Could not do it: no time was left to begin\. Raise ServiceTimeout"
+            NotBegunError, match=r"^Could not do it: no time was left to begin\. Raise ServiceTimeout"
         ):
-            retry(failing(0), "Could not do it", less, again(), attempts)
+            tried(0, within(NEEDS - 0.1, Clock()), attempts=attempts)
         assert attempts.count == 0
 
-    def test_jitter_ends_at_the_last_moment_at_which_an_attempt_can_be_made(self) -> None:
-        """One more attempt follows, and no pause after it."""
-        clock = Clock(0.0)
-        with pytest.raises(OutOfTimeError, match="after 3 attempts in 1 s"):
-            retry(failing(9), "x", Deadline(BEFORE_CALL + 1, clock, Dice()), again())
-        assert clock.now == 1
-
-    @pytest.mark.parametrize("seed", range(12))
-    def test_with_25_seconds_left_a_throttled_call_has_another_attempt(self, seed: int) -> None:
-        """Its pause ends while the call still has time for another attempt."""
-        deadline = Deadline(25, Clock(0.0), Random(seed))
-        assert retry(failing(1), "x", deadline, again(after=2, busy=True)) == "served"
-
-    @pytest.mark.parametrize("opens", [-1.0, 0.0, 0.5, 20.0])
-    def test_a_call_begins_when_api_gateway_has_asked_for_it(self, opens: float) -> None:
-        clock = Clock(0.0)
-        assert retry(failing(0), "x", Deadline(60, clock, Dice(), opens=opens), again()) == "served"
-        assert clock.now == max(0.5 if opens > 0 else 0.0, opens)
-
-    def test_a_wait_that_is_longer_than_the_time_is_told(self) -> None:
-        with pytest.raises(
-            OutOfTimeError,
-            match=r"^x: gave up after 1 attempts in 0 s.* The last error: API Gateway has asked to wait\.",
-        ):
-            retry(failing(0), "x", Deadline(60, Clock(0.0), opens=100), again())
-
-    @pytest.mark.parametrize("kind", [Deadline.short, Deadline.last])
-    def test_api_gateways_wish_to_wait_holds_no_other_service_up(
-        self, kind: Callable[[Deadline], Deadline]
-    ) -> None:
-        clock = Clock(0.0)
-        assert retry(failing(0), "x", kind(Deadline(60, clock, opens=30)), again()) == "served"
-        assert clock.now == 0
-
-    def test_the_short_one_is_the_same_deadline(self) -> None:
-        """The ledger and the delivery still have time when API Gateway's time is over."""
-        clock = Clock(0.0)
-        deadline = Deadline(BEFORE_CALL, clock)
-        clock.now += 1
-        deadline.short().allow("x")
-        with pytest.raises(OutOfTimeError):
-            deadline.allow("x")
-
-    def test_given_up_while_it_waits(self) -> None:
-        """A watched deadline asks after each slice of its pause whether CloudFormation still waits."""
-        clock = Clock(0.0)
-
-        def superseded() -> None:
-            if clock.now >= 30:
-                raise SupersededError("newer")
-
-        deadline = Deadline(999, clock)
-        with pytest.raises(SupersededError):
-            retry(failing(1), "x", deadline.watched(superseded), again(after=100))
-        assert clock.now == 2 * SLICE
-        assert retry(failing(1), "x", deadline, again(after=100)) == "served"
+    def test_it_tells_what_is_left_and_how_long_the_work_has_taken(self) -> None:
+        clock = Clock()
+        deadline = within(100, clock)
+        clock.now += 30
+        assert (deadline.left(), clock.now - deadline.began) == (70, 30)
+        assert deadline.but(ends=clock.now).left() == 0
+        assert Deadline.by(0, clock, began=5).began == 5
 
 
 class TestTurn:
     """If the function's time ends before CloudFormation's, a request goes back to the queue."""
 
-    def test_the_pause_ends_with_the_turn(self) -> None:
-        """It waits for the remaining time, in slices, so that no Retry-After repeats at once."""
-        clock, looked = Sleepless(), []
-        deadline = Deadline(3600, clock, turn=90).watched(lambda: looked.append(clock.now))
-        with pytest.raises(TurnOverError):
-            retry(failing(1), "Could not do it", deadline, again(after=100))
-        assert clock.slept == [20, 20, 20, 90 - BEFORE_CALL - 60]
-        assert looked == [20, 40, 60, 90 - BEFORE_CALL]
-
     def test_no_call_begins_after_it(self) -> None:
-        deadline = Deadline(3600, Clock(0.0), turn=BEFORE_CALL - 0.1)
-        with pytest.raises(TurnOverError, match="the function's time is nearly up"):
-            retry(failing(0), "x", deadline, again())
-        with pytest.raises(TurnOverError):
-            deadline.allow_turn("x")
-        deadline.short().allow("x")
+        clock = Clock()
+        assert tried(0, within(3600, clock, turn=clock.now + NEEDS)) == "served"
+        with pytest.raises(
+            TurnOverError, match=r"^Could not do it: the function's time is nearly up$"
+        ) as raised:
+            tried(0, within(3600, clock, turn=clock.now + NEEDS - 0.1))
+        assert (raised.value.refused, raised.value.until) == (False, 0)
 
     def test_cloudformations_time_goes_first(self) -> None:
         """A wait that would outlast CloudFormation's time fails at once, instead of going back."""
-        clock = Clock(0.0)
+        clock = Clock()
         with pytest.raises(OutOfTimeError, match="ServiceTimeout") as raised:
-            retry(failing(1), "x", Deadline(100, clock, turn=50), again(after=99))
+            tried(1, within(100, clock, turn=clock.now + 50), again(after=99))
         assert type(raised.value) is OutOfTimeError
-        assert clock.now == 0
 
-    def test_a_request_that_makes_way_does_not_wait_beyond_its_patience(self) -> None:
-        """The error says until when API Gateway wants no call."""
-        clock = Clock(0.0)
+    def test_a_wait_that_outlasts_only_the_turn_goes_back_at_once(self) -> None:
+        clock = Sleepless()
         with pytest.raises(TurnOverError) as raised:
-            retry(failing(99), "x", Deadline(3600, clock, turn=90, patience=5), again(after=30))
-        assert (clock.now, raised.value.opens) == (0, 30)
-        assert retry(failing(1), "x", Deadline(3600, clock, turn=90, patience=5), again(after=4)) == "served"
-
-    def test_until_then_no_call_to_api_gateway_begins_and_others_do(self) -> None:
-        clock = Clock(0.0)
-        deadline = Deadline(3600, clock, turn=90, opens=30)
-        assert retry(failing(0), "x", deadline.short(), again()) == "served"
-        assert clock.now == 0
-        assert retry(failing(0), "x", deadline, again()) == "served"
-        assert clock.now == 30
+            tried(1, within(3600, clock, turn=90), again(after=90))
+        assert (clock.slept, raised.value.refused) == ([], False)
 
     def test_a_pause_within_it_is_waited_in_full(self) -> None:
         clock = Clock(0.0)
-        assert retry(failing(1), "x", Deadline(3600, clock, turn=90), again(after=50)) == "served"
+        assert tried(1, within(3600, clock, turn=90), again(after=50)) == "served"
         assert clock.now == 50
+
+
+class TestPatience:
+    """A request from the queue waits for a moment in place; a longer wait is the queue's."""
+
+    def test_a_pause_that_ends_within_it_is_waited(self) -> None:
+        clock = Sleepless()
+        assert tried(1, within(3600, clock, patience=4), again(after=4)) == "served"
+        assert clock.slept == [4]
+
+    @pytest.mark.parametrize("after", [0.0, 30.0])
+    def test_a_longer_one_goes_back_at_once_with_what_api_gateway_has_asked(self, after: float) -> None:
+        clock = Sleepless()
+        with pytest.raises(TurnOverError, match=r"^Could not do it: refusal 1\.$") as raised:
+            tried(99, within(3600, clock, dice=Dice(), patience=0.1), again(after=after))
+        assert (clock.slept, raised.value.after) == ([], after)
+        assert (raised.value.refused, raised.value.patience) == (True, math.inf)
+
+    def test_one_that_would_outlast_cloudformations_time_goes_back_too(self) -> None:
+        """The rule that knows the last try decides about it, and not the pause."""
+        with pytest.raises(TurnOverError):
+            tried(99, within(NEEDS, Clock(), patience=0.0))
+
+    def test_without_any_each_refusal_sends_it_back(self) -> None:
+        attempts = Attempts()
+        with pytest.raises(TurnOverError):
+            tried(99, within(3600, Clock(), patience=0.0), attempts=attempts)
+        assert attempts.count == 1
+
+    def test_a_quota_says_that_it_is_one(self) -> None:
+        with pytest.raises(TurnOverError) as raised:
+            tried(99, within(3600, Clock(), patience=0.0), again(patience=30))
+        assert raised.value.patience == 30
 
 
 class TestPersist:
@@ -268,23 +251,22 @@ class TestPersist:
     def test_until_it_is_served(self) -> None:
         """`retry` counts the attempts for its caller."""
         attempts = Attempts()
-        assert retry(failing(3), "x", Deadline(99, Clock(0.0)), again(), attempts) == "served"
+        assert tried(3, within(99, Clock()), attempts=attempts) == "served"
         assert attempts == Attempts(count=4)
 
     def test_refused_for_good(self) -> None:
         """A final error passes unchanged, without a pause."""
         clock = Sleepless()
         with pytest.raises(RefusedError, match="refusal 1"):
-            retry(failing(9), "x", Deadline(99, clock), lambda _: None)
+            tried(9, within(99, clock), lambda _: None)
         assert not clock.slept
 
     def test_until_no_time_is_left(self) -> None:
         """The Reason has the action, the number of attempts, the time, the last error and the remedy."""
-        clock = Clock(1000.0)
+        clock = Clock()
+        deadline = within(100, clock, dice=Random(1))
         with pytest.raises(OutOfTimeError) as raised:
-            retry(
-                failing(999, clock, 10), "Could not do it", Deadline(100, clock, Random(1)), again(after=10)
-            )
+            retry(failing(999, clock, 10), "Could not do it", deadline, again(after=10), 19)
         assert str(raised.value) == (
             "Could not do it: gave up after 5 attempts in 90 s, because the time of CloudFormation"
             " (ServiceTimeout) or of the function is nearly up."
@@ -295,7 +277,7 @@ class TestPersist:
         """A limited retry makes its last attempt at its limit, and fails with its own error."""
         clock = Clock(0.0)
         with pytest.raises(RefusedError):
-            retry(failing(999), "x", Deadline(999, clock, Dice()), again(patience=30))
+            tried(999, within(999, clock, dice=Dice()), again(patience=30))
         assert clock.now == 30
 
     def test_patience_counts_from_the_first_such_error(self) -> None:
@@ -303,85 +285,30 @@ class TestPersist:
         clock = Clock(0.0)
         verdicts = iter([*[Again(after=20)] * 3, *[Again(patience=30)] * 999])
         with pytest.raises(RefusedError):
-            retry(failing(999), "x", Deadline(999, clock, Dice()), lambda _: next(verdicts))
+            tried(999, within(999, clock, dice=Dice()), lambda _: next(verdicts))
         assert clock.now == 60 + 30
-
-    def test_no_call_begins_too_late_where_the_look_has_taken_long(self) -> None:
-        """The function asks the ledger after each slice, and DynamoDB may throttle that."""
-        clock = Clock(0.0)
-
-        def slow() -> None:
-            clock.now += 30
-
-        attempts = Attempts()
-        with pytest.raises(OutOfTimeError):
-            retry(
-                failing(99), "x", Deadline(BEFORE_CALL + 40, clock).watched(slow), again(after=15), attempts
-            )
-        assert attempts.count == 1
 
     @pytest.mark.parametrize("unclear", [True, False], ids=["unclear", "clear"])
     def test_whether_one_may_have_been_served(self, unclear: bool) -> None:
-        """It remembers an unclear attempt after success, after a final refusal and at the end of the time."""
-        verdicts = iter([Again(unclear=unclear), Again()])
+        """It remembers an unclear attempt after success, a refusal, a return, and the end of the time."""
+        first = iter([Again(unclear=unclear), Again()])
         attempts = Attempts()
-        retry(failing(2), "x", Deadline(99, Clock(0.0)), lambda _: next(verdicts), attempts)
+        tried(2, within(99, Clock()), lambda _: next(first), attempts)
         assert attempts.unclear is unclear
 
-        first = iter([Again(unclear=unclear)])
-        attempts = Attempts()
+        first, attempts = iter([Again(unclear=unclear)]), Attempts()
         with pytest.raises(RefusedError):
-            retry(failing(2), "x", Deadline(99, Clock(0.0)), lambda _: next(first, None), attempts)
+            tried(2, within(99, Clock()), lambda _: next(first, None), attempts)
         assert attempts.unclear is unclear
 
         forever = iter([Again(unclear=unclear)])
         with pytest.raises(OutOfTimeError) as raised:
-            retry(failing(999), "x", Deadline(99, Clock(0.0)), lambda _: next(forever, Again()))
+            tried(999, within(99, Clock()), lambda _: next(forever, Again()))
         assert raised.value.nothing_changed is not unclear
 
-    @pytest.mark.parametrize("unclear", [True, False], ids=["unclear", "clear"])
-    def test_given_up_and_whether_one_may_have_been_served(self, unclear: bool) -> None:
-        """An unclear attempt also counts when CloudFormation gives the request up."""
-
-        def superseded() -> None:
-            raise SupersededError("newer")
-
-        with pytest.raises(FailedError) as raised:
-            retry(failing(1), "x", Deadline(99, Clock(0.0)).watched(superseded), again(unclear=unclear))
-        assert raised.value.nothing_changed is not unclear
-
-    def test_no_time_for_the_next_of_several(self) -> None:
-        """An unclear attempt stays unclear when the next one cannot begin."""
-        with pytest.raises(OutOfTimeError) as raised:
-            retry(failing(1), "x", Deadline(1, Clock(0.0)), again(), Attempts(count=1, unclear=True))
-        assert not raised.value.nothing_changed
-
-
-class TestWords:
-    """An error names the action, and its cause."""
-
-    def test_a_request_that_makes_way_names_the_refusal(self) -> None:
-        with pytest.raises(TurnOverError, match=r"^Could not do it: refusal 1\.$") as raised:
-            retry(failing(1), "Could not do it", Deadline(3600, Clock(0.0), turn=90), again(after=100))
-        assert raised.value.opens == -math.inf, "its own turn was over, and the wait with it"
-        with pytest.raises(TurnOverError, match=r"^Could not do it: refusal 1\.$"):
-            retry(
-                failing(1),
-                "Could not do it",
-                Deadline(3600, Clock(0.0), turn=90, patience=5),
-                again(after=30),
-            )
-
-    def test_a_call_that_may_not_begin_in_this_turn_is_named(self) -> None:
-        deadline = Deadline(3600, Clock(0.0), turn=BEFORE_CALL - 0.1)
-        with pytest.raises(TurnOverError, match=r"^Could not do it: the function's time is nearly up$"):
-            deadline.allow("Could not do it")
-
-    def test_an_unclear_attempt_makes_the_failure_unclear_and_a_clear_one_clear(self) -> None:
-        for unclear in (True, False):
-            with pytest.raises(OutOfTimeError) as raised:
-                retry(failing(9), "x", Deadline(BEFORE_CALL, Clock(0.0)), again(unclear=unclear))
-            assert raised.value.nothing_changed is (not unclear)
+        with pytest.raises(TurnOverError) as back:
+            tried(999, within(99, Clock(), patience=0.0), again(unclear=unclear))
+        assert back.value.nothing_changed is not unclear
 
     def test_the_last_errors_full_stop_is_not_doubled(self) -> None:
         def call() -> str:
@@ -390,7 +317,7 @@ class TestWords:
         with pytest.raises(
             OutOfTimeError, match=r"The last error: Try later\. \. X\. Deploy again when that is over$"
         ):
-            retry(call, "x", Deadline(BEFORE_CALL, Clock(0.0)), again())
+            retry(call, "x", within(NEEDS, Clock()), again(), NEEDS)
 
 
 class TestReadable:
@@ -424,50 +351,6 @@ class TestReadable:
 
         with pytest.raises(UnreadableError, match=rf"^the reply cannot be read \({error.__name__}\)$"):
             readable(call, "SQS")()
-
-
-class TestAhead:
-    """A call that begins later needs its time then."""
-
-    @pytest.mark.parametrize("kind", [Deadline.allow, Deadline.allow_turn])
-    @pytest.mark.parametrize(
-        "turn", [3600, BEFORE_CALL + 5], ids=["CloudFormation's time", "the function's time"]
-    )
-    def test_it_is_allowed_to_the_second(self, kind: Callable[..., None], turn: float) -> None:
-        deadline = Deadline(3600 if turn < 3600 else BEFORE_CALL + 5, Clock(0.0), turn=turn)
-        kind(deadline, "x")
-        kind(deadline, "x", 5)
-        if kind is Deadline.allow or turn < 3600:
-            with pytest.raises(OutOfTimeError):
-                kind(deadline, "x", 5.1)
-
-    def test_a_turn_that_just_holds_a_call_is_enough(self) -> None:
-        Deadline(3600, Clock(0.0), turn=BEFORE_CALL).allow_turn("x")
-
-    @pytest.mark.parametrize(("late", "count"), [(1.0, 2), (1.5, 1)], ids=["a second", "more"])
-    def test_a_look_that_takes_more_than_a_second_is_followed_by_a_look_at_the_clock(
-        self, late: float, count: int
-    ) -> None:
-        clock = Clock(0.0)
-
-        def slow() -> None:
-            clock.now += late
-
-        attempts, deadline = Attempts(), Deadline(BEFORE_CALL + 15, clock).watched(slow)
-        with pytest.raises(
-            OutOfTimeError, match="^Could not do it: " + ("gave up" if count == 2 else "no time was left")
-        ):
-            retry(failing(99), "Could not do it", deadline, again(after=15), attempts)
-        assert attempts.count == count
-
-    def test_a_request_that_makes_way_waits_for_all_of_its_patience(self) -> None:
-        clock = Clock(0.0)
-        assert retry(failing(1), "x", Deadline(3600, clock, turn=90, patience=4), again(after=4)) == "served"
-
-    def test_a_request_that_makes_way_without_a_retry_after_keeps_api_gateway_open(self) -> None:
-        with pytest.raises(TurnOverError) as raised:
-            retry(failing(99), "x", Deadline(3600, Clock(0.0), Dice(), turn=90, patience=0.1), again())
-        assert raised.value.opens == -math.inf
 
 
 class TestErrors:

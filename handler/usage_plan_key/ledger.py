@@ -7,49 +7,63 @@ rules stay pure functions from pages to pages, and two requests at once end as i
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from botocore.exceptions import BotoCoreError, ClientError
 
-from .errors import FailedError
+from .errors import FailedError, UnreadError
 from .model import (
-    NOBODY,
     REMEMBERED,
     Association,
     AssociationRecord,
+    Belief,
     Hold,
     Holder,
+    Note,
+    Origin,
     ResourceRecord,
     Response,
     Snapshot,
-    digest,
 )
+from .redaction import shown
 from .request import Request
-from .retry import Again, Deadline, readable, retry, transient
+from .retry import BEFORE_SHORT_CALL, Again, Attempts, Deadline, readable, retry, transient
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
 
-Rule = Callable[[Snapshot], Snapshot]
 
-#: The shape of a page; each page holds its own, and one without has shape 1. The function reads older shapes
-#: and refuses newer ones.
-SHAPE: Final = 2
-#: Seconds for which a mark `detaching` without `until` holds: no function runs longer.
-TRUSTED: Final = 15 * 60
+class HasPages(Protocol):
+    """What a rule makes: the new pages, and whatever else it has to say."""
 
-#: Associations that one change takes at most, beside their holder and one more: DynamoDB takes 100 items.
+    @property
+    def pages(self) -> Snapshot:
+        """The pages."""
+
+
+T = TypeVar("T", bound=HasPages)
+U = TypeVar("U")
+Rule = Callable[[Snapshot], T]
+
+#: The format of a page; each page holds its own. The first released function has 1, reads none but its own
+#: and older ones, and leaves newer ones alone.
+FORMAT: Final = 1
+#: Pages that a transaction takes at most.
 #: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/transaction-apis.html
-MOST_AT_ONCE: Final = 98
+MOST_PAGES: Final = 100
+#: Seconds after which DynamoDB may drop the page of an association without holders.
+DETACHED_KEPT: Final = 60 * 60
+#: Seconds that a call to the ledger needs when it begins.
+NEEDS: Final = BEFORE_SHORT_CALL
 
 
-def at_once(associations: Iterable[Association]) -> Iterator[list[Association]]:
-    """Divide associations into parts that one change takes."""
-    every = list(associations)
-    return (every[begin : begin + MOST_AT_ONCE] for begin in range(0, len(every), MOST_AT_ONCE))
+def at_once(these: Iterable[U]) -> Iterator[list[U]]:
+    """Divide the owners of pages into parts that one transaction takes, with one page more."""
+    every, most = list(these), MOST_PAGES - 1
+    return (every[begin : begin + most] for begin in range(0, len(every), most))
 
 
 class Ledger(Protocol):
@@ -59,26 +73,29 @@ class Ledger(Protocol):
         self,
         holder: Holder,
         associations: Iterable[Association],
-        rule: Rule,
+        rule: Rule[T],
         deadline: Deadline,
         seen: Snapshot | None = None,
-    ) -> Snapshot:
+    ) -> tuple[T, Snapshot]:
         """Read the pages of a holder and of associations, apply a rule to them, and write what it changed.
 
-        The rule may run again on newer pages. If it raises, the error passes through, and the ledger writes
-        nothing.
+        The rule may run again on newer pages, and with further ones that it asks for. If it raises, the error
+        passes through, and the ledger writes nothing. If it changes no page, the ledger writes nothing.
 
         Args:
             holder: The owner of the first page.
             associations: The owners of the other pages.
             rule: Makes the new pages.
             deadline: The end of all attempts.
-            seen: The result of an earlier change of the same holder. It saves the reading if the rule changes
-                it, because the write's conditions show whether it still holds. If the rule changes nothing or
-                raises, the ledger reads all pages afresh.
+            seen: Pages that were read or written before. They save the reading: the write is on condition
+                that each of them still stands.
+
+        Returns:
+            What the rule has made, and the pages as written.
 
         Raises:
-            FailedError: DynamoDB refuses, or a page is unreadable.
+            FailedError: DynamoDB refuses, or a page is unreadable. `nothing_changed` is false if a write may
+                have been carried out.
         """
 
 
@@ -94,24 +111,32 @@ class StatelessLedger:
     """Without a table (sam local, a sample event), the resource holds the association that its id names."""
 
     def __init__(self, request: Request) -> None:
-        self._state = Snapshot(ResourceRecord(), {})
+        self._state = Snapshot(ResourceRecord())
         if (named := request.identified) is not None:
-            self._state = Snapshot(ResourceRecord(), {named: AssociationRecord()}).held(
-                request.holder, named, Hold(request.id)
-            )
+            ours = AssociationRecord(frozenset({request.holder}), Origin.OURS)
+            # An earlier request attached it, so it is known to CloudFormation.
+            record = ResourceRecord({named: Hold("", Belief.KNOWN)})
+            self._state = Snapshot(record, {named: ours})
 
     def change(
         self,
         holder: Holder,
         associations: Iterable[Association],
-        rule: Rule,
+        rule: Rule[T],
         deadline: Deadline,
         seen: Snapshot | None = None,
-    ) -> Snapshot:
+    ) -> tuple[T, Snapshot]:
         """See `Ledger`."""
-        entries = dict.fromkeys(associations, AssociationRecord()) | dict(self._state.entries)
-        self._state = rule(self._state._replace(entries=entries))
-        return self._state
+        wanted = list(associations)
+        while True:
+            entries = dict.fromkeys(wanted, AssociationRecord()) | dict(self._state.entries)
+            try:
+                made = rule(self._state._replace(entries=entries))
+            except UnreadError as unread:
+                wanted.append(unread.args[0])
+                continue
+            self._state = made.pages
+            return made, self._state
 
 
 class Table:
@@ -129,33 +154,41 @@ class Table:
         self,
         holder: Holder,
         associations: Iterable[Association],
-        rule: Rule,
+        rule: Rule[T],
         deadline: Deadline,
         seen: Snapshot | None = None,
-    ) -> Snapshot:
+    ) -> tuple[T, Snapshot]:
         """See `Ledger`."""
         wanted = list(dict.fromkeys(associations))
-        before = seen if seen is not None and seen.entries.keys() >= set(wanted) else None
-        attempt = 0
+        state = seen if seen is not None and len(seen.versions) <= MOST_PAGES // 2 else None
+        # Pages that were read with a whole batch's may be old, without any contention.
+        attempt = 0 if state is None else -1
         while True:
-            fresh = before is None
-            state = self._read(holder, wanted, deadline) if before is None else before
-            before = None
+            if state is None:
+                state = self._read([(holder, wanted)], deadline)[0]
             try:
-                after = rule(state)
-            except Exception:
-                if fresh:
-                    raise
+                made = rule(state)
+            except UnreadError as unread:
+                wanted = [*wanted, unread.args[0]]
+                state = self._with_page(state, unread.args[0], deadline)
                 continue
-            pages = self._changed(holder, state, after, int(deadline.clock.time()))
+            pages = self._changed(holder, state, made.pages, int(deadline.clock.time()))
             if not pages:
-                if fresh:
-                    return after
-                continue
+                return made, made.pages
             if (versions := self._write(pages, state.versions, deadline)) is not None:
-                return after._replace(versions=versions)
+                return made, made.pages._replace(versions=versions)
+            state = None
             attempt += 1
-            deadline.pause(attempt, self._what("write"), "others keep changing the same pages")
+            if attempt:
+                deadline.pause(attempt, self._what("write"), "others keep changing the same pages", NEEDS)
+
+    def read(self, wanted: Sequence[tuple[Holder, list[Association]]], deadline: Deadline) -> list[Snapshot]:
+        """Read the pages of several resources in one call; see `change`.
+
+        Raises:
+            FailedError: DynamoDB refuses, or a page is unreadable.
+        """
+        return self._read(wanted, deadline)
 
     def associations(self, deadline: Deadline) -> set[Association]:
         """Name all held associations, for the watch.
@@ -178,9 +211,9 @@ class Table:
             kind, _, key = page["pk"].partition("#")
             try:
                 if kind == "holder":
-                    pages.records[Holder(*key.rsplit("#", 1))] = self._understood(page["pk"], page, _record)
+                    pages.records[Holder(*key.rsplit("#", 1))] = self._understood(page, page["pk"], _record)
                 else:
-                    pages.entries[_association(key)] = self._understood(page["pk"], page, _entry)
+                    pages.entries[_association(key)] = self._understood(page, page["pk"], _entry)
             except (FailedError, TypeError, ValueError) as error:
                 pages.unread.append(f"{page['pk']}: {error}")
         return pages
@@ -200,10 +233,30 @@ class Table:
     def _changed(self, holder: Holder, before: Snapshot, after: Snapshot, now: int) -> list[dict[str, Any]]:
         pages = [_record_page(holder, after.record, now)] if after.record != before.record else []
         entries = after.entries.items()
-        return pages + [_entry_page(key, entry) for key, entry in entries if entry != before.entry(key)]
+        return pages + [_entry_page(key, entry, now) for key, entry in entries if entry != before.entry(key)]
 
-    def _read(self, holder: Holder, associations: list[Association], deadline: Deadline) -> Snapshot:
-        pks = [_pk(holder), *map(_pk, associations)]
+    def _read(self, wanted: Sequence[tuple[Holder, list[Association]]], deadline: Deadline) -> list[Snapshot]:
+        pks = dict.fromkeys(pk for holder, held in wanted for pk in (_pk(holder), *map(_pk, held)))
+        pages: dict[str, Mapping[str, Any]] = {}
+        for part in at_once(pks):
+            pages |= self._get(part, deadline)
+        return [
+            Snapshot(
+                self._understood(pages[_pk(holder)], _pk(holder), _record),
+                {one: self._understood(pages[_pk(one)], _pk(one), _entry) for one in held},
+                {pk: pages[pk].get("version") for pk in (_pk(holder), *map(_pk, held))},
+            )
+            for holder, held in wanted
+        ]
+
+    def _with_page(self, state: Snapshot, association: Association, deadline: Deadline) -> Snapshot:
+        """Read one more page. The next write checks all of them, so they need not be of one moment."""
+        pk = _pk(association)
+        page = self._get([pk], deadline)[pk]
+        entries = {**state.entries, association: self._understood(page, pk, _entry)}
+        return state._replace(entries=entries, versions={**state.versions, pk: page.get("version")})
+
+    def _get(self, pks: Sequence[str], deadline: Deadline) -> dict[str, Mapping[str, Any]]:
         gets = [{"Get": {"TableName": self._name, "Key": {"pk": {"S": pk}}}} for pk in pks]
         call = partial(self._client.transact_get_items, TransactItems=gets)  # type: ignore[arg-type]  # a plain dict
         reply = self._persist(
@@ -215,14 +268,9 @@ class Table:
         # https://docs.aws.amazon.com/amazondynamodb/latest/APIReference/API_TransactGetItems.html
         found = [(response or {}).get("Item", {}) for response in reply["Responses"]]
         pages = [{name: read(value) for name, value in item.items()} for item in found]
-        versions = {pk: page.get("version") for pk, page in zip(pks, pages, strict=True)}
-        record, *entries = (
-            self._understood(pk, page, _entry if number else _record)
-            for number, (pk, page) in enumerate(zip(pks, pages, strict=True))
-        )
-        return Snapshot(record, dict(zip(associations, entries, strict=True)), versions)
+        return dict(zip(pks, pages, strict=True))
 
-    def _understood(self, pk: str, page: Mapping[str, Any], read: Callable[[Mapping[str, Any]], Any]) -> Any:
+    def _understood(self, page: Mapping[str, Any], pk: str, read: Callable[[Mapping[str, Any]], U]) -> U:
         """Read a page.
 
         Raises:
@@ -231,7 +279,7 @@ class Table:
         """
         where = f"Could not read page {pk} of the ledger {self._name} in {self._client.meta.region_name}"
         try:
-            if page.get("shape", 1) <= SHAPE:
+            if not page or page["format"] <= FORMAT:
                 if page and not isinstance(page["version"], str):
                     raise TypeError("version")  # Nobody could ever write this page again.
                 return read(page)
@@ -241,7 +289,8 @@ class Table:
                 "an earlier time"
             ) from error
         raise FailedError(
-            f"{where}: a newer version of the function has written it. Deploy that version again"
+            f"{where}: a newer version of the function has written it, so this one changes nothing. Deploy "
+            "that version again"
         )
 
     def _write(
@@ -298,12 +347,14 @@ class Table:
         deadline: Deadline,
         is_whole: Callable[[Any], bool] = lambda _: True,
     ) -> Any:
-        what, asked = self._what(verb), readable(call, "DynamoDB", is_whole)
+        what, asked, attempts = self._what(verb), readable(call, "DynamoDB", is_whole), Attempts()
+        judge = partial(_transient, reading=verb == "read")
         try:
-            return retry(asked, what, deadline, partial(_transient, reading=verb == "read"))
+            return retry(asked, what, deadline, judge, NEEDS, attempts)
         except (ClientError, BotoCoreError) as error:
             raise FailedError(
-                f"{what}: {error}. Check that the table is there and that the role may use it"
+                f"{what}: {shown(error)}. Check that the table is there and that the role may use it",
+                nothing_changed=not attempts.unclear,
             ) from error
 
 
@@ -343,28 +394,28 @@ def _some(page: dict[str, Any]) -> dict[str, Any]:
 
 
 def _record_page(holder: Holder, record: ResourceRecord, now: int) -> dict[str, Any]:
-    return {"pk": _pk(holder), "shape": SHAPE} | _some(
+    return {"pk": _pk(holder), "format": FORMAT} | _some(
         {
             "holds": {
-                a.id: {"request": hold.request} | _some(hold._asdict()) for a, hold in record.holds.items()
+                held.id: {"request": hold.request} | _some(hold._asdict())
+                for held, hold in record.holds.items()
             },
-            "issued": record.issued,
-            "arrived": [*record.arrived],
-            "closed": record.closed,
+            "notes": [_note_page(note) for note in record.notes],
             "wants": record.wants and record.wants.id,
             "foreign": sorted(record.foreign),
-            "spared": record.retained and record.retained.id,
-            "answers": {
-                id_: _some(answer._replace(value=None)._asdict()) for id_, answer in record.answers.items()
-            },
+            "retained": record.retained and record.retained.id,
             "digest": record.digest,
-            "begun": record.begun,
-            "died": record.died,
-            "deaths": record.deaths,
             # A holder without holds stays for a day, because of its fence.
             "expires": None if record.holds else now + REMEMBERED,
         }
     )
+
+
+def _note_page(note: Note) -> dict[str, Any]:
+    answer = note.answer and _some(note.answer._replace(value=None)._asdict())
+    # That a function has given it back is not the same as that none has begun it.
+    begun = {} if note.begun is None else {"begun": note.begun}
+    return _some({**note._asdict(), "answer": answer, "begun": None}) | begun
 
 
 def _association(id_: str) -> Association:
@@ -374,63 +425,59 @@ def _association(id_: str) -> Association:
     return found
 
 
-def _list(value: object) -> list[str]:
+def _list(value: object) -> list[Any]:
     if not isinstance(value, list):
         raise TypeError(type(value).__name__)
     return value
 
 
 def _record(page: Mapping[str, Any]) -> ResourceRecord:
-    holds = {
-        _association(id_): Hold(**{**hold, "left": int(hold.get("left", 0))})
-        for id_, hold in page.get("holds", {}).items()
-    }
-    answers = {id_: {"success": False, "id": "", **answer} for id_, answer in page.get("answers", {}).items()}
     return ResourceRecord(
-        holds=holds,
-        # Pages without a shape hold the second and a rank within it in one number, and one RequestId.
-        issued=int(page.get("issued", int(page.get("order", 0)) // 4)),
-        arrived=tuple(_list(page.get("arrived", [page["newest"]] if page.get("newest") else []))),
-        closed=page.get("closed", False),
+        holds={_association(id_): _hold(hold) for id_, hold in page.get("holds", {}).items()},
+        notes=tuple(_note(note) for note in _list(page.get("notes", []))),
         wants=Association.parse(page.get("wants", "")),
-        foreign=frozenset(id_ if "shape" in page else digest(id_) for id_ in _list(page.get("foreign", []))),
-        retained=Association.parse(page.get("spared", "")),
-        answers={
-            id_: Response(**{**answer, "at": int(answer.get("at", 0))}) for id_, answer in answers.items()
-        },
+        foreign=frozenset(_list(page.get("foreign", []))),
+        retained=Association.parse(page.get("retained", "")),
         digest=page.get("digest", ""),
-        begun=page.get("begun", ""),
-        died=page.get("died", ""),
-        deaths=int(page.get("deaths", 0)),
     )
 
 
-def _entry_page(association: Association, entry: AssociationRecord) -> dict[str, Any]:
-    if not entry.holders:
+def _hold(page: Mapping[str, Any]) -> Hold:
+    return Hold(**{**page, "belief": Belief(page["belief"]), "left": int(page.get("left", 0))})
+
+
+def _note(page: Mapping[str, Any]) -> Note:
+    counts = ("issued", "deaths", "refusals", "paced", "quota", "until")
+    numbers = {name: int(page.get(name, 0)) for name in counts}
+    answer = page.get("answer")
+    given = answer and Response(**{"success": False, "id": "", **answer, "at": int(answer.get("at", 0))})
+    return Note(**{**page, **numbers, "answer": given})
+
+
+def _entry_page(association: Association, entry: AssociationRecord, now: int) -> dict[str, Any]:
+    if not entry.holders and not entry.detached:
         return {"pk": _pk(association)}
-    state = "wanted" if entry.begun_by == NOBODY else "attaching" if entry.begun_by else "attached"
-    return {"pk": _pk(association), "shape": SHAPE, "state": state} | _some(
+    holders = [{"stack": holder.stack_id, "resource": holder.logical_id} for holder in sorted(entry.holders)]
+    return {"pk": _pk(association), "format": FORMAT, "origin": str(entry.origin)} | _some(
         {
-            "holders": [
-                {"stack": holder.stack_id, "resource": holder.logical_id} for holder in sorted(entry.holders)
-            ],
-            "before": entry.preexisting,
-            "taken": entry.taken_over,
-            # A version without `until` trusts a mark for TRUSTED seconds.
-            "detaching": entry.detaching and entry.detaching - TRUSTED,
-            "until": entry.detaching,
-            "moved": entry.moved_by,
-            "begun_by": entry.begun_by,
+            "holders": holders,
+            "attaching": sorted(entry.attaching),
+            "detaching": entry.detaching,
+            "away": entry.away,
+            "detached": entry.detached,
+            "expires": None if entry.holders else now + DETACHED_KEPT,
         }
     )
 
 
 def _entry(page: Mapping[str, Any]) -> AssociationRecord:
+    if not page:
+        return AssociationRecord()
     return AssociationRecord(
-        holders=frozenset(Holder(holder["stack"], holder["resource"]) for holder in page.get("holders", [])),
-        preexisting=page.get("before", False),
-        taken_over=page.get("taken", False),
-        detaching=int(page.get("until", page["detaching"] + TRUSTED)) if "detaching" in page else None,
-        moved_by=page.get("moved"),
-        begun_by=NOBODY if page.get("state") == "wanted" else page.get("begun_by"),
+        holders=frozenset(Holder(one["stack"], one["resource"]) for one in _list(page.get("holders", []))),
+        origin=Origin(page["origin"]),
+        attaching=frozenset(_list(page.get("attaching", []))),
+        detaching=int(page["detaching"]) if "detaching" in page else None,
+        away=page.get("away", False),
+        detached=int(page.get("detached", 0)),
     )

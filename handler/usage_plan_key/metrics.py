@@ -18,6 +18,8 @@ from aws_lambda_powertools.metrics.functions import is_metrics_disabled
 NAMESPACE: Final = "UsagePlanKey"
 #: Seconds from a request's arrival to the turn that answers it.
 QUEUE_SECONDS: Final = "QueueSeconds"
+#: Seconds from a request's arrival to the moment at which it goes back into the queue.
+WAITED_SECONDS: Final = "WaitedSeconds"
 
 
 def response(body: bytes, attempts: int, waited: float | None) -> None:
@@ -34,9 +36,13 @@ def response(body: bytes, attempts: int, waited: float | None) -> None:
     _emit({name: 1, "Attempts": attempts} | ({} if waited is None else {QUEUE_SECONDS: waited}))
 
 
-def turn_over(attempts: int) -> None:
-    """Count the calls to API Gateway of a request that a later turn answers."""
-    _emit({"Attempts": attempts})
+def gone_back(attempts: int, waited: float) -> None:
+    """Count the calls to API Gateway of a request that a later turn answers, and tell how long it has waited.
+
+    SQS's own age leaves out messages that were received three times or more.
+    https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-available-cloudwatch-metrics.html
+    """
+    _emit({"Attempts": attempts, WAITED_SECONDS: waited})
 
 
 def no_request() -> None:
@@ -64,6 +70,6 @@ def _emit(values: dict[str, float]) -> None:
         return
     metrics = EphemeralMetrics(namespace=NAMESPACE)
     for name, value in values.items():
-        metrics.add_metric(name, MetricUnit.Seconds if name == QUEUE_SECONDS else MetricUnit.Count, value)
+        metrics.add_metric(name, MetricUnit.Seconds if name.endswith("Seconds") else MetricUnit.Count, value)
     # Powertools prints in two writes, and another thread's line could come between them.
     sys.stdout.write(json.dumps(metrics.serialize_metric_set(), separators=(",", ":")) + "\n")

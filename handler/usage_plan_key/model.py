@@ -9,6 +9,8 @@ from enum import Enum, StrEnum
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from .errors import UnreadError
+
 # API Gateway's own ids have 10 (keys) and 6 (plans) letters and digits. A key's *value* has at least 20
 # characters (https://docs.aws.amazon.com/apigateway/latest/developerguide/api-gateway-setup-api-keys.html).
 # So a value in an id's place never passes for an id, and never becomes a physical id.
@@ -60,12 +62,41 @@ class Holder(NamedTuple):
         return f"{self.logical_id} of stack {self.stack_name}"
 
 
-#: Seconds for which the ledger remembers an answer, and a holder that holds nothing.
+#: Seconds for which the ledger remembers a request, and a holder that holds nothing.
 REMEMBERED: Final = 24 * 60 * 60
-#: `AssociationRecord.begun_by` before any request has begun to attach it.
-NOBODY: Final = ""
+#: Seconds after a detaching in which the key may still be in the plan: DeleteUsagePlanKey answers 202.
+#: https://docs.aws.amazon.com/apigateway/latest/api/API_DeleteUsagePlanKey.html
+LEAVES_WITHIN: Final = 60
 #: An empty default that nobody can change.
 _NONE: Final[Mapping[Any, Any]] = MappingProxyType({})
+
+
+class Key(NamedTuple):
+    """A key as a plan has it. Its value is secret, and may be absent."""
+
+    name: str = ""
+    value: str | None = None
+
+    def __repr__(self) -> str:
+        """Show no value."""
+        return f"Key({self.name!r})"
+
+
+class Rival(NamedTuple):
+    """A plan that has the key and shares stages (`api:stage`) with the wanted plan.
+
+    API Gateway takes a key once for each stage.
+    """
+
+    association: Association
+    plan_name: str
+    stages: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"usage plan {self.association.plan_id} ({self.plan_name}) "
+            f"for the API stage {', '.join(self.stages)}"
+        )
 
 
 class Outcome(StrEnum):
@@ -112,25 +143,68 @@ class Response(NamedTuple):
         return f"Response({', '.join(shown)})"
 
 
+class Belief(StrEnum):
+    """What CloudFormation believes of a hold; `rules.BELIEFS` has the ways from one to another."""
+
+    OPEN = "open"
+    """The request that took hold has no answer yet."""
+    GIVEN = "given"
+    """An answer says that it is attached, and no event has named it since."""
+    KNOWN = "known"
+    """An event's id has named it, or an earlier life left it: only CloudFormation may delete or retain it."""
+    LEFT = "left"
+    """An Update to another association has succeeded. A rollback or a Delete is to come."""
+    GOING = "going"
+    """A Delete for it has arrived, so the resource no longer counts on it."""
+    FAILED = "failed"
+    """The request that took hold has failed, so CloudFormation never believed in it."""
+
+
 class Hold(NamedTuple):
     """A resource's hold on an association.
 
     Attributes:
-        request: The RequestId that took hold of it.
-        named: An event's id has named it since, or an earlier life of the resource left it. Only
-            CloudFormation may delete or retain it then.
-        left: When an Update to another association succeeded, in epoch seconds; 0 if none did, and once a
-            Delete for this one has come.
-        failed: The request that took hold of it failed, so CloudFormation has never believed that it is
-            attached.
+        request: The RequestId that took hold of it, or that last succeeded with it.
+        belief: What CloudFormation believes of it.
+        left: When it became LEFT, in epoch seconds.
+        marked_by: The RequestId that has marked the association, to detach it.
         key_name: The KeyName of the last answer.
     """
 
     request: str
-    named: bool = False
+    belief: Belief = Belief.OPEN
     left: int = 0
-    failed: bool = False
+    marked_by: str = ""
     key_name: str = ""
+
+
+class Note(NamedTuple):
+    """What the ledger knows of one request.
+
+    Attributes:
+        id: The RequestId.
+        issued: When CloudFormation issued it, in epoch seconds; 0 for a repair, which it has not.
+        ends_life: It is a Delete with an id that CloudFormation has invented.
+        answer: The answer, once there is one.
+        begun: A function serves its redelivery (True), or has given it back (False); None before both. A
+            delivery that finds True finds a death.
+        deaths: The number of functions that have died at it.
+        refusals: How often it went back into the queue because API Gateway refused it.
+        paced: How many refusals there were at the last `Retry-After`: it ends the doubling of the pauses.
+        quota: Since when each refusal may have reported a quota, in epoch seconds; 0 if the last did not.
+        until: API Gateway is not to be asked for it before this time, in epoch seconds.
+    """
+
+    id: str
+    issued: int = 0
+    ends_life: bool = False
+    answer: Response | None = None
+    begun: bool | None = None
+    deaths: int = 0
+    refusals: int = 0
+    paced: int = 0
+    quota: int = 0
+    until: int = 0
 
 
 class ResourceRecord(NamedTuple):
@@ -138,101 +212,139 @@ class ResourceRecord(NamedTuple):
 
     Attributes:
         holds: The associations that it holds.
-        issued: When CloudFormation issued the newest request that has arrived, in epoch seconds; 0 if none
-            says.
-        arrived: The RequestIds of that second, in the order of arrival.
-        closed: The newest request is a Delete with an id that CloudFormation has invented.
-        wants: The association that it wants.
+        notes: Its requests of the last day, the newest last.
+        wants: The association that the newest request wants.
         foreign: Digests of the foreign ids in Updates. A former provider's id may hold a key's value.
         retained: The association of a failed Create, if an earlier life of the resource held it.
-        answers: The answers given, by RequestId.
         digest: The digest of the properties that last succeeded.
-        begun: The RequestId of a redelivered request, while a function serves it. A delivery that finds its
-            own mark shows a death.
-        died: The RequestId that `deaths` counts for.
-        deaths: The number of functions that have died at it.
     """
 
     holds: Mapping[Association, Hold] = _NONE
-    issued: int = 0
-    arrived: tuple[str, ...] = ()
-    closed: bool = False
+    notes: tuple[Note, ...] = ()
     wants: Association | None = None
     foreign: frozenset[str] = frozenset()
     retained: Association | None = None
-    answers: Mapping[str, Response] = _NONE
     digest: str = ""
-    begun: str = ""
-    died: str = ""
-    deaths: int = 0
 
     @property
-    def newest(self) -> str:
-        """The RequestId of the newest request that has arrived; empty if none has."""
-        return self.arrived[-1] if self.arrived else ""
+    def newest(self) -> Note | None:
+        """The newest request that has arrived; None if none has."""
+        return self.notes[-1] if self.notes and self.notes[-1].issued else None
+
+    def note(self, id_: str) -> Note | None:
+        """The note of a request; None if there is none."""
+        return next((note for note in self.notes if note.id == id_), None)
+
+    def noted(self, note: Note) -> ResourceRecord:
+        """The record with a note in the place of the one with its id."""
+        return self._replace(notes=tuple(note if one.id == note.id else one for one in self.notes))
+
+    def holding(self, association: Association, **changes: Any) -> ResourceRecord:
+        """The record with a changed hold."""
+        hold = self.holds[association]._replace(**changes)
+        return self._replace(holds={**self.holds, association: hold})
+
+
+class Origin(StrEnum):
+    """Whose a key in the plan is, if nothing else is marked on the association's page."""
+
+    WANTED = "wanted"
+    """Resources hold it, and nothing there can be theirs."""
+    OURS = "ours"
+    """A holder has attached it."""
+    BEFORE = "before"
+    """Somebody else had attached it before any holder."""
+    TAKEN = "taken"
+    """The same, and an Update with `Take` has taken it over."""
 
 
 class AssociationRecord(NamedTuple):
-    """An association's page in the ledger.
+    """An association's page in the ledger. The marks lie over the origin, and come off again.
 
     Attributes:
         holders: The resources that hold it.
-        preexisting: Somebody else attached it before any of them.
-        taken_over: An Update with `Take` has made it theirs all the same.
+        origin: Whose the key is.
+        attaching: The requests that have begun to attach it and have not learned the end.
         detaching: Its last holder has begun to detach it. The function can run until this time, in epoch
             seconds. An older mark comes from a death.
-        moved_by: The RequestId that detached it for a move; its holder still holds it.
-        begun_by: The request that last began to attach it; NOBODY if none has; None if it is attached and
-            its beginning matters no more.
+        away: That holder has moved, or moves, to another association, and still holds this one.
+        detached: When the function last detached it, in epoch seconds; 0 if it has not.
     """
 
     holders: frozenset[Holder] = frozenset()
-    preexisting: bool = False
-    taken_over: bool = False
+    origin: Origin = Origin.WANTED
+    attaching: frozenset[str] = frozenset()
     detaching: int | None = None
-    moved_by: str | None = None
-    begun_by: str | None = None
+    away: bool = False
+    detached: int = 0
 
     def others(self, holder: Holder) -> list[Holder]:
         """All holders but this one."""
         return sorted(self.holders - {holder})
 
+    @property
+    def nobodys(self) -> bool:
+        """Whether a key that is in the plan now cannot be any holder's."""
+        return not self.attaching and (self.away or self.origin is Origin.WANTED)
+
     def owned(self, *, take: bool) -> bool:
         """Whether its last holder may detach it: we attached it, or `Take` took it over and still stands."""
-        return (self.taken_over and take) if self.preexisting else self.begun_by != NOBODY
+        return bool(self.attaching) or (
+            not self.away and (self.origin is Origin.OURS or (self.origin is Origin.TAKEN and take))
+        )
+
+    def leaves(self, now: int) -> bool:
+        """Whether a key that is in the plan now may be one that the function has just detached."""
+        return now < self.detached + LEAVES_WITHIN
 
 
 class Snapshot(NamedTuple):
     """The ledger's pages of one resource and of some associations. `versions` belongs to the ledger."""
 
     record: ResourceRecord
-    entries: Mapping[Association, AssociationRecord]
+    entries: Mapping[Association, AssociationRecord] = _NONE
     versions: Mapping[str, str | None] = _NONE
 
-    def entry(self, association: Association) -> AssociationRecord:
-        """The page of an association; KeyError if nobody has read it, because its holders are unknown."""
-        return self.entries[association]
+    @property
+    def pages(self) -> Snapshot:
+        """Itself: a rule of the ledger gives back something that has pages."""
+        return self
 
-    def with_entry(self, association: Association, entry: AssociationRecord) -> Snapshot:
-        """A snapshot with another page for an association."""
+    def entry(self, association: Association) -> AssociationRecord:
+        """The page of an association.
+
+        Raises:
+            UnreadError: Nobody has read it. The ledger reads it, and asks the rule again.
+        """
+        try:
+            return self.entries[association]
+        except KeyError:
+            raise UnreadError(association) from None
+
+    def with_entry(self, association: Association, **changes: Any) -> Snapshot:
+        """A snapshot with a changed page of an association."""
+        entry = self.entry(association)._replace(**changes)
         return self._replace(entries={**self.entries, association: entry})
+
+    def with_record(self, record: ResourceRecord) -> Snapshot:
+        """A snapshot with another page of the resource."""
+        return self._replace(record=record)
 
     def held(self, holder: Holder, association: Association, hold: Hold) -> Snapshot:
         """A snapshot in which the holder holds it: both pages always change together."""
-        entry = self.entry(association)
         record = self.record._replace(holds={**self.record.holds, association: hold})
-        return self._replace(record=record).with_entry(
-            association, entry._replace(holders=entry.holders | {holder})
-        )
+        holders = self.entry(association).holders | {holder}
+        return self.with_record(record).with_entry(association, holders=holders)
 
     def let_go(self, holder: Holder, association: Association) -> Snapshot:
-        """A snapshot in which the holder has let go. The association's page goes with its last holder."""
-        left = self.entry(association).holders - {holder}
-        entry = (
-            self.entry(association)._replace(holders=left, detaching=None) if left else AssociationRecord()
-        )
+        """A snapshot in which the holder has let go. With the last holder only `detached` stays."""
+        entry = self.entry(association)
+        left = entry.holders - {holder}
+        gone = AssociationRecord(detached=entry.detached)
+        kept = entry._replace(holders=left, detaching=None) if left else gone
         holds = {held: hold for held, hold in self.record.holds.items() if held != association}
-        return self._replace(record=self.record._replace(holds=holds)).with_entry(association, entry)
+        entries = {**self.entries, association: kept}
+        return self._replace(record=self.record._replace(holds=holds), entries=entries)
 
 
 def digest(physical_id: str) -> str:

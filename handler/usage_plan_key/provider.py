@@ -10,27 +10,27 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, NamedTuple, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from . import metrics
 from .api_gateway import ApiGateway
 from .cloudformation import stack_is_gone
 from .custom_resource import CustomResource
-from .errors import EventError, FailedError, NotBegunError, TurnOverError, UnclearError
+from .errors import EventError, FailedError, NotBegunError, NotSentError, TurnOverError, UnclearError
 from .ledger import StatelessLedger, Table, at_once
-from .model import Holder, Response
+from .model import Holder, Note, Response, Snapshot
 from .queue import VISIBILITY, Message, Queue, messages
-from .request import MOST_SKEW, Create, Delete, Repair, Request, Update, parse, parse_repair
+from .redaction import response_url, shown
+from .request import MOST_SKEW, Create, Delete, Repair, Request, Update, parse
 from .response import Sender, destination, redacted, where
-from .retry import BEFORE_LOOK, Clock, Deadline
+from .retry import BEFORE_CALL, BEFORE_LOOK, Clock, Deadline
 from .rules import abandon
-from .service import Service
+from .service import IN_PLACE, Service, looked_at
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +44,10 @@ LOCAL_TIME: Final = 35.0
 CLOSING_TIME: Final = 10.0
 #: Seconds at the end of the function's time in which it starts nothing: Lambda needs the batch's result.
 LAST_SECONDS: Final = 2.0
-#: Seconds for which a request waits for API Gateway before the other stacks' requests have had their turn.
-#: PATIENCE is for one request, longer than the other worker's batch takes; FIRST_ROUND is for all of them.
-PATIENCE: Final = 12.0
-FIRST_ROUND: Final = 40.0
+#: Seconds for which a request that waits is hidden at most.
+LOOK_EVERY: Final = 20
+#: Receives of a message while others are served apart: their batch may have died at any of ten.
+MOST_APART: Final = 10
 #: Seconds to give messages back or to put one aside: they cost the rest of the batch its time.
 GIVING_TIME: Final = 5.0
 #: Seconds to deliver an answer of a batch; without delivery its request comes again.
@@ -72,13 +72,58 @@ class Context(Protocol):
         """Tell how many milliseconds the function may still run."""
 
 
-class _Turn(NamedTuple):
-    """A request out of the queue, and the deliveries of its answer."""
+@dataclass(slots=True, kw_only=True, eq=False)
+class Turn:
+    """A request on its way through one invocation.
 
-    message: Message
+    Attributes:
+        request: The request.
+        event: The event that it came in.
+        context: Lambda's.
+        arrived: When it arrived, in epoch seconds.
+        ends: When the last delivery has to be over, in epoch seconds.
+        message: The queue's message; None if CloudFormation invoked the function.
+        seen: Its pages of the ledger, read with those of the whole batch.
+        refusal: Why it fails, whatever the ledger says.
+        sent: The deliveries of its answer.
+    """
+
     request: Request
     event: Mapping[str, Any]
-    sent: list[Future[None]]
+    context: Context
+    arrived: float
+    ends: float
+    message: Message | None = None
+    seen: Snapshot | None = None
+    refusal: str = ""
+    sent: list[Future[None]] = field(default_factory=list)
+
+    @property
+    def stack(self) -> str:
+        """The stack's id."""
+        return self.request.holder.stack_id
+
+    @property
+    def redelivered(self) -> bool:
+        """Whether the queue has delivered it before."""
+        return self.message is not None and self.message.receives > 1
+
+    @property
+    def note(self) -> Note | None:
+        """What the ledger knew of it when the batch was read."""
+        return self.seen.record.note(self.request.id) if self.seen else None
+
+    def is_suspect(self, now: float) -> bool:
+        """Tell whether its first batch may have died at it: nobody marks a request at its first delivery.
+
+        What waits in the queue is received more often than what has run into its time-out.
+        """
+        if not self.redelivered or self.message is None or self.seen is None:
+            return False
+        note = self.note or Note(self.request.id)
+        untouched = note.begun is None and note.answer is None and not note.refusals
+        age, waits = now - self.message.first, (self.message.receives - MOST_APART) * LOOK_EVERY
+        return untouched and age >= VISIBILITY and waits <= age
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,45 +164,46 @@ class Provider:
         if not self.queue and not self.local:
             self.sender.prepare()
         about.set({})
-        request, event = self._read(event, self.clock.time())
-        _tell(request, event, context)
-        left = context.get_remaining_time_in_millis() / 1000
-        end = Deadline(left, self.clock)
-        service = self._service(request, self._on_arrival(request, left))
-        refusal = ""
+        now = self.clock.time()
+        request, event = self._read(event, now)
+        ends = now + context.get_remaining_time_in_millis() / 1000
+        turn = Turn(request=request, event=event, context=context, arrived=now, ends=ends)
+        _tell(turn)
+        service = self._service(turn, self._on_arrival(turn))
         try:
-            if self._is_queued(request, event, service):
+            if self._is_queued(turn, service):
                 return None
         except (UnclearError, TurnOverError):
             raise
         except FailedError as failed:
             if self.queue and isinstance(failed, NotBegunError):
                 raise  # Something has used up this invocation's time. The next one has its own.
-            refusal = str(failed)
+            turn.refusal = str(failed)
         except Exception as error:
             logger.exception("An internal error")
-            refusal = f"An internal error, please report it: {type(error).__name__}: {error}"
+            turn.refusal = f"An internal error, please report it: {type(error).__name__}: {shown(error)}"
         local: list[bytes] = []
-        deliver = local.append if self.local else partial(self.sender.deliver, request, end)
-        self._respond(request, event, context, service, refusal, deliver, end)
+        deliver = local.append if self.local else partial(self.sender.deliver, request, self._end(turn))
+        self._respond(turn, service, deliver)
         for answer in local:
             print(redacted(answer))  # noqa: T201  # for the person at the terminal
         return json.loads(redacted(local[0])) if local else None
 
-    def _on_arrival(self, request: Request, left: float) -> Deadline:
-        """Make an arriving request's deadline; the function has `left` seconds."""
-        now = self.clock.time()
+    def _on_arrival(self, turn: Turn) -> Deadline:
+        """Make an arriving request's deadline."""
+        now, request = turn.arrived, turn.request
         # A sample event is as old as its file, and a person waits at the terminal.
         there = min(LOCAL_TIME, request.service_timeout) if self.local else request.ends(now) - now
+        made = Deadline.by(min(turn.ends, now + there), self.clock, dies=turn.ends)
         if there > BEFORE_LOOK:
-            return Deadline(min(left, there), self.clock, dies=left)
+            return made
         # Nobody waits for a request whose time is over. If this invocation has too little time to look it
         # up, the next one does.
-        return Deadline(math.inf, self.clock, turn=left, dies=left, is_over=True)
+        return made.but(ends=math.inf, turn=turn.ends, is_over=True)
 
-    def _is_queued(self, request: Request, event: Mapping[str, Any], service: Service) -> bool:
+    def _is_queued(self, turn: Turn, service: Service) -> bool:
         """Fence a request and queue it; False if this invocation has to serve it."""
-        deadline, now = service.deadline, self.clock.time()
+        deadline, request = service.deadline, turn.request
         if self.queue:
             logger.info("Asked: %s", _described(request))
         # A Create fences even after its time: it marks the retained associations, and its Delete may come
@@ -167,7 +213,7 @@ class Provider:
         self._check(request)
         if not self.queue or deadline.is_over:
             return False
-        self.queue.put(event, now, deadline)
+        self.queue.put(turn.event, turn.arrived, deadline)
         return True
 
     def on_batch(self, records: Sequence[Mapping[str, Any]], context: Context) -> dict[str, Any]:
@@ -179,58 +225,82 @@ class Provider:
         self.sender.prepare()
         about.set({})
         ends = self.clock.time() + context.get_remaining_time_in_millis() / 1000 - LAST_SECONDS
-        turns: list[_Turn] = []
+        turns, strays = self._turns(records, ends, context)
+        self._look_up(turns, ends)
+        now = _apart(turns, self.clock.time())
+        back = [turn for turn in turns if turn not in now]
+        self._give_back(back, min(ends, self.clock.time() + GIVING_TIME))
+        with self.background() as background:
+            unserved = self._handle_all(now, background)
+            strays = [message for message in strays if not self._put_aside(message, ends)]
+        undelivered = [turn for turn in now if not self._is_delivered(turn)]
+        failed = [turn.message for turn in (*back, *unserved, *undelivered) if turn.message] + strays
+        return {
+            "batchItemFailures": [{"itemIdentifier": id_} for id_ in dict.fromkeys(one.id for one in failed)]
+        }
+
+    def _turns(
+        self, records: Sequence[Mapping[str, Any]], ends: float, context: Context
+    ) -> tuple[list[Turn], list[Message]]:
+        """Read a batch: its requests, and messages that are none."""
+        turns: list[Turn] = []
         strays: list[Message] = []
         for message in messages(records):
             try:
-                turns.append(_Turn(message, *self._read(message.event, message.arrived, queued=True), []))
+                request, event = self._read(message.event, message.arrived, queued=True)
             except Exception as error:  # noqa: BLE001  # the rest of the batch goes on
-                logger.error("Message %s is no request: %s", message.id, error)  # noqa: TRY400  # the sentence says it all
+                logger.error("Message %s is no request: %s", message.id, shown(error))  # noqa: TRY400  # the sentence says it all
                 strays.append(message)
-        now = self._apart(turns, ends)
-        later = [turn.message for turn in turns if turn not in now]
-        self._give_back(later, min(ends, self.clock.time() + GIVING_TIME))
-        with self.background() as background:
-            back, failed = self._handle_all(now, ends, context, background)
-            failed += [message for message in strays if not self._put_aside(message, ends)]
-        self._give_back(back, ends)
-        failed += [turn.message for turn in now if not self._is_delivered(turn)]
-        unserved = dict.fromkeys(message.id for message in [*later, *back, *failed])
-        return {"batchItemFailures": [{"itemIdentifier": id_} for id_ in unserved]}
+            else:
+                turns.append(
+                    Turn(
+                        request=request,
+                        event=event,
+                        context=context,
+                        arrived=message.arrived,
+                        ends=ends,
+                        message=message,
+                    )
+                )
+        return turns, strays
 
-    def _handle_all(
-        self, turns: Sequence[_Turn], ends: float, context: Context, background: Executor
-    ) -> tuple[list[Message], list[Message]]:
-        """Serve requests, each stack's in order; return those without time, and those that have failed.
+    def _look_up(self, turns: Sequence[Turn], ends: float) -> None:
+        """Read the pages of all requests at once. If that fails, each request reads its own."""
+        if not self.table or not turns:
+            return
+        deadline = Deadline.by(ends - CLOSING_TIME, self.clock)
+        try:
+            pages = self.table.read(
+                [(turn.request.holder, looked_at(turn.request)) for turn in turns], deadline
+            )
+        except Exception as error:  # noqa: BLE001  # without the ledger each turn fails, and says so
+            logger.warning("Could not look up a batch's requests together: %s", shown(error))
+            return
+        for turn, seen in zip(turns, pages, strict=True):
+            turn.seen = seen
 
-        A request that has to wait does so in the second round, after all other stacks' requests.
+    def _handle_all(self, turns: Sequence[Turn], background: Executor) -> list[Turn]:
+        """Serve requests, each stack's in order; return those that have to come again.
+
+        A request that has to wait goes back at once, and its stack's later ones with it.
         """
-        broken: set[str] = set()
-        failed: list[Message] = []
-        opens = -math.inf  # API Gateway throttles the account, not one request.
-        several = len({turn.request.holder.stack_id for turn in turns}) > 1
-        first = self.clock.time() + FIRST_ROUND
-        for impatient in (True, False) if several else (False,):
-            blocked, waiting = set(broken), []
-            for turn in turns:
-                stack = turn.request.holder.stack_id
-                try:
-                    if stack in blocked:
-                        raise TurnOverError("an earlier request of its stack has no answer yet")
-                    patience = min(PATIENCE, first - self.clock.time()) if impatient else math.inf
-                    self._handle(turn, ends, patience, opens, context, background)
-                except TurnOverError as error:
-                    opens = max(opens, error.opens)
-                    logger.info("%s waits: %s", _described(turn.request), error)
-                    waiting.append(turn)
-                    blocked.add(stack)
-                except Exception:
-                    logger.exception("Not answered, so it comes again when its visibility time-out is over")
-                    failed.append(turn.message)
-                    broken.add(stack)
-                    blocked.add(stack)
-            turns = waiting
-        return [turn.message for turn in turns], failed
+        again: list[Turn] = []
+        for turn in turns:
+            if turn in again:
+                continue
+            rest = [one for one in turns[turns.index(turn) :] if one.stack == turn.stack]
+            try:
+                self._handle(turn, background)
+            except TurnOverError as error:
+                logger.info("%s waits: %s", _described(turn.request), error)
+                if not error.until:  # The function's time is nearly up, so it is for all the others too.
+                    rest = [one for one in turns[turns.index(turn) :] if one not in again]
+                again += rest
+                self._give_back(rest, turn.ends, error.until)
+            except Exception:
+                logger.exception("Not answered, so it comes again when its visibility time-out is over")
+                again += rest
+        return again
 
     def let_go(self, asked: object, context: Context) -> dict[str, Any]:
         """Let go of a resource's associations if its stack is gone without a Delete; detach nothing.
@@ -251,13 +321,15 @@ class Provider:
         ):
             raise EventError('LetGo takes {"StackId": "...", "LogicalResourceId": "..."}, and needs a ledger')
         holder = Holder(stack_id, logical_id)
-        deadline = Deadline(context.get_remaining_time_in_millis() / 1000, self.clock).short()
+        ends = self.clock.time() + context.get_remaining_time_in_millis() / 1000
+        deadline = Deadline.by(ends, self.clock)
         if not stack_is_gone(self.cloudformation(), stack_id, context.invoked_function_arn, deadline):
             raise FailedError(
                 f"Stack {stack_id} is still there, so the function let go of nothing. "
                 "Delete the resource from its template"
             )
-        held = [*self.table.change(holder, [], lambda state: state, deadline).record.holds]
+        (page,) = self.table.read([(holder, [])], deadline)
+        held = [*page.record.holds]
         for part in at_once(held):
             self.table.change(holder, part, partial(abandon, holder=holder), deadline)
         ids = [association.id for association in held]
@@ -268,12 +340,11 @@ class Provider:
         self, event: object, arrived: float, *, queued: bool = False
     ) -> tuple[Request, Mapping[str, Any]]:
         # The watch's repairs come through the queue only, and a repair needs a ledger to check it against.
-        if queued and self.table and (repair := parse_repair(event)):
-            return repair, cast("Mapping[str, Any]", event)
-        request = parse(event)
+        request = parse(event, repairs=queued and self.table is not None)
         if request.issued is not None and request.issued > arrived + MOST_SKEW:
             request.issued = None  # A time in the future would make all later requests look older.
-        destination(request.response_url, local=self.local)
+        if not isinstance(request, Repair):
+            destination(request.response_url, local=self.local)
         return request, cast("Mapping[str, Any]", event)  # `parse` has checked that it is one.
 
     def _check(self, request: Request) -> None:
@@ -284,175 +355,145 @@ class Provider:
         """Send a message that is no request to the dead-letter queue; False if it stays and comes again."""
         if not self.local:
             metrics.no_request()
-        deadline = Deadline(min(GIVING_TIME, ends - self.clock.time()), self.clock).last()
+        deadline = Deadline.by(min(self.clock.time() + GIVING_TIME, ends), self.clock)
         try:
             return bool(self.queue and self.queue.put_aside(message, deadline))
         except Exception as error:  # noqa: BLE001  # the rest of the batch goes on
-            logger.warning("Message %s stays in the queue: %s", message.id, error)
+            logger.warning("Message %s stays in the queue: %s", message.id, shown(error))
             return False
 
-    def _is_delivered(self, turn: _Turn) -> bool:
+    def _is_delivered(self, turn: Turn) -> bool:
         """Tell whether CloudFormation has the answer or no longer waits; else the request comes again."""
         undelivered = [error for future in turn.sent if (error := future.exception())]
         for error in undelivered:
-            logger.error("Not delivered: %s", error)
-        return not undelivered or self.clock.time() >= turn.request.ends(turn.message.arrived)
+            logger.error("Not delivered: %s", shown(error))
+        if not undelivered or self.clock.time() >= turn.request.ends(turn.arrived):
+            return True
+        if turn.redelivered:
+            self._service(turn, self._end(turn)).rest()
+        return False
 
-    def _apart(self, turns: list[_Turn], ends: float) -> list[_Turn]:
-        """Choose the requests to serve now: all, unless a function has died.
-
-        A function has died at a request: serve only that one, because the next function may die at it too.
-        A message comes again after its visibility time-out, and nobody has begun it since: its batch may
-        have died at any of its requests. Serve it apart from other stacks' requests. Only the first message
-        of a stack counts, because the others have their turn after it.
-        """
-        now = self.clock.time()
-        suspects: list[str] = []
-        seen: set[str] = set()
-        for turn in turns:
-            stack, message = turn.request.holder.stack_id, turn.message
-            died = self._has_died(turn, ends) if message.receives > 1 else False
-            if died:
-                return [turn]
-            if died is None and stack not in seen and now >= message.first + VISIBILITY:
-                suspects.append(stack)
-            seen.add(stack)
-        return [turn for turn in turns if turn.request.holder.stack_id == suspects[0]] if suspects else turns
-
-    def _has_died(self, turn: _Turn, ends: float) -> bool | None:
-        try:
-            return self._service(
-                turn.request, Deadline(ends - CLOSING_TIME - self.clock.time(), self.clock)
-            ).died()
-        except Exception as error:  # noqa: BLE001  # without the ledger the turn fails and says so
-            logger.warning(
-                "Could not see whether a function has died at %s: %s", _described(turn.request), error
-            )
-            return False
-
-    def _handle(
-        self, turn: _Turn, ends: float, patience: float, opens: float, context: Context, background: Executor
-    ) -> None:
+    def _handle(self, turn: Turn, background: Executor) -> None:
         """Serve a request.
 
         Raises:
-            TurnOverError: This invocation has no time left for it, but CloudFormation has.
+            TurnOverError: It waits in the queue.
         """
         request, message = turn.request, turn.message
-        _tell(request, turn.event, context)
+        _tell(turn)
         # After a death the next function's log names the request that it may die at.
-        redelivered = message.receives > 1
-        logger.log(
-            logging.INFO if redelivered else logging.DEBUG, "Its turn has come: %s", _described(request)
-        )
-        deadline = self._in_turn(turn, ends, patience, opens)
-        if not deadline.is_over:
-            # With less time than the guard's, it would strike at once and answer FAILED.
-            deadline.allow_turn(f"Could not serve {type(request).__name__}")
-        if isinstance(request, Repair):  # It fences nothing, and nobody waits for an answer.
-            self._service(request, deadline, redelivered=redelivered).repair(request)
-            return
-        service = self._service(request, deadline, fenced=message.fenced, redelivered=redelivered)
-        deliver = partial(self._deliver, turn, ends, background)
-        refusal = ""
+        level = logging.INFO if turn.redelivered else logging.DEBUG
+        logger.log(level, "Its turn has come: %s", _described(request))
+        deadline = self._in_turn(turn)
+        fenced = message is None or message.fenced
+        service = self._service(turn, deadline, fenced=fenced)
         try:
             self._check(request)  # A message that somebody else has sent has not passed `on_event`.
         except FailedError as failed:
-            refusal = str(failed)
-        now = self.clock.time()
-        end = Deadline(ends - now, self.clock)
-        self._respond(request, turn.event, context, service, refusal, deliver, end, now - message.arrived)
+            turn.refusal = str(failed)
+        before = self.api.calls
+        try:
+            if not deadline.is_over:
+                # With less time than the guard's, it would strike at once and answer FAILED.
+                deadline.but(ends=math.inf).allow(f"Could not serve {type(request).__name__}", BEFORE_CALL)
+            if isinstance(request, Repair):  # It fences nothing, and nobody waits for an answer.
+                service.repair(request)
+            else:
+                self._respond(turn, service, partial(self._deliver, turn, background))
+        except TurnOverError:
+            if not self.local:
+                metrics.gone_back(self.api.calls - before, self.clock.time() - turn.arrived)
+            raise
 
-    def _deliver(self, turn: _Turn, ends: float, background: Executor, body: bytes) -> None:
+    def _deliver(self, turn: Turn, background: Executor, body: bytes) -> None:
         """Begin to deliver an answer in the background; under sam local print it."""
         if self.local:
             print(redacted(body))  # noqa: T201  # for the person at the terminal
             return
-        deadline = Deadline(min(DELIVERY_TIME, ends - self.clock.time()), self.clock)
+        deadline = Deadline.by(min(self.clock.time() + DELIVERY_TIME, turn.ends), self.clock)
         turn.sent.append(
             background.submit(copy_context().run, self.sender.deliver, turn.request, deadline, body)
         )
 
-    def _in_turn(self, turn: _Turn, ends: float, patience: float, opens: float) -> Deadline:
+    def _in_turn(self, turn: Turn) -> Deadline:
         """Make the deadline of a request from the queue."""
-        now = self.clock.time()
-        there = turn.request.ends(turn.message.arrived) - now
-        is_over = there <= BEFORE_LOOK
+        ends, now = turn.request.ends(turn.arrived), self.clock.time()
+        is_over = ends - now <= BEFORE_LOOK
         return Deadline(
-            math.inf if is_over else there,
-            self.clock,
-            turn=ends - CLOSING_TIME - now,
-            patience=patience,
-            opens=opens,
-            dies=ends + LAST_SECONDS - now,
+            ends=math.inf if is_over else ends,
+            turn=turn.ends - CLOSING_TIME,
+            patience=now + IN_PLACE,
+            dies=turn.ends + LAST_SECONDS,
+            began=turn.arrived,
             is_over=is_over,
+            clock=self.clock,
         )
 
-    def _give_back(self, back: Sequence[Message], ends: float) -> None:
-        """Make messages visible in their places, a stack's first one last.
+    def _end(self, turn: Turn) -> Deadline:
+        """The end of the invocation, for its last steps."""
+        return Deadline.by(turn.ends, self.clock, dies=turn.ends, began=turn.arrived)
 
-        Once the first one is visible, SQS may deliver the others.
+    def _give_back(self, turns: Sequence[Turn], ends: float, until: int = 0) -> None:
+        """Give messages back in their places: the first one hidden until a time, the others visible.
+
+        The others wait behind it: SQS delivers none of a group while one of it is hidden.
+        https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/sqs-visibility-timeout.html
         """
-        for message in reversed(back):
-            try:
-                if self.queue:
-                    self.queue.give_back(message, Deadline(ends - self.clock.time(), self.clock).last())
-            except Exception as error:  # noqa: BLE001  # it comes again later anyway
-                logger.warning(
-                    "Message %s comes again when its visibility time-out is over: %s", message.id, error
-                )
+        now = self.clock.time()
+        # A look every so many seconds lets a request that CloudFormation has given up make way.
+        seconds = max(0, min(LOOK_EVERY, math.ceil(until - now)))
+        given = [
+            (turn.message, 0 if number else seconds) for number, turn in enumerate(turns) if turn.message
+        ]
+        try:
+            if self.queue and given:
+                self.queue.give_back(given, Deadline.by(ends, self.clock))
+        except Exception as error:  # noqa: BLE001  # they come again later anyway
+            logger.warning(
+                "%d messages come again when their visibility time-out is over: %s",
+                len(given),
+                shown(error),
+            )
 
-    def _service(
-        self, request: Request, deadline: Deadline, *, fenced: bool = True, redelivered: bool = False
-    ) -> Service:
-        ledger = self.table or StatelessLedger(request)
-        return Service(request, ledger, self.api, deadline, fenced=fenced, redelivered=redelivered)
+    def _service(self, turn: Turn, deadline: Deadline, *, fenced: bool = True) -> Service:
+        return Service(
+            turn.request,
+            self.table or StatelessLedger(turn.request),
+            self.api,
+            deadline,
+            fenced=fenced,
+            redelivered=turn.redelivered,
+            seen=turn.seen,
+        )
 
-    def _respond(
-        self,
-        request: Request,
-        event: Mapping[str, Any],
-        context: Context,
-        service: Service,
-        refusal: str,
-        deliver: Callable[[bytes], None],
-        end: Deadline,
-        waited: float | None = None,
-    ) -> None:
+    def _respond(self, turn: Turn, service: Service, deliver: Callable[[bytes], None]) -> None:
+        """Serve a request through crhelper, and deliver its answer."""
+
         def give_up() -> Response:
             # The guard has all the time left, and shares no state with the service that hangs. It strikes at
             # once if a refusal has come so late that less time than the guard's is left.
             hangs = "No answer in time: a call of the function hangs. Look into its log, and deploy again"
-            return self._service(request, end).fail(refusal or hangs)
+            return self._service(turn, self._end(turn)).fail(turn.refusal or hangs)
 
-        def step(serve: Callable[[], Response]) -> Callable[[Any, Any], str]:
-            return resource.served_by(lambda: _logged(request, service.fail(refusal) if refusal else serve()))
+        def serve() -> Response:
+            return _logged(turn.request, service.fail(turn.refusal) if turn.refusal else service.serve())
 
-        with self._counted(deliver, waited) as counted:
-            resource = CustomResource(request, give_up, counted, where(context))
-            resource.create(step(service.create))
-            resource.update(step(service.update))
-            resource.delete(step(service.delete))
-            resource.answer(event, context)
-
-    @contextmanager
-    def _counted(
-        self, deliver: Callable[[bytes], None], waited: float | None
-    ) -> Iterator[Callable[[bytes], None]]:
-        """Count each response once, the guard's too; under sam local count nothing."""
         before = self.api.calls
 
         def counted(body: bytes) -> None:
             deliver(body)
             if not self.local:
+                waited = None if turn.message is None else self.clock.time() - turn.arrived
                 metrics.response(body, self.api.calls - before, waited)
 
+        resource = CustomResource(turn.request, give_up, counted, where(turn.context))
+        for register in (resource.create, resource.update, resource.delete):
+            register(resource.served_by(serve))
         try:
-            yield counted
-        except TurnOverError:
-            if not self.local and self.api.calls > before:
-                metrics.turn_over(self.api.calls - before)
-            raise
+            resource.answer(turn.event, turn.context)
+        except NotSentError as error:
+            metrics.answer_undelivered()
+            logger.error("%s: %s", _described(turn.request), error)  # noqa: TRY400  # the sentence says it all
 
 
 def _logged(request: Request, response: Response) -> Response:
@@ -468,16 +509,37 @@ def _logged(request: Request, response: Response) -> Response:
     return response
 
 
-def _tell(request: Request, event: Mapping[str, Any], context: Context) -> None:
+def _apart(turns: list[Turn], now: float) -> list[Turn]:
+    """Choose the requests to serve now: all, unless a function has died.
+
+    A function has died at a request: serve only that one, because the next function may die at it too.
+    A message comes again after its visibility time-out, and nobody has begun it since: its batch may
+    have died at any of its requests. Serve it apart from other stacks' requests. Only the first message
+    of a stack counts, because the others have their turn after it.
+    """
+    suspects: list[str] = []
+    stacks: set[str] = set()
+    for turn in turns:
+        if turn.redelivered and turn.note and turn.note.begun:
+            return [turn]
+        if turn.stack not in stacks and turn.is_suspect(now):
+            suspects.append(turn.stack)
+        stacks.add(turn.stack)
+    return [turn for turn in turns if turn.stack == suspects[0]] if suspects else turns
+
+
+def _tell(turn: Turn) -> None:
     """Put the request's ids into every log line from now on."""
+    request = turn.request
+    response_url.set(request.response_url)
     about.set(
         {
             "StackId": request.holder.stack_id,
             "LogicalResourceId": request.holder.logical_id,
             "RequestId": request.id,
-            "RequestType": event["RequestType"],
+            "RequestType": turn.event["RequestType"],
             "PhysicalResourceId": request.shown_id,
-            "function_request_id": context.aws_request_id,
+            "function_request_id": turn.context.aws_request_id,
         }
     )
 

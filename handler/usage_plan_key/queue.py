@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from botocore.exceptions import BotoCoreError, ClientError
 
 from .errors import FailedError, OutOfTimeError, UnclearError
-from .retry import Deadline, readable, retry, transient
+from .redaction import shown
+from .retry import BEFORE_DELIVERY, BEFORE_SHORT_CALL, Deadline, readable, retry, transient
 
 if TYPE_CHECKING:
     from mypy_boto3_sqs import SQSClient
@@ -135,7 +136,7 @@ class Queue:
             raise
         except (ClientError, BotoCoreError) as error:
             raise FailedError(
-                f"{what}: {error}. Check that the queue is there and that the role may use it"
+                f"{what}: {shown(error)}. Check that the queue is there and that the role may use it"
             ) from error
 
     def put_aside(self, message: Message, deadline: Deadline) -> bool:
@@ -149,25 +150,36 @@ class Queue:
             _hashed(message.id),
             deadline,
             "Could not put a message aside",
+            BEFORE_DELIVERY,
         )
         return True
 
-    def give_back(self, message: Message, deadline: Deadline) -> None:
-        """Make a message visible at once, in its place: a group's messages keep their order.
+    def give_back(self, hidden: Sequence[tuple[Message, int]], deadline: Deadline) -> None:
+        """Give messages back in their places, each after so many seconds: a group's keep their order.
+
+        https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ChangeMessageVisibilityBatch.html
 
         Raises:
-            Exception: SQS did not. The message comes again after its visibility time-out.
+            Exception: SQS did not take them. They come again after their visibility time-out.
         """
-        call = partial(
-            self._client.change_message_visibility,
-            QueueUrl=self._url,
-            ReceiptHandle=message.receipt,
-            VisibilityTimeout=0,
-        )
-        retry(call, "Could not give a message back", deadline, transient)
+        entries: Any = [
+            {"Id": str(number), "ReceiptHandle": message.receipt, "VisibilityTimeout": seconds}
+            for number, (message, seconds) in enumerate(hidden)
+        ]
+        call = partial(self._client.change_message_visibility_batch, QueueUrl=self._url, Entries=entries)
+        reply = retry(call, "Could not give messages back", deadline, transient, BEFORE_DELIVERY)
+        if failed := reply.get("Failed"):
+            raise FailedError(f"SQS refused {len(failed)} of {len(entries)}: {failed[0].get('Code')}")
 
     def _send(
-        self, url: str, body: str, group: str, deduplication: str, deadline: Deadline, what: str
+        self,
+        url: str,
+        body: str,
+        group: str,
+        deduplication: str,
+        deadline: Deadline,
+        what: str,
+        needs: float = BEFORE_SHORT_CALL,
     ) -> None:
         call = partial(
             self._client.send_message,
@@ -176,7 +188,7 @@ class Queue:
             MessageGroupId=group,
             MessageDeduplicationId=deduplication,
         )
-        retry(readable(call, "SQS", lambda reply: "MessageId" in reply), what, deadline, transient)
+        retry(readable(call, "SQS", lambda reply: "MessageId" in reply), what, deadline, transient, needs)
 
 
 def _hashed(text: str) -> str:

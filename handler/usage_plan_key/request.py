@@ -28,6 +28,8 @@ MOST_SKEW: Final = 60
 SIGNED_FOR: Final = 7200
 #: Seconds for which a repair may wait for its turn. The next watch finds a key that is still missing.
 REPAIR_TIME: Final = 600
+#: Fields of a foreign event that an error names.
+MOST_FIELDS: Final = 5
 #: CloudFormation issues no request after this epoch second, so a later one is no time.
 LAST_SECOND: Final = 2**33
 
@@ -97,7 +99,7 @@ class _Request:
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class CreateOrUpdate(_Request):
+class _Wish(_Request):
     """A resource wants an association.
 
     Attributes:
@@ -122,14 +124,14 @@ class CreateOrUpdate(_Request):
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Create(CreateOrUpdate):
+class Create(_Wish):
     """A new resource wants an association."""
 
     physical_id: None = None
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Update(CreateOrUpdate):
+class Update(_Wish):
     """A resource wants an association, its present one or another. A rollback comes as an Update too."""
 
     physical_id: str
@@ -176,45 +178,59 @@ class Invalid(_Request):
         return self.physical_id or (self.wanted.id if self.wanted else self.holder.logical_id)
 
 
+CreateOrUpdate = Create | Update
 Request = Create | Update | Delete | Invalid
 
 
-def parse(event: object) -> Request:
+def parse(event: object, *, repairs: bool = False) -> Request:
     """Read a custom resource event, whatever it holds beside the fields that an answer needs.
 
     `response.destination` has the only parser for ResponseURL's host.
 
+    Args:
+        event: The event.
+        repairs: Whether it may be a repair of the watch's too.
+
     Raises:
         EventError: The event lacks a field that an answer needs.
     """
-    if not isinstance(event, Mapping) or event.get("RequestType") not in ("Create", "Update", "Delete"):
+    kind = event.get("RequestType") if isinstance(event, Mapping) else None
+    kinds = ("Create", "Update", "Delete") + (("Repair",) if repairs else ())
+    if not isinstance(event, Mapping) or kind not in kinds:
         raise EventError(_foreign(event))
-    kind = event["RequestType"]
-    needed = ["RequestId", "StackId", "LogicalResourceId", "ResponseURL"]
+    needed = ["RequestId", "StackId", "LogicalResourceId"]
+    needed += ["ResponseURL"] if kind != "Repair" else []
     needed += ["PhysicalResourceId"] if kind != "Create" else []
     if lacking := [name for name in needed if not (isinstance(event.get(name), str) and event[name])]:
         raise EventError(f"the {kind} event lacks {', '.join(lacking)}")
 
-    given = event.get("ResourceProperties")
-    properties: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+    properties = _mapping(event.get("ResourceProperties"))
+    url, timeout = "", REPAIR_TIME
+    if kind != "Repair":
+        url, timeout = event["ResponseURL"], _service_timeout(properties.get("ServiceTimeout"))
     common: dict[str, Any] = {
         "id": event["RequestId"],
         "holder": Holder(event["StackId"], event["LogicalResourceId"]),
         "physical_id": None if kind == "Create" else event["PhysicalResourceId"],
-        "issued": _issued(event["ResponseURL"]),
-        "response_url": event["ResponseURL"],
-        "service_timeout": _service_timeout(properties.get("ServiceTimeout")),
+        "issued": _issued(url),
+        "response_url": url,
+        "service_timeout": timeout,
     }
-    if kind == "Delete":
-        return Delete(take=properties.get("OnExisting") == OnExisting.TAKE, **common)
-    return _create_or_update(event.get("OldResourceProperties"), properties, common)
+    match kind:
+        case "Repair":
+            if (wanted := Association.parse(event["PhysicalResourceId"])) is None:
+                raise EventError("the Repair event names no association")
+            return Repair(wanted=wanted, **common)
+        case "Delete":
+            return Delete(take=properties.get("OnExisting") == OnExisting.TAKE, **common)
+    return _create_or_update(properties, _mapping(event.get("OldResourceProperties")), common)
 
 
 def _create_or_update(
-    old: object, properties: Mapping[str, Any], common: dict[str, Any]
+    properties: Mapping[str, Any], old: Mapping[str, Any], common: dict[str, Any]
 ) -> Create | Update | Invalid:
     key_id, plan_id = properties.get("KeyId"), properties.get("UsagePlanId")
-    wanted = Association(str(key_id), str(plan_id)) if well_formed(key_id) and well_formed(plan_id) else None
+    wanted = Association(str(key_id), str(plan_id)) if _is_id(key_id) and _is_id(plan_id) else None
     faults = tuple(_faults(properties))
     if faults or wanted is None:
         return Invalid(wanted=wanted, faults=faults, **common)
@@ -226,12 +242,15 @@ def _create_or_update(
     }
     if common["physical_id"] is None:
         return Create(**wishes, **common)
-    took = isinstance(old, Mapping) and old.get("OnExisting") == OnExisting.TAKE
-    return Update(took=took, **wishes, **common)
+    return Update(took=old.get("OnExisting") == OnExisting.TAKE, **wishes, **common)
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def repair_event(id_: str, holder: Holder, association: Association) -> dict[str, str]:
-    """Make the queue's event for a repair; `parse_repair` reads it."""
+    """Make the queue's event for a repair; `parse` reads it."""
     return {
         "RequestType": "Repair",
         "RequestId": id_,
@@ -241,29 +260,6 @@ def repair_event(id_: str, holder: Holder, association: Association) -> dict[str
     }
 
 
-def parse_repair(event: object) -> Repair | None:
-    """Read a repair; None for any other event."""
-    match event:
-        case {
-            "RequestType": "Repair",
-            "RequestId": str(id_),
-            "StackId": str(stack_id),
-            "LogicalResourceId": str(logical_id),
-            "PhysicalResourceId": str(physical_id),
-        } if id_ and (wanted := Association.parse(physical_id)):
-            holder = Holder(stack_id, logical_id)
-            return Repair(
-                id=id_,
-                holder=holder,
-                physical_id=physical_id,
-                issued=None,
-                response_url="",
-                service_timeout=REPAIR_TIME,
-                wanted=wanted,
-            )
-    return None
-
-
 def _foreign(event: object) -> str:
     """Say that an event is none of CloudFormation's, without its values: they may be secrets."""
     if not isinstance(event, Mapping):
@@ -271,35 +267,13 @@ def _foreign(event: object) -> str:
     elif event.get("RequestType"):
         why = "RequestType is none of Create, Update and Delete"
     else:
-        why = f"RequestType is missing; this is {_sender(event)}"
+        # A longer name may be a key's value.
+        names = [name for name in map(str, event) if re.fullmatch(rf"[!-~]{{1,{LONGEST_ID}}}", name)]
+        why = f"RequestType is missing; it has {', '.join(names[:MOST_FIELDS]) or 'no fields'}"
     return (
         f"not a CloudFormation custom resource event: {why}, and the function takes CloudFormation's Create, "
         "Update and Delete"
     )
-
-
-#: Other senders, each by a field that its events have.
-_SENDERS: Final = {
-    "Records": "a batch of records",
-    "detail-type": "an EventBridge event",
-    "requestPayload": "Lambda's record of a failed invocation, which belongs in the function's queue",
-    "requestContext": "an HTTP request",
-    "warmer": "a warm-up ping",
-}
-
-
-def _sender(event: Mapping[str, Any]) -> str:
-    match event:
-        case {"Records": []}:
-            return "an empty batch of records"
-        case {"Records": [{"EventSource": "aws:sns"}, *_]}:
-            return "an SNS notification"
-        case {"Records": [{"eventSource": "aws:s3"}, *_]}:
-            return "an S3 notification"
-        case {"source": "serverless-plugin-warmup"}:
-            return "a warm-up ping"
-    unknown = "an event of some other sender" if event else "an empty object"
-    return next((sender for name, sender in _SENDERS.items() if name in event), unknown)
 
 
 def _issued(response_url: str) -> int | None:
@@ -355,9 +329,14 @@ def _faults(properties: Mapping[Any, Any]) -> list[str]:
         if value is None:
             faults.append(f"{name} is missing")
         elif not isinstance(value, str):
-            faults.append(f"{name} is malformed: it is {_kind(value)}, not a string")
+            each = f" ({_EACH})" if isinstance(value, list) else ""
+            faults.append(f"{name} is malformed: it is {_kind(value)}, not a string{each}")
         elif not value.strip():
             faults.append(f"{name} is empty")
+        elif value.strip().lower() in _MISSING:
+            faults.append(
+                f"{name} is {_shown(value)}, which looks like a missing value of your template tool"
+            )
         elif not well_formed(value):
             faults.append(f"{name} is malformed: {' and '.join(_wrong(name, value))}")
     for name, allowed in _CHOICES.items():
@@ -366,6 +345,17 @@ def _faults(properties: Mapping[Any, Any]) -> list[str]:
         if (str(value).lower() if isinstance(value, bool) else value) not in allowed:
             faults.append(f"{name} is {_shown(value)}, not {' or '.join(allowed)}")
     return faults
+
+
+#: What template tools write, in any case, where a value is missing: JavaScript, Python, Go, Ruby, JSON.
+_MISSING: Final = frozenset(
+    {"null", "none", "undefined", "nan", "nil", "false", "true", "[object object]", "<no value>", "{}", "[]"}
+)
+_EACH: Final = "a resource attaches one key to one plan; Fn::ForEach declares a resource for each"
+
+
+def _is_id(value: object) -> bool:
+    return well_formed(value) and str(value).lower() not in _MISSING
 
 
 def _wrong(name: str, value: str) -> list[str]:
@@ -382,6 +372,8 @@ def _wrong(name: str, value: str) -> list[str]:
         wrong.append(
             f"it is a pair of a key's and a plan's id (as Ref and Id give it; take the attribute {name})"
         )
+    elif "," in id_:
+        wrong.append(f"it has a comma ({_EACH})")
     elif len(id_) > LONGEST_ID:
         refused = (
             "; a key made with GenerateDistinctId: false has its value as its id, and the function refuses it"
@@ -396,12 +388,23 @@ def _wrong(name: str, value: str) -> list[str]:
     return wrong
 
 
+#: Properties that are spelt quite unlike the ones that their users mean; in lower case.
+_MEANT: Final = {
+    "apikey": "KeyId",
+    "apikeyid": "KeyId",
+    "keyname": "KeyId",
+    "plan": "UsagePlanId",
+    "planid": "UsagePlanId",
+    "value": "IncludeValue",
+}
+
+
 def _nearest(name: object) -> str | None:
     if not isinstance(name, str):
         return None
     import difflib  # noqa: PLC0415  # only a misspelt name needs it
 
-    known = {each.lower(): each for each in PROPERTIES}
+    known = {each.lower(): each for each in PROPERTIES} | _MEANT
     close = difflib.get_close_matches(name.lower(), known, n=1)
     return known[close[0]] if close else None
 

@@ -9,6 +9,7 @@ import re
 import ssl
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -22,7 +23,7 @@ from . import metrics
 from .errors import EventError, FailedError, OutOfTimeError, UndeliveredError
 from .model import Response
 from .request import Create, Request, Update
-from .retry import SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT, Again, Deadline, retry
+from .retry import BEFORE_DELIVERY, SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT, Again, Deadline, retry
 
 logger = logging.getLogger(__name__)
 
@@ -201,11 +202,10 @@ class Sender:
         Raises:
             UndeliveredError: No attempt succeeded in time.
         """
-        tls, last = self.prepare().result(), deadline.last()
+        tls = self.prepare().result()
+        put = partial(self._put, request.response_url, body, tls, deadline)
         try:
-            status = retry(
-                lambda: self._put(request.response_url, body, tls, last), _DELIVERING, last, _is_transient
-            )
+            status = retry(put, _DELIVERING, deadline, _is_transient, BEFORE_DELIVERY)
         except OutOfTimeError:
             metrics.answer_undelivered()
             # The cause is left out: urllib3's errors name the pre-signed URL.
@@ -241,7 +241,7 @@ class Sender:
         target = destination(url, base=base)
         if "Value" in json.loads(body).get("Data", {}):
             self._check_host(target)
-        deadline.allow(_DELIVERING)
+        deadline.allow(_DELIVERING, BEFORE_DELIVERY)
         reply = self._manager(target.url, tls).urlopen(
             "PUT",
             target.url,

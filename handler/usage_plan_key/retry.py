@@ -6,7 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from botocore.exceptions import (
@@ -21,6 +21,7 @@ from botocore.exceptions import ConnectionError as NoConnectionError
 from botocore.parsers import ResponseParserError
 
 from .errors import FailedError, NotBegunError, OutOfTimeError, TurnOverError, UnreadableError
+from .redaction import shown, without_secrets
 
 #: Seconds that one call to AWS may take: to connect, and then to wait for the reply.
 CONNECT_TIMEOUT: Final = 2.0
@@ -29,13 +30,14 @@ READ_TIMEOUT: Final = 5.0
 #: milliseconds.
 SHORT_CONNECT_TIMEOUT: Final = 1.0
 SHORT_READ_TIMEOUT: Final = 2.0
+ONE_CALL: Final = CONNECT_TIMEOUT + READ_TIMEOUT
 #: Seconds that a call to API Gateway needs when it begins: its own time-outs, then to write and deliver.
-BEFORE_CALL: Final = CONNECT_TIMEOUT + READ_TIMEOUT + 12.0
+BEFORE_CALL: Final = ONE_CALL + 12.0
 #: Seconds that an attempt to deliver needs when it begins: its own time-outs.
 BEFORE_DELIVERY: Final = SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT
 #: Seconds that the last look into API Gateway needs when it begins: its own time-outs, then to deliver. With
 #: less left, the function begins nothing.
-BEFORE_LOOK: Final = CONNECT_TIMEOUT + READ_TIMEOUT + BEFORE_DELIVERY
+BEFORE_LOOK: Final = ONE_CALL + BEFORE_DELIVERY
 #: Seconds that an attempt to write to the ledger needs when it begins: its own time-outs, then to deliver.
 BEFORE_SHORT_CALL: Final = SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT + BEFORE_DELIVERY
 #: The back-off in seconds: full jitter below a cap that doubles from the first figure to the second.
@@ -44,9 +46,6 @@ CAPS: Final = (0.5, 20.0)
 #: The pause in seconds while API Gateway is busy. The queue's other worker keeps it busy for one batch at
 #: most.
 BUSY_PAUSE: Final = (1.0, 2.0)
-
-#: Seconds of one sleep. After each, a request that CloudFormation has given up makes way for its successor.
-SLICE: Final = 20.0
 
 T = TypeVar("T")
 
@@ -95,76 +94,72 @@ class Attempts:
     unclear: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deadline:
-    """The end of the work on a request: of CloudFormation's time and, from the queue, of the function's."""
+    """The end of the work on a request; all times are in epoch seconds.
 
-    def __init__(
-        self,
-        seconds: float,
-        clock: Clock = time,
-        dice: Dice | None = None,
-        *,
-        turn: float = math.inf,
-        patience: float = math.inf,
-        opens: float = -math.inf,
-        dies: float = 900.0,
-        is_over: bool = False,
-    ) -> None:
-        """Begin.
+    Attributes:
+        ends: The answer has to be there by then.
+        turn: The function starts nothing after that: an unanswered request goes back into the queue.
+        patience: A request that has to wait longer than that goes back; without a queue it waits where it is.
+        dies: Lambda ends the function by then.
+        began: When the request arrived.
+        is_over: CloudFormation has given the request up, and the time is there to look it up only.
+        clock: Tells the time and sleeps.
+        dice: Rolls the jitter.
+    """
 
-        Args:
-            seconds: Seconds until the answer has to be there.
-            clock: Tells the time and sleeps.
-            dice: Rolls the jitter.
-            turn: Seconds until an unanswered request goes back into the queue.
-            patience: Seconds to wait for others, before the request makes way for other stacks'.
-            opens: API Gateway has asked for no call before this time, in epoch seconds.
-            dies: Seconds until Lambda ends the function; no function runs longer than 15 minutes.
-            is_over: CloudFormation has given the request up; `seconds` are left to look it up.
+    ends: float
+    turn: float = math.inf
+    patience: float = math.inf
+    dies: float = math.inf
+    began: float = 0.0
+    is_over: bool = False
+    clock: Clock = time
+    dice: Dice | None = None
+
+    @classmethod
+    def by(cls, ends: float, clock: Clock, **more: Any) -> Deadline:
+        """Make one for work that begins now."""
+        return cls(ends=ends, clock=clock, **{"began": clock.time(), **more})
+
+    def left(self) -> float:
+        """Tell how many seconds are left until the end."""
+        return self.ends - self.clock.time()
+
+    def roll(self, low: float, high: float) -> float:
+        """Roll a number."""
+        return (self.dice or random).uniform(low, high)
+
+    def but(self, **changes: Any) -> Deadline:
+        """Make another one that differs."""
+        return replace(self, **changes)
+
+    def allow(self, what: str, needs: float) -> None:
+        """Check that a call that takes so many seconds would end in time.
+
+        Raises:
+            NotBegunError: It would not.
+            TurnOverError: It would not end within the function's time.
         """
-        self.is_over = is_over
-        self.clock = clock
-        self._began = clock.time()
-        self._end = self._began + seconds
-        self._turn = self._began + turn
-        #: When Lambda ends the function, in epoch seconds.
-        self.dies = self._began + dies
-        self._impatient = self._began + patience
-        self.opens = opens
-        self._dice = dice or random
-        self.reserve = BEFORE_CALL
-        self.given_up: Callable[[], None] = lambda: None
-
-    def moving(self) -> Deadline:
-        """The same deadline, for the calls of a move: it keeps the time to undo the detaching."""
-        return self._but(reserve=CONNECT_TIMEOUT + READ_TIMEOUT + BEFORE_CALL)
-
-    def looking(self) -> Deadline:
-        """The same deadline, for a look after which the function writes nothing more."""
-        return self._but(reserve=BEFORE_LOOK)
-
-    def short(self) -> Deadline:
-        """The same deadline, for calls to all services but API Gateway: they need less time."""
-        return self._but(reserve=BEFORE_SHORT_CALL, opens=-math.inf)
-
-    def last(self) -> Deadline:
-        """The same deadline, for the last step, the delivery."""
-        return self._but(reserve=BEFORE_DELIVERY, opens=-math.inf)
-
-    def watched(self, given_up: Callable[[], None]) -> Deadline:
-        """The same deadline; each pause ends with `given_up`, which raises if CloudFormation has given up."""
-        return self._but(given_up=given_up)
-
-    def _but(self, **changes: Any) -> Deadline:
-        """Copy without copy.copy, which asks the pickle protocol; each request needs several copies."""
-        other = object.__new__(Deadline)
-        vars(other).update(vars(self), **changes)
-        return other
+        now = self.clock.time()
+        if now + needs > self.ends:
+            raise NotBegunError(
+                f"{what}: no time was left to begin. Raise ServiceTimeout, or the function's Timeout"
+            )
+        if now + needs > self.turn:
+            raise TurnOverError(what, "the function's time is nearly up")
 
     def pause(
-        self, attempt: int, what: str, last: object, again: Again = ONCE_MORE, until: float = math.inf
+        self,
+        attempt: int,
+        what: str,
+        last: object,
+        needs: float,
+        again: Again = ONCE_MORE,
+        until: float = math.inf,
     ) -> None:
-        """Sleep before another attempt (they count from 1), and call `given_up` at least every 20 seconds.
+        """Sleep before another attempt (they count from 1) that takes `needs` seconds.
 
         The pause lasts for all of a server's `Retry-After`. Jitter ends at the last moment for another
         attempt, and before `until`.
@@ -174,52 +169,21 @@ class Deadline:
             TurnOverError: It would not end within the function's time, or the patience is over.
         """
         now = self.clock.time()
-        latest = min(min(self._end, self._turn) - self.reserve, until)
+        latest = min(self.ends, self.turn) - needs
         first, last_cap = CAPS
         bounds = BUSY_PAUSE if again.busy else (0.0, min(last_cap, first * 2 ** min(attempt - 1, 10)))
-        jittered = self._dice.uniform(*bounds)
-        wake = now + max(again.after, min(jittered, latest - now))
-        # At the last moment itself, the last attempt has just failed.
-        if wake > self._end - self.reserve or now >= self._end - self.reserve:
-            raise self._too_late(what, attempt, last)
-        if now >= self._turn - self.reserve or wake > self._impatient:
-            raise TurnOverError(f"{what}: {last}", wake if again.after else -math.inf)
-        while (now := self.clock.time()) < wake:
-            if now >= self._turn - self.reserve:
-                raise TurnOverError(f"{what}: {last}")
-            self.clock.sleep(min(SLICE, wake - now, self._turn - self.reserve - now))
-            self.given_up()
-        if now > wake + 1:  # `given_up` has taken more than a second.
-            self.allow(what)
-
-    def allow(self, what: str, ahead: float = 0.0) -> None:
-        """Check that a call would end in time if it begins `ahead` seconds from now.
-
-        Raises:
-            NotBegunError: It would not.
-            TurnOverError: It would not end within the function's time.
-        """
-        if self.clock.time() + ahead + self.reserve > self._end:
-            raise NotBegunError(
-                f"{what}: no time was left to begin. Raise ServiceTimeout, or the function's Timeout"
+        wake = now + max(again.after, min(self.roll(*bounds), latest - now, until - now))
+        if wake > self.patience:
+            told = f"{code(last)}: {message(last)}" if isinstance(last, ClientError) else last
+            raise TurnOverError(
+                what, told, refused=True, is_busy=again.busy, patience=again.patience, after=again.after
             )
-        self.allow_turn(what, ahead)
-
-    def allow_turn(self, what: str, ahead: float = 0.0) -> None:
-        """Check only the function's time.
-
-        Raises:
-            TurnOverError: The call would not end within it.
-        """
-        if self.clock.time() + ahead + self.reserve > self._turn:
-            raise TurnOverError(f"{what}: the function's time is nearly up")
-
-    def _too_late(self, what: str, attempts: int, last: object) -> OutOfTimeError:
-        return OutOfTimeError(
-            f"{what}: gave up after {attempts} attempts in {self.clock.time() - self._began:.0f} s, because "
-            "the time of CloudFormation (ServiceTimeout) or of the function is nearly up. The last error: "
-            f"{str(last).rstrip('. ')}. Deploy again when that is over"
-        )
+        # At the last moment itself, the last attempt has just failed.
+        if wake > self.ends - needs or now >= self.ends - needs:
+            raise OutOfTimeError.told(what, attempt, now - self.began, last)
+        if wake > latest or now >= latest:
+            raise TurnOverError(what, last)
+        self.clock.sleep(wake - now)
 
 
 def retry(
@@ -227,6 +191,7 @@ def retry(
     what: str,
     deadline: Deadline,
     judge: Callable[[Exception], Again | None],
+    needs: float,
     attempts: Attempts | None = None,
 ) -> T:
     """Call until an attempt succeeds, `judge` declines another one, or no time is left.
@@ -236,18 +201,17 @@ def retry(
         what: The step, as a Reason begins with it.
         deadline: The end of all attempts.
         judge: Tells from an error whether to try again.
+        needs: Seconds that an attempt needs when it begins, with all that has to follow.
         attempts: Counts for the caller, also when this raises.
 
     Raises:
-        OutOfTimeError: No time is left.
+        FailedError: No time is left, or the request goes back into the queue.
         Exception: The error of `call` that `judge` declined.
     """
     attempts = attempts or Attempts()
     ends = math.inf
     try:
-        deadline.allow(what)
-        if (closed := deadline.opens - deadline.clock.time()) > 0:
-            deadline.pause(1, what, "API Gateway has asked to wait", Again(after=closed))
+        deadline.allow(what, needs)
         while True:
             attempts.count += 1
             try:
@@ -262,7 +226,7 @@ def retry(
                 if verdict is None or now >= ends:
                     raise
                 attempts.unclear |= verdict.unclear
-                deadline.pause(attempts.count, what, error, verdict, ends)
+                deadline.pause(attempts.count, what, error, needs, verdict, ends)
     except FailedError as failed:
         failed.nothing_changed = failed.nothing_changed and not attempts.unclear
         raise
@@ -347,19 +311,19 @@ def transient(error: Exception) -> Again | None:
 def code(error: BaseException) -> str:
     """Name an error: AWS's code, else its class."""
     return (
-        error.response.get("Error", {}).get("Code", "")
+        without_secrets(str(error.response.get("Error", {}).get("Code", "")))
         if isinstance(error, ClientError)
         else type(error).__name__
     )
 
 
 def message(error: Exception) -> str:
-    """Give AWS's text of an error, else its own."""
+    """Give AWS's text of an error, else its own, without secrets."""
     # A reply may hold null.
     return (
-        str(error.response.get("Error", {}).get("Message") or "")
+        without_secrets(str(error.response.get("Error", {}).get("Message") or ""))
         if isinstance(error, ClientError)
-        else str(error)
+        else shown(error)
     )
 
 

@@ -1,54 +1,41 @@
-"""Every rule: which associations a resource holds, what the function does next, and what it answers.
+"""Every rule about the ledger's pages: fence, belief, answers, marks, who may take, move and let go.
 
-Pure functions, from the request and the observations to the next pages or the next step. They call nobody.
+Pure functions over pages; they call nobody. `decide` asks them, in the order of its table.
 
-A resource wants an association (Create, Update):
+The outcome of a Create or an Update, by who held the association before:
 
-    holders                in the plan   step and outcome
+    holders                in the plan   outcome
     ---------------------  ------------  ---------------------------------------------------------------------
-    nobody                 no            attach: ATTACHED
-    nobody                 yes           `Fail`: refuse; `Adopt`, `Take`: hold it, as `preexisting`: ADOPTED
-    this resource          yes           VERIFIED; Create: ATTACHED; Update, `Take`, `preexisting`: TAKEN
-    this resource          no            attach: REPAIRED; Create: ATTACHED
-    another of this stack  yes           hold it too: JOINED
-    another of this stack  no            hold it too, attach: REPAIRED
-    other stacks only      yes           `Fail`: refuse; `Adopt`, `Take`: hold it too: JOINED
-    other stacks only      no            `Fail`: refuse; `Adopt`, `Take`: hold it too, attach: REPAIRED
+    nobody                 no            ATTACHED
+    nobody                 yes           `Fail` refuses; `Adopt`, `Take`: ADOPTED, with the origin BEFORE
+    this resource          yes           VERIFIED; Create: ATTACHED; Update, `Take`, origin BEFORE: TAKEN
+    this resource          no            REPAIRED; Create: ATTACHED
+    another of this stack  yes           JOINED
+    another of this stack  no            REPAIRED
+    other stacks only      yes           `Fail` refuses; `Adopt`, `Take`: JOINED
+    other stacks only      no            `Fail` refuses; `Adopt`, `Take`: REPAIRED
 
-A key in the plan is ours once a request of a holder has begun to attach it. Before that, and after a clear
-refusal, it counts as held by nobody.
-
-    API Gateway refuses to attach, because …      step and outcome
-    --------------------------------------------  ------------------------------------------------------------
-    the key is in a plan for the same API stage:
-      only this resource holds and owns that      detach that one, attach the wanted one: MOVED
-      otherwise                                   refuse, naming the plan, the stage and the holders
-    there is no such key or plan:
-      an Update takes back the last change        LOST: one deleted key must not block a whole rollback
-      otherwise                                   refuse, naming the missing one
-
-A resource lets go of an association (Delete, or an Update after a superseded one):
-
-    others hold it too                            take this resource out of the holders
-    it is `preexisting`, and nobody has taken it  the same: it stays attached
-    a move has detached it                        the same
-    otherwise                                     mark it `detaching`, detach it, take the resource out
+A key that had to leave another plan first is MOVED, and one that a rollback cannot have back is LOST.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from enum import Enum
+from itertools import islice
+from typing import Final
 
-from .errors import FailedError, SupersededError
+from .errors import FailedError, TurnOverError
 from .model import (
-    NOBODY,
     REMEMBERED,
     Association,
     AssociationRecord,
-    Hold,
+    Belief,
     Holder,
+    Note,
+    Origin,
     Outcome,
     ResourceRecord,
     Response,
@@ -58,89 +45,77 @@ from .model import (
 )
 from .request import Create, CreateOrUpdate, Delete, Invalid, OnExisting, Repair, Request, Update
 
-#: Answers on a holder's page at most, and requests of one second: DynamoDB takes 400 KB an item.
-MOST_ANSWERS: Final = 50
+#: Requests on a resource's page at most: DynamoDB takes 400 KB an item, and an answer has 4 KB.
+MOST_NOTES: Final = 50
 #: After this many deaths at a request, the function answers it FAILED.
 MOST_DEATHS: Final = 3
-
-
-class Row(NamedTuple):
-    """The outcome of a Create or an Update, and whether `OnExisting: Fail` refuses it."""
-
-    outcome: Outcome
-    refused: bool = False
-
-
-#: The first table above, by the holders and by whether the key is in the plan.
-OUTCOMES: Final = {
-    (Standing.NOBODY, False): Row(Outcome.ATTACHED),
-    (Standing.NOBODY, True): Row(Outcome.ADOPTED, refused=True),
-    (Standing.THIS, False): Row(Outcome.REPAIRED),
-    (Standing.THIS, True): Row(Outcome.VERIFIED),
-    (Standing.SIBLING, False): Row(Outcome.REPAIRED),
-    (Standing.SIBLING, True): Row(Outcome.JOINED),
-    (Standing.STRANGERS, False): Row(Outcome.REPAIRED, refused=True),
-    (Standing.STRANGERS, True): Row(Outcome.JOINED, refused=True),
-}
+#: The back-off of a request that goes back, in seconds: half to all of the first, doubled up to the second.
+BACK_OFF: Final = (2.0, 120.0)
+#: The same while API Gateway is busy with others: up to the first figure, and a quarter of a second more for
+#: each refusal, up to the second. The other function may keep it busy, and a stack must not sleep when that
+#: ends.
+BUSY_BACK_OFF: Final = (8.0, 20.0)
+#: Associations that one step lets go of. A transaction takes 100 pages.
+MOST_AT_ONCE: Final = 40
 
 
 # --- The fence: the newest request wins ---
 
 
-def fence(record: ResourceRecord, request: Request, *, is_over: bool = False) -> ResourceRecord:
+def fence(record: ResourceRecord, request: Request, now: float, *, is_over: bool = False) -> ResourceRecord:
     """Note that a request has arrived, before it waits for its turn.
 
-    A request that arrives after its time is late: it is not newer than another one of the same second.
+    A request without an issue time counts as issued now, and never as older than the newest one. One that
+    arrives after its time is not newer than another one of the same second.
     """
-    if request.id in record.answers or request.id in record.arrived:
+    if record.note(request.id):
         return record
-    record = _named_by(record, request)
-    if _is_late(record, request, is_over=is_over):
+    known = record.newest.issued if record.newest else 0
+    issued = max(int(now), known) if request.issued is None else request.issued
+    note = Note(request.id, issued, ends_life=_is_invented(record, request))
+    rank = _rank(record, request, issued, is_over=is_over)
+    is_late = rank < len(record.notes)
+    record = _named_by(record, request, is_late=is_late)
+    record = record._replace(notes=_kept((*record.notes[:rank], note, *record.notes[rank:]), now))
+    if is_late:
         return record
-    invented = _is_invented(record, request)
-    wants = record.wants
-    if isinstance(request, CreateOrUpdate):
-        wants = request.wanted
-    elif isinstance(request, Delete) and (invented or request.identified == wants):
-        wants = None
     if request.physical_id is None:
-        record = _in_a_new_life(record, request)
-    record = record._replace(retained=record.retained if isinstance(request, Delete) else None)
-    if request.issued is None:
-        return record  # Without issue times there is no fence.
-    same_second = record.arrived if request.issued == record.issued else ()
-    arrived = (*same_second, request.id)[-MOST_ANSWERS:]
-    return record._replace(issued=request.issued, arrived=arrived, wants=wants, closed=invented)
+        # A new life begins. CloudFormation retained the earlier holds: it sent no Delete for them.
+        record = _believe(record, record.holds, Event.REBORN)
+    if not isinstance(request, Delete):
+        record = record._replace(retained=None)
+    return record._replace(wants=_wants(record, request, note))
 
 
-def _named_by(record: ResourceRecord, request: Request) -> ResourceRecord:
+def _rank(record: ResourceRecord, request: Request, issued: int, *, is_over: bool) -> int:
+    """Find a request's place among the others: by issue time, and within a second by arrival.
+
+    A Create that arrives behind its own Delete of the same second was cancelled: CloudFormation invents a
+    Delete's id if it cancelled the Create or got no answer. After any other Delete, a Create is a new one.
+    """
+    for rank, note in enumerate(record.notes):
+        yields = is_over or (note.ends_life and request.physical_id is None)
+        if note.issued > issued or (note.issued == issued and yields):
+            return rank
+    return len(record.notes)
+
+
+def _wants(record: ResourceRecord, request: Request, note: Note) -> Association | None:
+    if isinstance(request, CreateOrUpdate):
+        return request.wanted
+    if isinstance(request, Delete) and (note.ends_life or request.identified == record.wants):
+        return None
+    return record.wants
+
+
+def _named_by(record: ResourceRecord, request: Request, *, is_late: bool) -> ResourceRecord:
     """Note the hold, or the former provider's resource, that a request's id names."""
-    hold = record.holds.get(request.identified) if request.identified else None
-    if request.identified and hold:
-        hold = hold._replace(named=True, left=0 if isinstance(request, Delete) else hold.left)
-        return record._replace(holds={**record.holds, request.identified: hold})
+    if request.identified in record.holds:
+        is_deleted = isinstance(request, Delete) and not is_late
+        return _believe(record, [request.identified], Event.DELETED if is_deleted else Event.NAMED)
     if isinstance(request, Update) and request.identified is None:
         return record._replace(foreign=record.foreign | {digest(request.physical_id)})
     return record
-
-
-def _in_a_new_life(record: ResourceRecord, request: Request) -> ResourceRecord:
-    """Begin a new life with a Create. CloudFormation retained the earlier holds: it sent no Delete for them.
-
-    It did not retain the holds of a failed request, because it never believed in them.
-    """
-    holds = {
-        association: hold if hold.failed or hold.request == request.id else hold._replace(named=True, left=0)
-        for association, hold in record.holds.items()
-    }
-    return record._replace(holds=holds)
-
-
-def _is_late(record: ResourceRecord, request: Request, *, is_over: bool) -> bool:
-    """Tell whether a newer request of the resource has arrived before; without an issue time nobody can."""
-    if request.issued is None:
-        return False
-    return request.issued < record.issued + is_over or _was_cancelled(record, request)
 
 
 def _is_invented(record: ResourceRecord, request: Request) -> bool:
@@ -152,53 +127,157 @@ def _is_invented(record: ResourceRecord, request: Request) -> bool:
     )
 
 
-def _was_cancelled(record: ResourceRecord, request: Request) -> bool:
-    """Tell whether a Create arrives behind its own Delete of the same second.
-
-    CloudFormation invents a Delete's id if it cancelled the Create or got no answer. After any other Delete,
-    a Create is a new one.
-    """
-    return request.physical_id is None and request.issued == record.issued and record.closed
+def _kept(notes: tuple[Note, ...], now: float) -> tuple[Note, ...]:
+    """Drop the answers of more than a day ago, but for the newest request's: that one is not pending."""
+    since = now - REMEMBERED
+    kept = [note for note in notes[:-1] if note.answer is None or note.answer.at > since]
+    return (*kept[1 - MOST_NOTES :], *notes[-1:])
 
 
-def looked_at(request: Request) -> list[Association]:
-    """Name the associations that the function reads first for a request."""
-    return [found for found in (getattr(request, "wanted", None), request.identified) if found is not None]
-
-
-def check_superseded(record: ResourceRecord, request: Request | CreateOrUpdate) -> None:
-    """Stop a request that CloudFormation has given up.
-
-    Raises:
-        SupersededError: A newer request for the same resource has arrived.
-    """
-    if isinstance(request, Repair) and is_pending(record):
-        raise SupersededError(
-            "Superseded: a request of the resource is pending, and the function serves that one"
-        )
-    if request.issued is not None and record.newest != request.id and record.issued >= request.issued:
-        raise SupersededError(
-            "Superseded: CloudFormation has sent a newer request for this resource; this one touched nothing"
-        )
+def is_superseded(record: ResourceRecord, request: Request) -> bool:
+    """Tell whether CloudFormation has given a request up: a newer one for its resource has arrived."""
+    return record.newest is not None and record.newest.id != request.id
 
 
 def is_pending(record: ResourceRecord) -> bool:
     """Tell whether the newest request that has arrived still waits for its answer."""
-    return bool(record.newest) and record.newest not in record.answers
+    return record.newest is not None and record.newest.answer is None
 
 
-# --- Deaths ---
+# --- What CloudFormation believes of a hold ---
+
+
+class Event(Enum):
+    """What can happen to a hold."""
+
+    NAMED = "an event's id names it"
+    DELETED = "a Delete for it arrives"
+    REBORN = "a Create of the resource arrives"
+    SUCCEEDED = "a request that wants it succeeds"
+    LEFT = "an Update to another association succeeds"
+    FAILED = "the request that took hold fails"
+
+
+#: Every way from one belief to another; all other events leave it as it is.
+BELIEFS: Final = {
+    Belief.OPEN: {
+        Event.NAMED: Belief.KNOWN,
+        Event.DELETED: Belief.GOING,
+        Event.REBORN: Belief.KNOWN,
+        Event.SUCCEEDED: Belief.GIVEN,
+        Event.FAILED: Belief.FAILED,
+    },
+    Belief.GIVEN: {
+        Event.NAMED: Belief.KNOWN,
+        Event.DELETED: Belief.GOING,
+        Event.REBORN: Belief.KNOWN,
+        Event.LEFT: Belief.LEFT,
+    },
+    Belief.KNOWN: {Event.DELETED: Belief.GOING, Event.LEFT: Belief.LEFT},
+    Belief.LEFT: {
+        Event.DELETED: Belief.GOING,
+        Event.REBORN: Belief.KNOWN,
+        Event.SUCCEEDED: Belief.KNOWN,
+    },
+    Belief.GOING: {Event.SUCCEEDED: Belief.KNOWN},
+    Belief.FAILED: {Event.SUCCEEDED: Belief.GIVEN},
+}
+#: No event's id has named these holds: CloudFormation does not know of them.
+UNNAMED: Final = frozenset({Belief.OPEN, Belief.GIVEN, Belief.FAILED})
+
+
+def _believe(
+    record: ResourceRecord, associations: Iterable[Association | None], event: Event, **changes: object
+) -> ResourceRecord:
+    for association in associations:
+        if association is not None and association in record.holds:
+            belief = record.holds[association].belief
+            belief = BELIEFS[belief].get(event, belief)
+            record = record.holding(association, belief=belief, **changes)
+    return record
+
+
+def counts_on(record: ResourceRecord, association: Association) -> bool:
+    """Tell whether a resource counts on an association: an answer said so, and it has not left it."""
+    hold = record.holds.get(association)
+    # A resource that wants another one has left this one, whatever became of the Delete for it.
+    return (
+        hold is not None
+        and hold.belief in (Belief.GIVEN, Belief.KNOWN)
+        and record.wants in (None, association)
+    )
+
+
+# --- Deaths and waits ---
 
 
 def begin(record: ResourceRecord, request: Request) -> ResourceRecord:
     """Mark a redelivered request as begun. If the mark stands already, a function has died at it."""
-    deaths = record.deaths if record.died == request.id else 0
-    return record._replace(begun=request.id, died=request.id, deaths=deaths + (record.begun == request.id))
+    record, note = _noted(record, request)
+    return record.noted(note._replace(begun=True, deaths=note.deaths + (note.begun is True)))
 
 
-def rest(record: ResourceRecord, request: Request) -> ResourceRecord:
-    """Take off the mark when the request goes back into the queue: no function has died this time."""
-    return record._replace(begun="") if record.begun == request.id else record
+def _noted(record: ResourceRecord, request: Request) -> tuple[ResourceRecord, Note]:
+    """Give back the note of a request. No fence has noted a repair, and it is never the newest."""
+    note = record.note(request.id)
+    if note is None:
+        note = Note(request.id)
+        record = record._replace(notes=(note, *record.notes))
+    return record, note
+
+
+def gone_back(
+    record: ResourceRecord, request: Request, why: TurnOverError | None = None, now: int = 0, until: int = 0
+) -> ResourceRecord:
+    """Note that a request goes back into the queue: no function has died at it this time."""
+    is_refused = why is not None and why.refused
+    if record.note(request.id) is None and not is_refused:
+        return record
+    record, note = _noted(record, request)
+    note = note._replace(begun=note.begun and False)
+    if why is not None and is_refused:
+        refusals = note.refusals + 1
+        note = note._replace(
+            refusals=refusals,
+            paced=refusals if why.after else note.paced,
+            quota=(note.quota or now) if why.patience < math.inf else 0,
+            until=until,
+        )
+    return record.noted(note)
+
+
+def ended(record: ResourceRecord, request: Repair) -> ResourceRecord:
+    """Drop the note of a repair that is over: nobody asks for its answer."""
+    return record._replace(notes=tuple(note for note in record.notes if note.id != request.id))
+
+
+def next_try(
+    note: Note | None, why: TurnOverError, now: float, last: tuple[float, float], roll: float
+) -> int:
+    """Tell when to ask API Gateway again after a refusal, in epoch seconds; 0 if it was the last try.
+
+    Args:
+        note: The request's, with its refusals so far.
+        why: The refusal.
+        now: The time.
+        last: The first and the last moment for the last try. All last tries together would be too many for
+            the last moment itself.
+        roll: From 0 to 1.
+    """
+    first, latest = last
+    after = why.after
+    if now >= first or now + after > latest:
+        return 0
+    shortest, longest = BACK_OFF
+    doubled = note.refusals - note.paced if note else 0
+    if why.is_busy:
+        longest = min(BUSY_BACK_OFF[0] + doubled / 4, BUSY_BACK_OFF[1])
+    pause = min(longest, shortest * 2 ** min(doubled, 10))
+    until = now + (after or pause * (1 + roll) / 2)
+    if until >= first:
+        earliest = max(first, now + after)
+        until = earliest + roll * (latest - earliest)
+    return math.ceil(until)
 
 
 # --- Wanting an association ---
@@ -210,184 +289,145 @@ def standing(entry: AssociationRecord, holder: Holder) -> Standing:
         return Standing.THIS
     if not entry.holders:
         return Standing.NOBODY
-    return (
-        Standing.SIBLING
-        if any(other.stack_id == holder.stack_id for other in entry.holders)
-        else Standing.STRANGERS
-    )
+    same_stack = any(other.stack_id == holder.stack_id for other in entry.holders)
+    return Standing.SIBLING if same_stack else Standing.STRANGERS
 
 
-def take_hold(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
-    """Hold the wanted association, before the function attaches it.
+#: The table of this module, but for its exceptions: `outcome` has these.
+OUTCOMES: Final = {
+    (Standing.NOBODY, False): Outcome.ATTACHED,
+    (Standing.NOBODY, True): Outcome.ADOPTED,
+    (Standing.THIS, False): Outcome.REPAIRED,
+    (Standing.THIS, True): Outcome.VERIFIED,
+    (Standing.SIBLING, False): Outcome.REPAIRED,
+    (Standing.SIBLING, True): Outcome.JOINED,
+    (Standing.STRANGERS, False): Outcome.REPAIRED,
+    (Standing.STRANGERS, True): Outcome.JOINED,
+}
 
-    Raises:
-        SupersededError: A newer request has arrived.
-        FailedError: Only other stacks hold it, and `OnExisting` is `Fail`.
+
+def outcome(state: Snapshot, request: CreateOrUpdate, *, attached: bool) -> Outcome:
+    """Read the table, from the pages before `whose` has noted a key that was there.
+
+    Args:
+        state: The pages; this resource holds the association.
+        request: The request.
+        attached: It has attached the key; otherwise the key was there.
     """
-    check_superseded(state.record, request)
-    entry = state.entry(request.wanted)
-    stands = standing(entry, request.holder)
-    if stands is Standing.THIS:
-        return state
-    # `Fail` refuses the same holders' associations in the plan and outside it.
-    if request.on_existing is OnExisting.FAIL and OUTCOMES[stands, False].refused:
-        raise FailedError(
-            f"{request.wanted.attaching}: it is held by {listed(entry.holders, request.holder)}, and "
-            "OnExisting is Fail. Adopt or Take would hold it too; the function detaches it when its last "
-            f"holder goes. {way_out(entry.holders)}"
-        )
-    if stands is Standing.NOBODY:
-        # The function attaches it next, so this write can carry the mark.
-        state = state.with_entry(request.wanted, entry._replace(begun_by=request.id))
-    return state.held(request.holder, request.wanted, Hold(request.id))
-
-
-def outcome(request: CreateOrUpdate, stands: Standing, entry: AssociationRecord, *, present: bool) -> Outcome:
-    """Read the first table, without refusals. `stands` and `entry` are from before the hold."""
-    if stands is Standing.THIS and isinstance(request, Create):
-        return Outcome.ATTACHED  # A repeated request: its first delivery took hold.
-    if present and takes(request, entry):
+    entry, hold = state.entry(request.wanted), state.record.holds[request.wanted]
+    if attached and any(held.marked_by == request.id for held in state.record.holds.values()):
+        return Outcome.MOVED
+    held_before = hold.request != request.id
+    if held_before and isinstance(request, Create):
+        return Outcome.ATTACHED  # A repeated request.
+    if not attached and _takes(state, request):
         return Outcome.TAKEN
-    return OUTCOMES[stands, present].outcome
+    if not attached and not held_before and entry.nobodys:
+        return Outcome.ADOPTED  # Others may hold it too, but they have attached nothing.
+    rest = entry if held_before else entry._replace(holders=entry.holders - {request.holder})
+    stands = standing(rest, request.holder)
+    # If nobody else holds what is ours, an earlier turn of this request has attached it.
+    earlier = stands is Standing.NOBODY and entry.origin is Origin.OURS
+    return OUTCOMES[stands, not (attached or earlier)]
 
 
-def takes(request: CreateOrUpdate, entry: AssociationRecord) -> bool:
+def _takes(state: Snapshot, request: CreateOrUpdate) -> bool:
     """Tell whether this takes over a preexisting association: an Update with `Take` whose id names it.
 
     So no rollback can detach it, neither of the request that found it nor of the change to `Take`.
     """
+    entry, hold = state.entry(request.wanted), state.record.holds[request.wanted]
     wishes = isinstance(request, Update) and request.in_place and request.on_existing is OnExisting.TAKE
-    return wishes and entry.preexisting and request.holder in entry.holders
+    return wishes and hold.request != request.id and (entry.origin is Origin.BEFORE or entry.nobodys)
 
 
-def found_attached(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
-    """Note that attaching failed because the key is in the plan, and that nobody held it before.
-
-    So it was there before, unless another request has begun to attach it meanwhile.
-    """
+def whose(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
+    """Note whose a key is that was there: somebody else's if no holder can have attached it."""
     entry = state.entry(request.wanted)
-    return _preexisting(state, request) if entry.begun_by in (request.id, NOBODY) else state
+    if _takes(state, request):
+        return state.with_entry(request.wanted, origin=Origin.TAKEN, away=False)
+    return state.with_entry(request.wanted, origin=Origin.BEFORE, away=False) if entry.nobodys else state
 
 
-def _preexisting(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
-    return state.with_entry(
-        request.wanted, state.entry(request.wanted)._replace(preexisting=True, begun_by=None)
-    )
-
-
-def check_existing(request: CreateOrUpdate) -> None:
-    """Refuse a preexisting association, unless the resource accepts it.
-
-    Raises:
-        FailedError: `OnExisting` is `Fail`.
-    """
-    if request.on_existing is OnExisting.FAIL:
-        raise FailedError(
-            f"{request.wanted.attaching}: it is there already, not through this stack, and OnExisting is "
-            "Fail. Adopt would use it and leave it there on Delete; Take would use it and, from the next "
-            "Update on, own it"
-        )
-
-
-def present(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
-    """Note that a held key is in the plan. If nobody has begun to attach it, it was there before."""
-    if state.entry(request.wanted).begun_by == NOBODY:
-        state = _preexisting(state, request)
-    entry = state.entry(request.wanted)
-    return (
-        state.with_entry(request.wanted, entry._replace(taken_over=True)) if takes(request, entry) else state
-    )
-
-
-def reattaching(state: Snapshot, request: CreateOrUpdate, association: Association) -> Snapshot:
-    """Note that the function attaches a held key again: it is ours then, or as it was before a move."""
-    if isinstance(request, Repair):
-        check_repairable(state, request)
-    entry = state.entry(association)
-    if entry.moved_by is None:
-        entry = entry._replace(preexisting=False, taken_over=False)
-    return state.with_entry(association, entry._replace(moved_by=None, begun_by=_reattaching_by(request)))
-
-
-def _reattaching_by(request: CreateOrUpdate | Request) -> str:
-    """Tell this from the first attaching by another delivery of the same request, which found no holder."""
-    return f"{request.id} again"
-
-
-def not_reattached(
-    state: Snapshot, request: CreateOrUpdate, association: Association, earlier: AssociationRecord
-) -> Snapshot:
-    """Put back the marks of a key that this request did not attach, unless another one has begun since."""
-    entry = state.entry(association)
-    if entry.begun_by != _reattaching_by(request):
-        return state
-    marks = entry._replace(
-        preexisting=earlier.preexisting,
-        taken_over=earlier.taken_over,
-        moved_by=earlier.moved_by,
-        begun_by=earlier.begun_by,
-    )
-    return state.with_entry(association, marks)
+def attaching(state: Snapshot, request: Request, association: Association) -> Snapshot:
+    """Mark an association before the function attaches its key."""
+    return state.with_entry(association, attaching=state.entry(association).attaching | {request.id})
 
 
 def attached(state: Snapshot, request: Request, association: Association) -> Snapshot:
-    """Note that the association is attached: this request has nothing open any more."""
-    entry = state.entry(association)
-    if entry.begun_by not in (request.id, _reattaching_by(request)):
+    """Note that this request has attached a key: it is ours, or as it was before a move."""
+    entry = not_attached(state, request, association).entry(association)
+    origin = entry.origin if entry.away else Origin.OURS
+    state = state.with_entry(association, attaching=entry.attaching, origin=origin, away=False, detached=0)
+    return _unmarked(state, association)
+
+
+def not_attached(state: Snapshot, request: Request, association: Association) -> Snapshot:
+    """Note that this request has attached nothing there."""
+    return state.with_entry(association, attaching=state.entry(association).attaching - {request.id})
+
+
+def not_there(state: Snapshot, association: Association) -> Snapshot:
+    """Note that the key is not there: no earlier request of this resource, all served, has attached it."""
+    ids = {note.id for note in state.record.notes}
+    return state.with_entry(association, attaching=state.entry(association).attaching - ids)
+
+
+def left_to_others(state: Snapshot, association: Association) -> Snapshot:
+    """Note that somebody else has attached a key again that a move had detached: it is theirs."""
+    return _unmarked(state.with_entry(association, origin=Origin.BEFORE, away=False), association)
+
+
+def _unmarked(state: Snapshot, association: Association) -> Snapshot:
+    if association not in state.record.holds:
         return state
-    return state.with_entry(association, entry._replace(begun_by=None))
+    return state.with_record(state.record.holding(association, marked_by=""))
 
 
-def is_believed(record: ResourceRecord, entry: AssociationRecord, association: Association) -> bool:
-    """Tell whether a resource counts on an association: an answer said so, and it has not left it."""
-    hold = record.holds.get(association)
-    if hold is None or hold.failed or hold.left:
-        return False
-    if record.wants not in (None, association):
-        return False  # A Delete for it has failed, and CloudFormation does not send that one again.
-    given = record.answers.get(hold.request)
-    # The ledger remembers an answer for a day. An attaching that is open later never came to SUCCESS.
-    return given.success if given else entry.begun_by not in (hold.request, NOBODY)
+def existing(request: CreateOrUpdate) -> FailedError:
+    """Refuse a key that is there already, because `OnExisting` is `Fail`."""
+    return FailedError(
+        f"{request.wanted.attaching}: it is there already, not through this stack, and OnExisting is "
+        "Fail. Adopt would use it and leave it there on Delete; Take would use it and, from the next "
+        "Update on, own it"
+    )
 
 
-def check_repairable(state: Snapshot, request: Repair) -> None:
-    """Refuse a repair unless the resource, at rest, still counts on its association and may attach it.
+def held_by_others(request: CreateOrUpdate, entry: AssociationRecord) -> FailedError:
+    """Refuse an association that only other stacks hold, because `OnExisting` is `Fail`."""
+    return FailedError(
+        f"{request.wanted.attaching}: it is held by {listed(entry.holders, request.holder)}, and "
+        "OnExisting is Fail. Adopt or Take would hold it too; the function detaches it when its last "
+        f"holder goes. {way_out(entry.holders)}"
+    )
 
-    Raises:
-        FailedError: It does not, or it may not.
-    """
+
+def not_repairable(state: Snapshot, request: Repair) -> str:
+    """Say why a repair may not attach its association; empty if the resource, at rest, counts on it."""
     entry = state.entry(request.wanted)
-    check_superseded(state.record, request)
-    if request.holder not in entry.holders or not is_believed(state.record, entry, request.wanted):
-        raise FailedError("the resource does not hold it any more, or no answer has said that it is attached")
-    if entry.detaching is not None:
-        raise FailedError("a request is detaching it")
-    if entry.moved_by:
-        raise FailedError("it was moved away from")
-    if entry.preexisting and not entry.taken_over:
-        raise FailedError("it was there before this stack, so somebody else may have removed it for good")
+    if is_pending(state.record):
+        return "a request of the resource is pending, and the function serves that one"
+    if request.holder not in entry.holders or not counts_on(state.record, request.wanted):
+        return "the resource does not hold it any more, or no answer has said that it is attached"
+    return "a request is detaching it" if entry.detaching is not None else barred(entry)
 
 
-def take_back(state: Snapshot, request: CreateOrUpdate) -> Snapshot:
-    """Let go of an association that this request has not attached. NOBODY tells its other holders."""
-    hold = state.record.holds.get(request.wanted)
-    if hold is None or hold.request != request.id:
-        return state
-    entry = state.entry(request.wanted)
-    if entry.begun_by == request.id:
-        state = state.with_entry(request.wanted, entry._replace(begun_by=NOBODY))
-    return state.let_go(request.holder, request.wanted)
+def barred(entry: AssociationRecord) -> str:
+    """Say why nobody may repair an association; empty for nothing."""
+    if entry.origin is Origin.BEFORE:
+        return "it was there before the stack, so somebody else may have removed it for good"
+    return "it was moved away from" if entry.away else ""
 
 
 def may_be_lost(record: ResourceRecord, request: CreateOrUpdate, now: int) -> bool:
-    """Tell whether this takes back a change, so that it succeeds although its key or its plan is gone.
+    """Tell whether this takes back a change, so that it succeeds although it cannot have the key.
 
     A rollback's Update brings the properties of the last SUCCESS. Or it wants an association that a
     successful Update left within the last day, and no Delete has come for it. Under UpdateReplacePolicy
     Retain no Delete ever comes, so after a day an Update goes back on purpose.
     """
     hold = record.holds.get(request.wanted)
-    left = hold is not None and hold.left > now - REMEMBERED
+    left = hold is not None and hold.belief is Belief.LEFT and hold.left > now - REMEMBERED
     return isinstance(request, Update) and (
         left or (bool(request.digest) and request.digest == record.digest)
     )
@@ -402,10 +442,13 @@ def may_move(state: Snapshot, request: CreateOrUpdate, association: Association)
     It must own it, in its present life: its id names it, or its superseded Update left it. A Create has
     nothing yet. CloudFormation retained the associations of an earlier life, so they stay.
     """
-    hold, entry = state.record.holds.get(association), state.entry(association)
-    if hold is None or not isinstance(request, Update):
+    hold = state.record.holds.get(association)
+    if hold is None or not isinstance(request, Update) or isinstance(request, Repair):
         return False
-    present = request.identified == association or not hold.named
+    entry = state.entry(association)
+    if entry.away and hold.marked_by == request.id:
+        return False  # It has moved it already, so somebody else has attached what is there.
+    present = request.identified == association or hold.belief in UNNAMED
     own = entry.owned(take=request.on_existing is OnExisting.TAKE) or _takes_over(state, request, association)
     return present and entry.holders == {request.holder} and own
 
@@ -415,116 +458,116 @@ def _takes_over(state: Snapshot, request: Update, association: Association) -> b
 
     A rollback wants an association that this resource has held before, so it takes nothing over.
     """
-    wanted = state.record.holds.get(request.wanted)
+    entry, wanted = state.entry(association), state.record.holds.get(request.wanted)
     goes_on = wanted is None or wanted.request == request.id
     takes_twice = request.took and request.on_existing is OnExisting.TAKE
     return (
-        state.entry(association).preexisting and request.identified == association and takes_twice and goes_on
+        entry.origin is Origin.BEFORE
+        and not entry.away
+        and request.identified == association
+        and takes_twice
+        and goes_on
     )
-
-
-def move_away(state: Snapshot, request: CreateOrUpdate, association: Association, until: int) -> Snapshot:
-    """Mark an association before a move detaches it. It stays held until CloudFormation's Delete for it."""
-    entry = state.entry(association)._replace(detaching=until, moved_by=request.id)
-    return state.with_entry(association, entry) if may_move(state, request, association) else state
 
 
 def left_alone(entry: AssociationRecord, request: CreateOrUpdate) -> str:
     """Say why this resource may not detach a blocking association, and what to do."""
     by = listed(entry.holders, request.holder) if entry.holders else "no stack"
-    before = ", and was there before it" if entry.preexisting else ""
+    before = ", and was there before it" if entry.origin in (Origin.BEFORE, Origin.TAKEN) else ""
     said = f"That association is held by {by}{before}, so the function left it alone."
     others = entry.holders - {request.holder}
     if not others and entry.holders:  # This resource holds it, but this request may not move it.
         first = (
-            "set OnExisting to Take"
-            if entry.preexisting
-            else "declare this resource with the plan that it has there"
+            "set OnExisting to Take" if before else "declare this resource with the plan that it has there"
         )
-        how = "This resource adopted it" if entry.preexisting else "CloudFormation retained it"
+        how = "This resource adopted it" if before else "CloudFormation retained it"
         return f"{said} {how}: to move it, first {first}, deploy, then change the plan"
     if others and all(other.stack_id == request.holder.stack_id for other in others):
         return (
-            f"{said} To rename a resource and move its key, deploy twice: first give it the new logical id "
-            "with the plan that it has, then change the plan. If CloudFormation retained it, declare it "
-            "again first. Else remove it there first"
+            f"{said} Keep the logical id to move a key: declare this resource with the plan that the key "
+            "has, deploy, then change the plan. If the id names the plan (CDK, SAM, Serverless), "
+            'docs/use-from.md, "Move a customer to another plan", has the steps'
         )
     return f"{said} Remove it there first{f'. {way_out(others)}' if others else ''}"
 
 
-# --- Letting go ---
+# --- Detaching, and letting go ---
 
 
-def releases(record: ResourceRecord, request: Delete) -> list[Association]:
+def mark(state: Snapshot, request: Request, association: Association, until: int) -> Snapshot:
+    """Mark an association that the function is about to detach, or mark it anew."""
+    record = state.record.holding(association, marked_by=request.id)
+    return state.with_record(record).with_entry(association, detaching=until)
+
+
+def unfinished(record: ResourceRecord) -> list[Association]:
+    """Name the associations whose detaching may be unfinished: what succeeded has finished its own."""
+    notes = {note.id: note for note in record.notes if not (note.answer and note.answer.success)}
+    return [held for held, hold in record.holds.items() if hold.marked_by in notes]
+
+
+def renewed(state: Snapshot, association: Association, until: int, now: int) -> Snapshot:
+    """Take up a detaching whose function can no longer run; others start their wait anew."""
+    ended = (state.entry(association).detaching or now) < now
+    return state.with_entry(association, detaching=until) if ended else state
+
+
+def detached(state: Snapshot, holder: Holder, association: Association, now: int) -> Snapshot:
+    """Note that the key is out of the plan: let go, or after a move hold on to it.
+
+    A key that a request has perhaps attached counts as ours, and it is certainly gone now.
+    """
+    entry = state.entry(association)
+    if entry.detaching is None or holder not in entry.holders:
+        return state
+    origin = Origin.OURS if entry.attaching else entry.origin
+    state = state.with_entry(association, origin=origin, attaching=frozenset(), detaching=None, detached=now)
+    return state if entry.away else state.let_go(holder, association)
+
+
+def still_attached(state: Snapshot, association: Association) -> Snapshot:
+    """Take off the marks after API Gateway has clearly refused to detach."""
+    return _unmarked(state.with_entry(association, detaching=None, away=False), association)
+
+
+def has_to_detach(state: Snapshot, holder: Holder, association: Association, *, take: bool) -> bool:
+    """Tell whether letting go of a held association means detaching it first."""
+    entry = state.entry(association)
+    return not entry.others(holder) and entry.owned(take=take)
+
+
+def releases(state: Snapshot, request: Delete) -> list[Association]:
     """Name the associations that a Delete releases."""
-    named = request.identified
-    # A failed Update may have attached these, and no rollback has come for them.
-    failed = [held for held, hold in record.holds.items() if hold.failed and not hold.named]
-    if named is not None:
-        released = [named] if named in record.holds and named != record.retained else []
-    elif digest(request.physical_id) in record.foreign:
-        released = []  # A former provider attached it.
-    else:
-        # CloudFormation invents an id if it cancelled a Create or got no answer. The holds of that Create go.
-        released = [held for held, hold in record.holds.items() if not hold.named]
-    return [held for held in dict.fromkeys(released + failed) if held != record.wants]
+    record, named = state.record, request.identified
+    # CloudFormation never believed in these: a failed Update may have attached them.
+    released = [held for held, hold in record.holds.items() if hold.belief is Belief.FAILED]
+    if named is None:
+        # A former provider attached what an earlier Update's foreign id names. CloudFormation invents an id
+        # if it cancelled a Create or got no answer: then the holds of that Create go.
+        if digest(request.physical_id) not in record.foreign:
+            released += [held for held, hold in record.holds.items() if hold.belief in UNNAMED]
+    elif named in record.holds and named != record.retained:
+        if not state.entry(named).away:
+            # Under UpdateReplacePolicy Retain no Delete comes for what moves have left.
+            marked = [held for held, hold in record.holds.items() if hold.marked_by and held != named]
+            # One more than a step lets go of: the rest stays unread until then.
+            released += islice((held for held in marked if state.entry(held).away), MOST_AT_ONCE + 1)
+        released.append(named)
+    return [held for held in dict.fromkeys(released) if held != record.wants]
 
 
 def leftovers(record: ResourceRecord, request: CreateOrUpdate) -> list[Association]:
     """Name the associations that an Update also releases: a superseded one left them, no id named them."""
     if not (isinstance(request, Update) and request.in_place):
         return []
-    return [held for held, hold in record.holds.items() if held != request.wanted and not hold.named]
+    return [held for held, hold in record.holds.items() if held != request.wanted and hold.belief in UNNAMED]
 
 
-def release(state: Snapshot, holder: Holder, association: Association, *, take: bool, until: int) -> Snapshot:
-    """Let go of an association, or mark it `detaching` if the function has to detach it first."""
-    entry = state.entry(association)
-    if association not in state.record.holds or state.record.wants == association:
-        return state
-    if entry.detaching is not None:
-        return renewed(state, association, until)
-    if entry.others(holder) or entry.moved_by or not entry.owned(take=take):
-        return state.let_go(holder, association)
-    return state.with_entry(association, entry._replace(detaching=until))
-
-
-def let_go_of_moved(state: Snapshot, request: Delete) -> Snapshot:
-    """Let go of the associations that the resource has moved away from, when its present one goes."""
-    if request.identified is None or state.entry(request.identified).moved_by:
-        return state
+def abandon(state: Snapshot, holder: Holder) -> Snapshot:
+    """Let go of all holds of a resource whose stack is gone. Detach nothing: somebody may live on it."""
     for association in state.record.holds.keys() & state.entries.keys():
-        if (
-            association != request.identified
-            and state.entry(association).moved_by
-            and state.record.wants != association
-        ):
-            state = state.let_go(request.holder, association)
+        state = state.let_go(holder, association)
     return state
-
-
-def renewed(state: Snapshot, association: Association, until: int) -> Snapshot:
-    """Take up a detaching that a death has left; others start their wait anew."""
-    entry = state.entry(association)
-    return (
-        state if entry.detaching is None else state.with_entry(association, entry._replace(detaching=until))
-    )
-
-
-def detached(state: Snapshot, holder: Holder, association: Association) -> Snapshot:
-    """Let go after the detaching; for a move, only take off the mark."""
-    entry = state.entry(association)
-    if entry.detaching is None or holder not in entry.holders:
-        return state
-    if entry.moved_by:
-        return state.with_entry(association, entry._replace(detaching=None))
-    return state.let_go(holder, association)
-
-
-def still_attached(state: Snapshot, association: Association) -> Snapshot:
-    """Take off the marks after API Gateway has clearly refused to detach."""
-    entry = state.entry(association)
-    return state.with_entry(association, entry._replace(detaching=None, moved_by=None))
 
 
 # --- The same request, the same answer ---
@@ -532,11 +575,17 @@ def still_attached(state: Snapshot, association: Association) -> Snapshot:
 
 def answered(record: ResourceRecord, request: Request, answer: Response) -> ResourceRecord:
     """Write an answer down; the first one stands."""
-    if record.died == request.id:
-        record = record._replace(begun="", died="", deaths=0)
-    if request.id in record.answers:
+    note = record.note(request.id)
+    if note is None:
+        note = Note(request.id, request.issued or 0)
+        record = record._replace(notes=(note, *record.notes))
+    if note.answer is not None:
         return record
-    record = _with_answer(record, request, answer)
+    # The page stores no foreign id: the event brings it, and a former provider's may be a key's value.
+    is_foreign = request.identified is None and answer.id == request.physical_id
+    noted = answer._replace(id="", value=None) if is_foreign else answer._replace(value=None)
+    # Functions may die at the delivery too, so `deaths` goes on.
+    record = record.noted(note._replace(answer=noted, begun=note.begun and False, until=0))
     if isinstance(request, Delete):
         return record
     if answer.success and isinstance(request, Create | Update):
@@ -544,44 +593,24 @@ def answered(record: ResourceRecord, request: Request, answer: Response) -> Reso
     return _failed(record, request)
 
 
-def _with_answer(record: ResourceRecord, request: Request, answer: Response) -> ResourceRecord:
-    """Add an answer to those of the last day, and to the newest request's: else it counts as pending."""
-    since = answer.at - REMEMBERED
-    kept = sorted(
-        ((id_, given) for id_, given in record.answers.items() if given.at > since or id_ == record.newest),
-        key=lambda pair: pair[1].at,
-    )[1 - MOST_ANSWERS :]
-    # The page stores no foreign id: the event brings it, and a former provider's may be a key's value.
-    is_foreign = request.identified is None and answer.id == request.physical_id
-    noted = answer._replace(id="") if is_foreign else answer
-    return record._replace(answers={**dict(kept), request.id: noted})
-
-
-def _failed(record: ResourceRecord, request: Create | Update | Invalid) -> ResourceRecord:
-    holds = {
-        a: hold._replace(failed=True) if hold.request == request.id else hold
-        for a, hold in record.holds.items()
-    }
-    record = record._replace(holds=holds)
-    is_newest = record.newest == request.id
-    if request.physical_id is None and (is_newest or request.issued is None):
+def _failed(record: ResourceRecord, request: Request) -> ResourceRecord:
+    own = [held for held, hold in record.holds.items() if hold.request == request.id]
+    record = _believe(record, own, Event.FAILED)
+    if is_superseded(record, request):
+        return record
+    if request.physical_id is None and isinstance(request, CreateOrUpdate | Invalid):
         # CloudFormation follows a failed Create with a Delete of its id. That must not end a retained hold.
         hold = record.holds.get(request.wanted) if request.wanted else None
-        is_retained = hold is not None and hold.request != request.id and not hold.failed
+        is_retained = hold is not None and hold.request != request.id and hold.belief is not Belief.FAILED
         record = record._replace(retained=request.wanted if is_retained else None)
-    return record._replace(wants=request.identified) if is_newest else record  # It keeps what it had.
+    return record._replace(wants=request.identified)  # It keeps what it had.
 
 
 def _succeeded(record: ResourceRecord, request: Create | Update, answer: Response) -> ResourceRecord:
-    holds = dict(record.holds)
-    if request.identified in holds:
-        holds[request.identified] = holds[request.identified]._replace(left=answer.at)
-    if request.wanted in holds:
-        hold = holds[request.wanted]
-        holds[request.wanted] = hold._replace(
-            request=request.id, left=0, failed=False, key_name=answer.key_name
-        )
-    return record._replace(holds=holds, digest=request.digest)
+    if request.identified != request.wanted:
+        record = _believe(record, [request.identified], Event.LEFT, left=answer.at)
+    record = _believe(record, [request.wanted], Event.SUCCEEDED, request=request.id, key_name=answer.key_name)
+    return record._replace(digest=request.digest)
 
 
 def listed(holders: Iterable[Holder], asks: Holder) -> str:
@@ -600,10 +629,3 @@ def way_out(holders: Iterable[Holder]) -> str:
     holder = min(holders)
     event = json.dumps({"LetGo": {"StackId": holder.stack_id, "LogicalResourceId": holder.logical_id}})
     return f"If that stack is gone, invoke the function by hand with {event}"
-
-
-def abandon(state: Snapshot, holder: Holder) -> Snapshot:
-    """Let go of all holds of a resource whose stack is gone. Detach nothing: somebody may live on it."""
-    for association in state.record.holds.keys() & state.entries.keys():
-        state = state.let_go(holder, association)
-    return state

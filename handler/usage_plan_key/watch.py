@@ -32,7 +32,7 @@ from .provider import Context, about
 from .queue import Queue
 from .request import LONGEST_SERVICE_TIMEOUT, MOST_SKEW, repair_event
 from .retry import BEFORE_CALL, Clock, Deadline
-from .rules import is_believed, is_pending
+from .rules import barred, counts_on, is_pending
 
 logger = logging.getLogger(__name__)
 
@@ -196,12 +196,17 @@ class Watch:
             plans=len(inside),
             associations=len(looked_at),
             missing=_judged(found, is_gone),
-            unheld=_listed(inside) - known - pages.entries.keys(),
+            unheld=_listed(inside) - (known - pages.entries.keys()) - self._held(pages),
             gone={holder: pages.records[holder] for holder in sorted(gone)},
             unread=pages.unread,
             stacks_not_asked=stacks_not_asked,
             unseen=len(plans) - len(inside) + len(pages.unread) + refused,
         )
+
+    def _held(self, pages: Pages) -> set[Association]:
+        """Name the associations that resources hold, or have let go of within the last hour."""
+        since = self.clock.time() - RECENT
+        return {held for held, entry in pages.entries.items() if entry.holders or entry.detached > since}
 
     def _asked(self, event: object) -> tuple[str | None, bool]:
         """Read the event: the only plan to look into, and whether to queue repairs."""
@@ -215,10 +220,10 @@ class Watch:
         return only, repairs
 
     def _until(self, ends: float) -> Deadline:
-        return Deadline(ends - self.clock.time(), self.clock).short()
+        return Deadline.by(ends, self.clock)
 
     def _patience(self, ends: float) -> Deadline:
-        return Deadline(min(PATIENCE, ends - self.clock.time()), self.clock)
+        return Deadline.by(min(self.clock.time() + PATIENCE, ends), self.clock)
 
     def _has_time(self, pace: Pace, ends: float) -> bool:
         return self.clock.time() + pace.seconds + BEFORE_CALL <= ends
@@ -255,14 +260,14 @@ class Watch:
             return None
         records = {holder: pages.records.get(holder, ResourceRecord()) for holder in sorted(entry.holders)}
         # A resource still counts on an association that it moved away from if moving back failed or was LOST.
-        holders = [holder for holder, record in records.items() if is_believed(record, entry, association)]
+        holders = [holder for holder, record in records.items() if counts_on(record, association)]
         touched = max(map(_touched, records.values()), default=0.0)
         if not holders or entry.detaching is not None or touched > self.clock.time() - RECENT:
             return None
-        barred = _barred(entry)
+        why_not = barred(entry)
         rest = [holder for holder in holders if not is_pending(records[holder])]
         plan_is_gone = inside[association.plan_id] is None
-        return Missing(association, holders, plan_is_gone, barred, [] if plan_is_gone or barred else rest)
+        return Missing(association, holders, plan_is_gone, why_not, [] if plan_is_gone or why_not else rest)
 
     def _gone(
         self, holders: Iterable[Holder], first: set[str], ends: float, function_arn: str
@@ -314,13 +319,6 @@ def _judged(found: list[Missing], is_gone: Mapping[str, bool]) -> list[Missing]:
     return [judged for one in found if (judged := one.judged(is_gone)).holders]
 
 
-def _barred(entry: AssociationRecord) -> str:
-    """Say why nobody may repair an association; empty for nothing."""
-    if entry.preexisting and not entry.taken_over:
-        return "it was there before the stack"
-    return "it was moved away from" if entry.moved_by else ""
-
-
 def _is_there(association: Association, inside: Mapping[str, set[str] | None]) -> bool:
     return association.key_id in (inside[association.plan_id] or ())
 
@@ -335,7 +333,7 @@ def _listed(inside: Mapping[str, set[str] | None]) -> set[Association]:
 
 def _touched(record: ResourceRecord) -> float:
     """Tell when the function last got or answered a request of a resource, in epoch seconds."""
-    return max([record.issued, *(answer.at for answer in record.answers.values())])
+    return max((max(note.issued, note.answer.at if note.answer else 0) for note in record.notes), default=0)
 
 
 def _tell(seen: Seen, function: str, *, repairs: bool) -> None:
@@ -387,8 +385,8 @@ def _advice(missing: Missing, *, repairs: bool) -> tuple[str, str]:
     why = f"API key {key} is not in usage plan {plan}: somebody has removed it, or the key is deleted"
     todo = "deploy the stack with another VerifyTrigger"
     if not missing.askers:
-        barred = missing.barred or "the last request of its resource never got an answer"
-        return f"{why}. No repair touches it: {barred}", todo
+        why_not = missing.barred or "the last request of its resource never got an answer"
+        return f"{why}. No repair touches it: {why_not}", todo
     if repairs:
         return why, "wait for its repair, which is queued"
     return why, f"{todo}, or have it repaired (WatchRepairs)"

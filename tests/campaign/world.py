@@ -23,9 +23,8 @@ from types import SimpleNamespace
 from typing import Any, Final
 from unittest import mock
 
-from botocore.exceptions import ClientError
-
 from emulators import fake, rules
+from emulators.dynamodb import DynamoDb
 from emulators.fake import Key, Plan
 from tests.memory import Clock, Inline
 from usage_plan_key import custom_resource, retry
@@ -134,16 +133,15 @@ class _Line:
         )
 
 
-class _DynamoDb:
-    """One table; its transactions know the conditions that `Table` uses."""
+class _DynamoDb(DynamoDb):
+    """A table that an operator can restore."""
 
     def __init__(self) -> None:
-        self.items: dict[str, dict[str, Any]] = {}
+        super().__init__()
         self._earlier: list[dict[str, dict[str, Any]]] = []
         """The pages before each change."""
         self.claimed: set[str] = set()
         """Ids of associations that were ours when an operator restored it."""
-        self._tokens: set[str] = set()
 
     def restore(self, changes: int) -> None:
         """Put back the pages from before the last so many changes."""
@@ -152,42 +150,17 @@ class _DynamoDb:
             ours = (
                 pk
                 for pk, page in undone[0].items()
-                if page.get("state", {"S": "wanted"}) != {"S": "wanted"} and "before" not in page
+                if "attaching" in page or page.get("origin") == {"S": "ours"}
             )
             self.claimed |= {pk.partition("#")[2] for pk in ours}
         del self._earlier[-changes:]
 
-    def transact_get_items(self, *, TransactItems: list[dict[str, Any]]) -> dict[str, Any]:
-        found = [self.items.get(get["Get"]["Key"]["pk"]["S"]) for get in TransactItems]
-        return {"Responses": [{"Item": copy.deepcopy(item)} if item else {} for item in found]}
-
-    def transact_write_items(
-        self, *, TransactItems: list[dict[str, Any]], ClientRequestToken: str
-    ) -> dict[str, Any]:
-        if ClientRequestToken in self._tokens:  # DynamoDB takes it once within ten minutes.
-            return {}
-        changes = [next(iter(item.items())) for item in TransactItems]
-        pks = [(change.get("Item") or change["Key"])["pk"]["S"] for _, change in changes]
-        reasons = []
-        for pk, (_, change) in zip(pks, changes, strict=True):
-            version = change.get("ExpressionAttributeValues", {}).get(":version")
-            found = self.items.get(pk)
-            holds = found is None if version is None else found is not None and found["version"] == version
-            reasons.append({"Code": "None" if holds else "ConditionalCheckFailed"})
-        if any(reason["Code"] != "None" for reason in reasons):
-            response: Any = {
-                "Error": {"Code": "TransactionCanceledException"},
-                "CancellationReasons": reasons,
-            }
-            raise ClientError(response, "TransactWriteItems")
-        self._earlier.append(dict(self.items))  # Nobody changes a page in place.
-        for pk, (verb, change) in zip(pks, changes, strict=True):
-            if verb == "Put":
-                self.items[pk] = change["Item"]
-            elif verb == "Delete":
-                del self.items[pk]
-        self._tokens.add(ClientRequestToken)
-        return {}
+    def transact_write_items(self, **call: Any) -> dict[str, Any]:
+        before = self.items
+        reply = super().transact_write_items(**call)
+        if self.items is not before:
+            self._earlier.append(before)
+        return reply
 
 
 class _Sqs:
@@ -217,10 +190,15 @@ class _Sqs:
             )
         return reply
 
-    def change_message_visibility(self, *, QueueUrl: str, ReceiptHandle: str, VisibilityTimeout: int) -> None:
-        for message in self.messages:
-            if ReceiptHandle == f"{message.id}/{message.receives}":
-                message.visible = self._clock.now + VisibilityTimeout
+    def change_message_visibility_batch(
+        self, *, QueueUrl: str, Entries: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        assert 1 <= len(Entries) <= 10
+        for entry in Entries:
+            for message in self.messages:
+                if entry["ReceiptHandle"] == f"{message.id}/{message.receives}":
+                    message.visible = self._clock.now + entry["VisibilityTimeout"]
+        return {"Successful": [{"Id": entry["Id"]} for entry in Entries]}
 
     @property
     def next(self) -> float | None:

@@ -1,0 +1,135 @@
+"""Explores each search's world; prints the numbers, and each broken promise with its shortest plays."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Final
+
+from .cloudformation import check, check_at_rest, deploy, interrupted, is_quiet, settle, steps
+from .searches import SEARCHES, Search
+from .world import BrokenError, Choices, State, World, every, quiet
+
+#: Plays to print for each broken promise.
+PLAYS: Final = 4
+
+
+@dataclass
+class Found:
+    """What a search has seen.
+
+    Attributes:
+        runs: How often something happened: an invocation of the function, or an event beside it.
+        states: The states seen.
+        complete: No state is left.
+        wrong: The plays for each broken promise; the first is the shortest.
+        seconds: How long it took.
+    """
+
+    runs: int = 0
+    states: int = 0
+    complete: bool = True
+    wrong: dict[str, list[str]] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def note(self, what: str, state: State) -> None:
+        """Note a broken promise."""
+        self.wrong.setdefault(what, []).append("; ".join(state.story))
+
+
+def explore(name: str, most: float = math.inf, surprises: int | None = None, *, first: bool = False) -> Found:
+    """Play all orders of a search's events, the short ones first.
+
+    Args:
+        name: The search's.
+        most: It ends after so many runs.
+        surprises: In each play, if the search allows more.
+        first: It ends at the first broken promise.
+    """
+    search, began, found = SEARCHES[name], time.monotonic(), Found()
+    pairs = [("k", plan) for plan in search.outside]
+    with quiet():
+        start = begun(search)
+        if surprises is not None:
+            start.may["surprises"] = min(start.may["surprises"], surprises)
+        seen, rested, todo = {start.key()}, set[bytes](), deque([start])
+        while todo and found.runs < most and not (first and found.wrong):
+            state = todo.popleft()
+            for step in steps(state, search.templates, pairs):
+                run = partial(_after, state, step, interrupted(search.templates, pairs))
+                for after, broken in every(run):
+                    found.runs += 1
+                    if broken:
+                        found.note(broken, after)
+                    elif (key := after.key()) not in seen:
+                        seen.add(key)
+                        todo.append(after)
+            at_rest = replace(state.copied(), may={})
+            if is_quiet(state) and (key := at_rest.key()) not in rested:
+                rested.add(key)
+                try:
+                    check_at_rest(at_rest)
+                except BrokenError as error:
+                    found.note(str(error), at_rest)
+    found.states, found.complete, found.seconds = len(seen), not todo, time.monotonic() - began
+    return found
+
+
+def begun(search: Search) -> State:
+    """The state in which a search begins."""
+    state = State()
+    world = World(state)
+    for name, template in search.start.items():
+        deploy(world, name, template)
+        settle(world)
+        world.sleep(200)
+    state.may, state.story = {"surprises": 2, **search.may}, ()
+    return state
+
+
+def _after(
+    state: State, step: Callable[[World], None], meanwhile: Callable[[World], None], choices: Choices
+) -> tuple[State, str]:
+    """Give back the state after a step, and the promise that it has broken."""
+    after = state.copied()
+    world = World(after, choices)
+    world.meanwhile = meanwhile
+    try:
+        step(world)
+        check(after)
+    except BrokenError as error:
+        return after, str(error)
+    return after, ""
+
+
+def main() -> int:
+    """Run the searches; 0 if no promise is broken."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("searches", nargs="*", help=", ".join(SEARCHES))
+    parser.add_argument("--runs", type=float, default=40_000, help="of each search, at most")
+    parser.add_argument("--surprises", type=int, help="in each play, fewer than the search allows")
+    asked = parser.parse_args()
+    names = asked.searches or [*SEARCHES]
+    print(f"{'search':<22} {'runs':>9} {'states':>8} {'seconds':>8}  complete  broken promises")
+    wrong = 0
+    with ProcessPoolExecutor() as pool:
+        results = pool.map(partial(explore, most=asked.runs, surprises=asked.surprises), names)
+        for name, found in zip(names, results, strict=True):
+            complete = "yes" if found.complete else "no"
+            numbers = f"{found.runs:>9} {found.states:>8} {found.seconds:>8.0f}"
+            print(f"{name:<22} {numbers}  {complete:<8}  {len(found.wrong)}", flush=True)
+            for what, plays in found.wrong.items():
+                print("\n        ".join([f"    {what} ({len(plays)} plays)", *plays[:PLAYS]]), flush=True)
+            wrong += len(found.wrong)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

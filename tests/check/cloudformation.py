@@ -1,0 +1,502 @@
+"""What stacks ask for and believe: deployments, their rollbacks and clean-ups; and the promises at rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from usage_plan_key.queue import VISIBILITY
+
+from .world import DATES, Asked, BrokenError, Pair, State, World, can_attach, pair
+
+#: CloudFormation asks so often for a clean-up Delete.
+TRIES: Final = 3
+#: Seconds for which a request that the function always dies at holds up its stack: four visibility time-outs.
+LONGEST: Final = 4 * VISIBILITY + 30
+#: An answer may be a minute late.
+LATE: Final = 60
+
+
+class Props(NamedTuple):
+    """A resource's properties, and whether its DeletionPolicy is Retain."""
+
+    plan: str
+    on_existing: str = "Fail"
+    trigger: str = ""
+    timeout: int = 3600
+    retain: bool = False
+
+    @property
+    def pair(self) -> Pair:
+        """The key and the plan."""
+        return "k", self.plan
+
+    def properties(self) -> dict[str, str]:
+        """As CloudFormation sends them."""
+        named = {"KeyId": "k", "UsagePlanId": self.plan, "OnExisting": self.on_existing}
+        timeout = {"ServiceTimeout": str(self.timeout)} if self.timeout < 3600 else {}
+        return named | timeout | ({"VerifyTrigger": self.trigger} if self.trigger else {})
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, [self.plan, self.on_existing.replace("Fail", ""), self.trigger]))
+
+
+Template = Mapping[str, Props]
+"""The properties of each resource, by its logical id; an empty one deletes the stack."""
+Templates = Mapping[str, tuple[Template, ...]]
+"""What each stack may deploy."""
+
+
+class Resource(NamedTuple):
+    """CloudFormation's belief about a resource."""
+
+    id: str
+    wants: Props
+    lost: bool = False
+
+
+class Cleanup(NamedTuple):
+    """A Delete to come, and how often it has failed."""
+
+    name: str
+    id: str
+    wants: Props
+    failed: int = 0
+
+
+class Stack(NamedTuple):
+    """A stack: what it has, what it had before its deployment, and what it has asked for."""
+
+    name: str
+    phase: str = "idle"
+    resources: tuple[tuple[str, Resource], ...] = ()
+    before: tuple[tuple[str, Resource], ...] = ()
+    target: tuple[tuple[str, Props], ...] = ()
+    asked: tuple[tuple[str, str], ...] = ()
+    """The RequestId of each resource's request."""
+    cleanup: tuple[Cleanup, ...] = ()
+
+    def requests(self, world: World) -> dict[str, Asked]:
+        """Each resource's request."""
+        return {one: world.state.requests[id_] for one, id_ in self.asked}
+
+
+def deploy(world: World, name: str, template: Template) -> None:
+    """Begin to deploy a template, all of its requests at once."""
+    stack = world.state.stacks.get(name) or Stack(name)
+    world.say(f"{name} deploys {', '.join(f'{one} {wants}' for one, wants in template.items()) or 'nothing'}")
+    had, asked = dict(stack.resources), {}
+    world.sleep(1)
+    for one, wants in template.items():
+        if one not in had:
+            asked[one] = _send(world, "Create", (name, one), wants)
+        elif had[one].wants != wants:
+            asked[one] = _send(world, "Update", (name, one), wants, had[one].wants, had[one].id)
+    target = tuple(template.items())
+    _put(world, stack, phase="deploying", before=stack.resources, target=target, asked=tuple(asked.items()))
+    react(world)
+
+
+def react(world: World) -> None:
+    """CloudFormation takes note of answers, and goes on."""
+    for name in sorted(world.state.stacks):
+        stack = world.state.stacks[name]
+        asked = stack.requests(world)
+        fails = stack.phase == "deploying" and any(one.answer.startswith("FAILED") for one in asked.values())
+        if fails:
+            _roll_back(world, stack)
+        elif stack.phase in PHASES and all(one.answer for one in asked.values()):
+            PHASES[stack.phase](world, stack)
+
+
+def _deployed(world: World, stack: Stack) -> None:
+    if stack.asked and world.may("cancels"):
+        _put(world, stack, phase="waiting")  # Others of its resources are not done yet.
+    else:
+        _complete(world, stack.name)
+
+
+def _complete(world: World, name: str) -> None:
+    """All resources of the deployment have succeeded; what they have replaced goes."""
+    stack = world.state.stacks[name]
+    asked, had = stack.requests(world), dict(stack.before)
+    now = {one: _believed(asked[one]) if one in asked else had[one] for one, _ in stack.target}
+    gone = [
+        Cleanup(one, was.id, was.wants) for one, was in had.items() if one not in now or now[one].id != was.id
+    ]
+    world.state.kept |= {one.wants.pair for one in gone if one.wants.retain}
+    gone = [one for one in gone if not one.wants.retain]
+    _clean_up(world, stack._replace(resources=tuple(now.items())), gone)
+
+
+def _roll_back(world: World, stack: Stack) -> None:
+    had, later, undone = dict(stack.before), [], {}
+    requests = stack.requests(world)
+    if any(one.kind == "Update" for one in requests.values()):
+        world.sleep(1)
+    for one, asked in requests.items():
+        made = ":".join(asked.wants.pair)
+        if not asked.answer:
+            id_ = dict(stack.asked)[one]
+            world.state.requests[id_] = asked._replace(cancelled=True)
+            if any(id_ == late for *_, late in world.state.arriving):  # The function may never hear of it.
+                world.state.either |= asked.pairs & world.state.kept
+                world.state.kept -= asked.pairs
+        if asked.kind == "Create":
+            later.append(Cleanup(one, made if asked.answer else f"{stack.name}-{one}-1ABCDEF", asked.wants))
+            continue
+        carried = [made] if asked.answer.startswith("SUCCESS") else [asked.id]
+        if not asked.answer and made != asked.id:
+            carried.append(made)  # Nobody knows which.
+        named = world.choices.choose(carried)
+        undone[one] = _send(world, "Update", asked.who, had[one].wants, asked.wants, named)
+    _put(world, stack, phase="rolling back", asked=tuple(undone.items()), cleanup=tuple(later))
+    react(world)
+
+
+def _rolled_back(world: World, stack: Stack) -> None:
+    asked = stack.requests(world)
+    if any(one.answer.startswith("FAILED") for one in asked.values()):
+        world.say(f"the rollback of {stack.name} fails")
+        _put(world, stack, phase="stuck")
+        return
+    now = dict(stack.before) | {one: _believed(request) for one, request in asked.items()}
+    gone = [
+        Cleanup(one, request.id or "", request.old)
+        for one, request in asked.items()
+        if request.id != now[one].id
+    ]
+    _clean_up(world, stack._replace(resources=tuple(now.items())), [*gone, *stack.cleanup])
+
+
+def _clean_up(world: World, stack: Stack, gone: list[Cleanup]) -> None:
+    """Send the Deletes; one for a cancelled Create may come in the second of that."""
+    if any(":" in one.id for one in gone):
+        world.sleep(1)
+    asked = [
+        (one.name, _send(world, "Delete", (stack.name, one.name), one.wants, None, one.id)) for one in gone
+    ]
+    phase = "cleaning up" if asked else "idle" if stack.resources else "gone"
+    _put(world, stack, phase=phase, asked=tuple(asked), cleanup=tuple(gone))
+
+
+def _cleaned_up(world: World, stack: Stack) -> None:
+    answers = [world.state.requests[id_].answer for _, id_ in stack.asked]
+    failed = [one for one, answer in zip(stack.cleanup, answers, strict=True) if answer.startswith("FAILED")]
+    again = [one._replace(failed=one.failed + 1) for one in failed if one.failed + 1 < TRIES]
+    for one in failed:
+        if one.failed + 1 == TRIES:
+            world.say(f"{stack.name} gives up {one.id}")
+            world.state.left.add(pair(one.id))
+    _clean_up(world, stack, again)
+
+
+PHASES: Final[dict[str, Callable[[World, Stack], None]]] = {
+    "deploying": _deployed,
+    "rolling back": _rolled_back,
+    "cleaning up": _cleaned_up,
+}
+
+
+def _believed(asked: Asked) -> Resource:
+    _, id_, outcome = asked.answer.split(" ")
+    return Resource(id_, asked.wants, outcome == "LOST")
+
+
+def _put(world: World, stack: Stack, **changes: Any) -> None:
+    world.state.stacks[stack.name] = stack._replace(**changes)
+
+
+def _send(
+    world: World,
+    kind: str,
+    who: tuple[str, str],
+    wants: Props,
+    old: Props | None = None,
+    id_: str | None = None,
+) -> str:
+    state = world.state
+    name = f"{'.'.join(who)}.{sum(asked.who == who for asked in state.requests.values()) + 1}"
+    date = world.choices.choose([*DATES] if world.may("misdated") else ["dated"])
+    if date != "dated":
+        world.spend("misdated")
+    asked = Asked(kind, who, wants, old, id_, int(state.now), date=date)
+    state.requests[name] = asked
+    state.arriving.append((state.now, 0, name))
+    about = [f" {wants}" if kind != "Delete" else "", f" ({id_})" if id_ else "", f" {date}"]
+    world.say(f"{name}: {kind}{''.join(about)}".removesuffix(" dated"))
+    if asked.takes:
+        state.either |= asked.pairs & state.strangers  # It may be taken over.
+        state.strangers -= asked.pairs
+    return name
+
+
+# --- What happens next ---
+
+
+def steps(state: State, templates: Templates, pairs: list[Pair]) -> list[Callable[[World], None]]:
+    """Everything that may happen next."""
+    world = World(state)
+    if due := [one for one in state.arriving if one[0] <= state.now]:
+        return [partial(_arrive, due=due[0])]
+    found: list[Callable[[World], None]] = [partial(_serve, group=group) for group in world.groups()]
+    if not found and (at := _next(state)):
+        found.append(lambda world: world.sleep(at - world.state.now))
+    found += [partial(_deploy, name=name, template=one) for name, one in _deployable(world, templates)]
+    found += [
+        partial(_complete, name=name) for name, stack in state.stacks.items() if stack.phase == "waiting"
+    ]
+    found += meanwhiles(world, pairs)
+    for what in ("denied", "deadly"):
+        for operation in ("delete_usage_plan_key", "deliver"):
+            if world.may(f"{what} {operation}"):
+                found.append(partial(_forbid, what=what, operation=operation))
+    if state.denied:
+        found.append(lambda world: world.state.denied.clear())
+    if world.may("repairs"):
+        held = {(asked.who, one) for asked in state.requests.values() for one in asked.pairs}
+        found += [partial(_repair, who=who, one=one) for who, one in sorted(held)]
+    return found
+
+
+def _next(state: State) -> float:
+    """When something happens by itself."""
+    shown: dict[str, float] = {}
+    for message in state.messages:
+        shown[message.group] = max(shown.get(message.group, 0.0), message.visible)
+    times = [*shown.values(), *(due for due, *_ in state.arriving), *state.leaving.values()]
+    return min((time for time in times if time > state.now), default=0.0)
+
+
+def _serve(world: World, group: str) -> None:
+    world.serve(group)
+    react(world)
+
+
+def _deploy(world: World, name: str, template: Template) -> None:
+    world.spend(f"deploys of {name}")
+    deploy(world, name, template)
+
+
+def _deployable(world: World, templates: Templates) -> list[tuple[str, Template]]:
+    found = []
+    for name, choices in templates.items():
+        stack = world.state.stacks.get(name) or Stack(name)
+        has = {one: resource.wants for one, resource in stack.resources}
+        if stack.phase == "idle" and world.may(f"deploys of {name}"):
+            found += [(name, one) for one in choices if dict(one) != has]
+    return found
+
+
+def _forbid(world: World, what: str, operation: str) -> None:
+    world.spend(f"{what} {operation}")
+    world.say(f"from now on {operation} is {what}")
+    getattr(world.state, what).add(operation)
+
+
+def _repair(world: World, who: tuple[str, str], one: Pair) -> None:
+    """The watch finds it missing, and queues a repair."""
+    world.spend("repairs")
+    world.repair(who, one)
+
+
+def meanwhiles(world: World, pairs: list[Pair]) -> list[Callable[[World], None]]:
+    """Whatever may happen now, and also while the function serves a request."""
+    state = world.state
+    found: list[Callable[[World], None]] = []
+    for one in pairs:
+        if one in state.attached and world.may("detaches") and one not in state.strangers:
+            found.append(partial(_detach_by_hand, one=one))
+        if world.may("attaches") and can_attach(world, one):
+            found.append(partial(_attach_by_hand, one=one))
+    if world.may("vanishes") and not state.vanished:
+        found.append(_vanish)
+    if world.may("cancels"):
+        stacks = state.stacks.items()
+        found += [
+            partial(_cancel, name=name) for name, one in stacks if one.phase in ("deploying", "waiting")
+        ]
+    return found
+
+
+def _cancel(world: World, name: str) -> None:
+    """Another resource of the stack fails, and CloudFormation gives up all requests under way."""
+    world.spend("cancels")
+    world.say(f"another resource of {name} fails")
+    _roll_back(world, world.state.stacks[name])
+
+
+def _vanish(world: World) -> None:
+    state = world.state
+    world.spend("vanishes")
+    world.say("somebody deletes the key")
+    state.vanished = True
+    state.torn |= dict.fromkeys([("k", plan) for plan in world.api.plans], len(state.story))
+    world.api.keys.clear()
+    for some in (state.attached, state.leaving, state.left, state.kept, state.strangers):
+        some.clear()
+
+
+def _detach_by_hand(world: World, one: Pair) -> None:
+    state = world.state
+    world.spend("detaches")
+    world.say(f"somebody detaches {':'.join(one)}")
+    state.leaving.pop(one, None)
+    for some in (state.attached, state.left, state.kept):
+        some.discard(one)
+    state.torn[one] = len(state.story)
+
+
+def _attach_by_hand(world: World, one: Pair) -> None:
+    state = world.state
+    world.spend("attaches")
+    world.say(f"somebody attaches {':'.join(one)}")
+    state.attached.add(one)
+    open_ = [asked for asked in state.requests.values() if not asked.answer and asked.takes]
+    taken = {some for asked in open_ for some in asked.pairs}
+    is_clear = one not in {*state.torn, *state.unclear, *state.unrecorded, *taken}
+    state.torn.pop(one, None)
+    (state.strangers if is_clear else state.either).add(one)
+
+
+def overlaps(world: World, templates: Templates) -> list[Callable[[World], None]]:
+    """What another function may serve at the same time: messages that wait, or a new deployment's.
+
+    If the queue delivers a message twice, these are the ones that this function serves.
+    """
+    found: list[Callable[[World], None]] = []
+    if world.may("overlaps"):
+        found = [partial(_overlap, group=group) for group in world.groups()]
+        found += [partial(_overlap, deployed=one) for one in _deployable(world, templates)]
+    if world.may("twice"):
+        found += [partial(_overlap, group=group, what="twice") for group in world.groups(flying=True)]
+    return found
+
+
+def _overlap(
+    world: World, group: str = "", deployed: tuple[str, Template] | None = None, what: str = "overlaps"
+) -> None:
+    world.spend(what)
+    world.say("meanwhile")
+    before = world.groups()
+    if deployed is not None:
+        _deploy(world, *deployed)
+        _all_arrive(world)
+    for one in [group] if group else sorted({*world.groups()} - {*before}):
+        _serve(world, one)
+    world.say("(meanwhile ends)")
+
+
+def interrupted(templates: Templates, pairs: list[Pair]) -> Callable[[World], None]:
+    """Make `World.meanwhile`: at each call something else may happen first; within that nothing more."""
+
+    def meanwhile(world: World) -> None:
+        happens = world.choices.choose([None, *meanwhiles(world, pairs), *overlaps(world, templates)])
+        if happens is not None:
+            world.meanwhile, before = lambda world: None, world.meanwhile
+            try:
+                happens(world)
+                _all_arrive(world)
+            finally:
+                world.meanwhile = before
+
+    return meanwhile
+
+
+def _arrive(world: World, due: tuple[float, int, str]) -> None:
+    world.arrive(*due)
+    react(world)
+
+
+def _all_arrive(world: World) -> None:
+    while due := [one for one in world.state.arriving if one[0] <= world.state.now]:
+        _arrive(world, due[0])
+
+
+# --- The promises ---
+
+
+def check(state: State) -> None:
+    """The promises that hold at every moment."""
+    if gone := (state.strangers | state.kept) - state.attached:
+        raise BrokenError(f"it detached what it had not attached, or what is retained: {gone}")
+    lost = VISIBILITY * sum("dies" in what or "deliver" in what for what in state.met)
+    for id_, asked in state.requests.items():
+        ends = asked.issued + asked.wants.timeout + LATE + lost
+        if not asked.answer and not asked.cancelled and state.now > ends:
+            raise BrokenError(f"{id_} has no answer in time")
+    if any(state.now > message.sent + LONGEST for message in state.messages):
+        raise BrokenError("a request holds up its stack")
+
+
+def is_quiet(state: State) -> bool:
+    """Tell whether nothing is under way."""
+    busy = any(stack.phase in {*PHASES, "waiting"} for stack in state.stacks.values())
+    return not (state.messages or state.arriving or state.leaving or busy)
+
+
+def check_at_rest(state: State) -> None:
+    """All goes well from now on: what is stuck goes on, old requests come again, and all stacks are deleted.
+
+    It goes on with this very state.
+    """
+    state.may, state.denied, state.deadly, world = {}, set(), set(), World(state)
+    world.say("| all is well from now on")
+    for name, stack in sorted(state.stacks.items()):
+        if stack.phase == "stuck":
+            _continue(world, stack)
+            if state.stacks[name].phase == "stuck":
+                raise BrokenError(f"the rollback of {name} is stuck for ever")
+    _compare(state, "at rest")
+    _repeat(world)
+    for name, stack in sorted(state.stacks.items()):
+        if stack.phase == "idle":
+            deploy(world, name, {})
+            settle(world)
+    _compare(state, "when all is deleted")
+
+
+def _continue(world: World, stack: Stack) -> None:
+    """ContinueUpdateRollback asks for the failed ones again."""
+    asked = dict(stack.asked)
+    world.sleep(1)
+    for one, was in stack.requests(world).items():
+        if was.answer.startswith("FAILED"):
+            asked[one] = _send(world, "Update", was.who, was.wants, was.old, was.id)
+    _put(world, stack, phase="rolling back", asked=tuple(asked.items()))
+    settle(world)
+
+
+def settle(world: World) -> None:
+    """Go on until all is quiet."""
+    for _ in range(300):
+        found = steps(world.state, {}, [])
+        if not found:
+            return
+        found[0](world)
+        check(world.state)
+    raise BrokenError("it never comes to rest")
+
+
+def _repeat(world: World) -> None:
+    """Each old request comes again, and changes nothing."""
+    state, attached = world.state, set(world.state.attached)
+    world.sleep(400)  # The queue would recognise it for five minutes.
+    for id_ in list(state.requests):
+        world.say(f"{id_} comes again")
+        state.arriving.append((state.now, 0, id_))
+        settle(world)
+        if state.attached != attached:
+            raise BrokenError(f"{id_} comes again and changes something")
+
+
+def _compare(state: State, when: str) -> None:
+    live = [stack for stack in state.stacks.values() if stack.phase == "idle"]
+    resources = [one for stack in live for _, one in stack.resources]
+    believed = {pair(one.id) for one in resources if not one.lost} | state.kept
+    lost = {pair(one.id) for one in resources if one.lost}
+    if missing := believed - state.attached - {*state.torn}:
+        raise BrokenError(f"believed and not attached, {when}: {missing}")
+    if orphans := state.attached - believed - lost - state.strangers - state.either - state.left:
+        raise BrokenError(f"attached and nobody's, {when}: {orphans}")

@@ -1,0 +1,208 @@
+"""An Update moves a key between plans that share a stage, with a way back, and only where it may."""
+
+from __future__ import annotations
+
+import pytest
+
+from .story import play, stories
+
+pytestmark = pytest.mark.usefixtures("either_conflict")
+
+
+@stories("""
+the old one is marked and detached, then the wanted one attached, without a pause
+    create A free; asleep {attached nothing}; at delete {held free=A+detaching+away pro=A!wanted}; update
+    A free pro = MOVED; held free=A+away pro=A; beliefs A free=left pro=given; calls create=2 get=1 plan=1
+    plans=1 delete=1; asleep; delete A free; calls none; held pro=A; beliefs A pro=given -> attached pro
+a rollback with the old id
+    create A free; update A free pro; update A free free = MOVED; held free=A; delete A pro; held free=A
+    -> attached free
+a rollback with the new id
+    create A free; update A free pro; update A pro free = MOVED; held free=A pro=A+away; delete A pro;
+    held free=A -> attached free
+three times to and fro
+    create A free; update A free pro; delete A free; update A pro third = MOVED; update A third pro =
+    MOVED; delete A third; delete A pro; held nothing -> attached nothing
+several plans block it, all of them its own: it leaves them all
+    create A free; plan alpha a:beta; update A free alpha = ATTACHED; update A alpha pro = FAILED usage
+    plan free (Free) for the API stage a:prod already; attached free alpha; delete A free; update A alpha
+    pro = MOVED -> attached pro
+a second one that a superseded Update left is moved away from too
+    create A free; plan alpha a:beta; one: arrive update A free alpha; serve one = ATTACHED; update A free
+    pro = MOVED; held alpha=A+away free=A+away pro=A; delete A pro; held nothing -> attached nothing
+the refusal still names the detached plan (202): it waits, and tries again
+    create A free; at delete later=3; update A free pro = MOVED; calls create=4 get=3 plan=3 plans=3
+    delete=1; held free=A+away pro=A -> attached pro
+the same with a queue: it waits there for two seconds, and then in the queue
+    queue; create A free; at delete later=15; update A free pro = waits 1-2; held free=A+away; time 20;
+    again = MOVED; held free=A+away pro=A -> attached pro
+under UpdateReplacePolicy Retain the old one goes with the present one
+    create A free; update A free pro; delete A pro; held nothing; calls delete=1 -> attached nothing
+what a replacement left stays when the present one goes
+    create A free; update A free gold; delete A gold; held free=A -> attached free
+taken, then moved
+    hand+ free; create A free Take; update A free free Take = TAKEN; update A free pro Take = MOVED; held
+    free=A!taken+away pro=A -> attached pro
+it leaves no plan for a Create
+    create A free; create A pro = FAILED usage plan free (Free)|held by A of stack one|CloudFormation
+    retained it: to move it, first declare this resource with the plan that it has there, deploy, then
+    change the plan; held free=A -> attached free
+""")
+def test_a_move(line: str) -> None:
+    play(line)
+
+
+@stories("""
+refused for good: the old one is attached again
+    create A free; at create ok denied; update A free pro = FAILED apigateway:POST; held free=A; beliefs A
+    free=known; calls create=3 get=1 plan=1 plans=1 delete=1; delete A free -> attached nothing
+the old one cannot be attached again: it stays held, and the next Update repairs it
+    create A free; at create ok denied bad; update A free pro = FAILED apigateway:POST|. And the function
+    could not attach the detached key again: |usage plan free in eu-west-1: API Gateway calls it a bad
+    request; log ERROR Not attached again: alice:free; held free=A+away; attached nothing; update A free
+    free = REPAIRED; held free=A; delete A free -> attached nothing
+nobody knows whether the old one is back: its Delete detaches it
+    create A free; at create ok denied lost denied; update A free pro = FAILED could not attach the
+    detached key again; held free=A+attaching+away; delete A free; held nothing -> attached nothing
+it could not be detached: all is as it was
+    create A free; at delete denied; update A free pro = FAILED
+    apigateway:DELETE|/usageplans/free/keys/alice; held free=A; beliefs A free=known -> attached free
+nobody knows whether it was detached, and it can be no more: the next request finishes it
+    create A free; at delete lost denied; update A free pro = FAILED apigateway:DELETE; update A free
+    free; held free=A -> attached free
+another resource has joined a second plan since: nothing more is detached, and the first one is put back
+    create A free; update A free beta; at delete ok{create B beta}; update A free pro = FAILED usage plan
+    beta (Beta)|B of stack one; held beta=A,B free=A -> attached free beta
+CloudFormation gives it up while it waits in the queue: the rollback attaches the old one again
+    queue; create A free; one: issue update A free pro; at create ok busy*3; serve one = waits 1-4;
+    attached nothing; held free=A+away; back: arrive update A free free; again one = FAILED Superseded;
+    attached nothing; time 2; serve back = REPAIRED; held free=A -> attached free
+a third plan blocks the way back: it is named, and what was not attached is let go of all the same
+    create A free; at delete ok{hand+ third}; update A free pro = FAILED usage plan third (Third)|could
+    not attach the detached key again: usage plan third (Third) for the API stage a:prod blocks it; held
+    free=A+away -> attached third
+it comes to nothing: it gives up while there is time to undo it
+    create A free; at create:pro {time 1}ok {time 1}busy*; update A free pro = FAILED gave up after; held
+    free=A -> attached free
+somebody else attaches the old one before it is undone: it is theirs
+    create A free; at create ok {hand+ free}denied; update A free pro = FAILED permission; held
+    free=A!before; delete A free -> attached free
+""")
+def test_the_way_back(line: str) -> None:
+    play(line)
+
+
+@stories("""
+no time to undo it, seen for the first time
+    create A free; seconds 24; update A free pro = FAILED no time was left; held free=A -> attached free
+no time to undo it, known
+    create A free; create B bob:free; update B bob:free bob:pro; seconds 24; update A free pro = FAILED no
+    time was left; calls none; held bob:free=B+away bob:pro=B free=A -> attached free bob:pro
+just enough for the detaching and to undo it
+    create A free; seconds 33; update A free pro = MOVED -> attached pro
+a tenth of a second less
+    create A free; seconds 32.9; update A free pro = FAILED Could not attach API key alice to usage plan
+    pro: no time was left -> attached free
+from a queue it waits for the next invocation
+    queue; create A free; seconds 40; update A free pro = waits 0; attached free; held free=A; seconds 90;
+    again = MOVED -> attached pro
+from a queue, known
+    queue; create A free; create B bob:free; update B bob:free bob:pro; seconds 40; update A free pro =
+    waits 0; calls none; seconds 90; again = MOVED -> attached pro bob:pro
+""")
+def test_a_move_begins_only_while_there_is_time_to_undo_it(line: str) -> None:
+    play(line)
+
+
+@stories("""
+an adopted key
+    hand+ free; create A free Adopt; update A free pro = FAILED Could not attach API key alice to usage
+    plan pro: the key is in usage plan free (Free) for the API stage a:prod already, and API Gateway takes
+    a key once for each stage. That association is held by A of stack one, and was there before it, so the
+    function left it alone. This resource adopted it: to move it, first set OnExisting to Take, deploy,
+    then change the plan; held free=A!before -> attached free
+a key that no stack holds
+    hand+ free; create A pro = FAILED usage plan free (Free)|a:prod|held by no stack; held nothing ->
+    attached free
+another resource of the stack holds it
+    create B free; create A pro = FAILED held by B of stack one, so the function left it alone. Keep the
+    logical id to move a key: declare this resource with the plan that the key has, deploy, then change
+    the plan. If the id names the plan; held free=B -> attached free
+another resource of the stack holds it too
+    create B free; create A free; update A free pro = FAILED held by A of stack one, B of stack one; held
+    free=A,B -> attached free
+another stack holds it too
+    create Z free; create A free Adopt; update A free pro = FAILED held by A of stack one, Z of stack two,
+    so the function left it alone. Remove it there first. If that stack is gone; held free=A,Z -> attached
+    free
+one of several plans is not ours: none is detached
+    create A free; hand+ beta; update A free pro = FAILED usage plan beta (Beta)|a:beta; held free=A;
+    calls create=1 get=1 plan=1 plans=1 -> attached free beta
+what another event's id has named
+    create A free; update A free gold; update A gold gold; update A gold pro = FAILED usage plan free
+    (Free); held free=A gold=A -> attached free gold
+what a superseded Update has adopted, though Take is said twice: its id names another one
+    hand+ beta; create A gold Take; update A gold beta Take = ADOPTED; update A gold pro Take old=Take =
+    FAILED usage plan beta (Beta)| and was there before it; held gold=A beta=A!before -> attached gold
+    beta
+before, Take said by the new properties only
+    hand+ free; create A free Adopt; update A free pro Take = FAILED and was there before it -> attached
+    free
+before, Take said by the old properties only
+    hand+ free; create A free Take; update A free pro Adopt old=Take = FAILED and was there before it ->
+    attached free
+before, Take said by the old properties only, and Fail by the new ones
+    hand+ free; create A free Take; update A free pro old=Take = FAILED and was there before it ->
+    attached free
+taken, Take no longer said
+    hand+ free; create A free Take; update A free free Take; update A free pro old=Take = FAILED and was
+    there before it -> attached free
+""")
+def test_what_blocks_a_move(line: str) -> None:
+    play(line)
+
+
+@stories("""
+within a minute it takes two calls
+    create A free; create B bob:free; update A free pro; update B bob:free bob:pro = MOVED; calls delete=1
+    create=1 -> attached pro bob:pro
+a minute later it looks again
+    create A free; create B bob:free; update A free pro; time 61; update B bob:free bob:pro = MOVED; calls
+    create=2 get=1 plan=1 plans=1 delete=1 -> attached pro bob:pro
+what may not be detached still blocks it
+    create A free; create B bob:free; update A free pro; create C bob:free; update B bob:free bob:pro =
+    FAILED C of stack one -> attached pro bob:free
+a plan that has lost the stage since is left all the same: the answer is no other one
+    create A free; create B bob:free; update A free pro; plan pro a:beta; update B bob:free bob:pro =
+    MOVED -> attached pro bob:pro
+to a plan without that stage nothing is detached
+    create A free; create B bob:free; update A free pro; update B bob:free bob:gold = ATTACHED -> attached
+    pro bob:free bob:gold
+""")
+def test_a_move_that_is_known(line: str) -> None:
+    play(line)
+
+
+@stories("""
+by the next deploy, old and new properties say Take
+    hand+ free; create A free Take; update A free pro Take old=Take = MOVED; held free=A!before+away
+    pro=A; attached pro; delete A free Take; delete A pro Take; held nothing -> attached nothing
+rolled back with the old id: it was there before
+    hand+ free; create A free Take; update A free pro Take old=Take = MOVED; update A free free Take
+    old=Take; held free=A!before; delete A pro Take; delete A free Take -> attached free
+rolled back with the new id: it was there before
+    hand+ free; create A free Take; update A free pro Take old=Take = MOVED; update A pro free Take
+    old=Take; held free=A!before pro=A+away; delete A pro Take; delete A free Take -> attached free
+undone at once: it was there before
+    hand+ free; create A free Take; at create ok denied; update A free pro Take old=Take = FAILED
+    permission; held free=A!before -> attached free
+a rollback takes nothing over
+    hand+ free; create A free Take; update A free gold Take; update A gold free Take old=Take = VERIFIED;
+    held free=A!before gold=A -> attached free gold
+a rollback into a plan that shares the stage takes nothing over
+    hand+ free; create A free Take; update A free gold Take; plan gold a:prod; update A gold free Take
+    old=Take = VERIFIED; update A free gold Take old=Take = VERIFIED; held free=A!before gold=A ->
+    attached free gold
+""")
+def test_taken_over_and_moved_by_one_deploy(line: str) -> None:
+    play(line)
