@@ -97,7 +97,7 @@ class Service:
             record = rules.fence(state.record, request, now, is_over=self.deadline.is_over)
             return state.with_record(record)
 
-        # Its turn looks at these associations first.
+        # Its turn reads the other pages, when the rule asks for them.
         _, self._seen = self._ledger.change(request.holder, [], rule, self._ledgers)
 
     def serve(self) -> Response:
