@@ -23,7 +23,7 @@ acceptance: $(READY) ## try it in a real AWS account: docs/acceptance.md
 	@$(BIN)/python -m acceptance $(ARGS)
 
 test: $(READY) ## the tests. ARGS="-k name" hands arguments to pytest
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 CDK := .venv/cdk
 cdk: $(CDK)/ready ## the constructs in examples/cdk-*, by the CDK itself; needs node
@@ -53,8 +53,8 @@ coverage: $(READY) ## the tests; fails if a line or a branch of handler/ is not 
 mutants: $(READY) ## find changes of the code that no test notices; an hour
 	@$(BIN)/python -m tests.mutants $(ARGS)
 
-campaign: $(READY) ## play every fault at every call of every story; 15 minutes
-	@PYTHONPATH=.:handler $(BIN)/python -m tests.campaign $(ARGS)
+campaign: $(READY) ## play every fault at every call of whole deployments; ten minutes
+	CAMPAIGN_SHARE=1 $(BIN)/python -m pytest tests/test_campaign.py $(ARGS)
 
 check: $(READY) ## play every order of events in small worlds; 15 minutes
 	@PYTHONPATH=.:handler $(BIN)/python -m tests.check $(ARGS)

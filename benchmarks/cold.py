@@ -110,7 +110,7 @@ class World:
     def clear(self) -> None:
         """Begin anew: detach everything and empty the ledger."""
         self.gateway.attached = set()
-        self.api.table.clear()
+        self.api.table.items.clear()
 
 
 class Bench:

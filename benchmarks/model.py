@@ -259,14 +259,6 @@ class Fifo:
         self._world.sleep(CALL / 2)
         return {"MessageId": MessageDeduplicationId}
 
-    def change_message_visibility(self, *, QueueUrl: str, ReceiptHandle: str, VisibilityTimeout: int) -> None:  # noqa: N803
-        """ChangeMessageVisibility: the message comes again in its place, after so many seconds or later."""
-        self._world.sleep(CALL / 2)
-        if not self._change(ReceiptHandle, VisibilityTimeout):
-            error: Any = {"Error": EXPIRED}
-            raise ClientError(error, "ChangeMessageVisibility")
-        self._world.sleep(CALL / 2)
-
     def change_message_visibility_batch(
         self,
         *,

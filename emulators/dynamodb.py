@@ -13,6 +13,9 @@ from botocore.exceptions import ClientError
 
 #: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/transaction-apis.html
 MOST_ITEMS: Final = 100
+#: Pages of one Scan; DynamoDB gives back a megabyte of them.
+#: https://docs.aws.amazon.com/amazondynamodb/latest/developerguide/Scan.html#Scan.Pagination
+MOST_SCANNED: Final = 50
 
 
 class DynamoDb:
@@ -64,7 +67,16 @@ class DynamoDb:
         assert change["ConditionExpression"] == "version = :version"
         return found is not None and found["version"] == version
 
-    def scan(self, *, ProjectionExpression: str = "", **_: Any) -> dict[str, Any]:
-        """Read all pages in one call, or their names only."""
-        items = copy.deepcopy([*self.items.values()])
-        return {"Items": [{"pk": item["pk"]} for item in items] if ProjectionExpression else items}
+    def scan(
+        self, *, TableName: str, ConsistentRead: bool, ProjectionExpression: str = "", **more: Any
+    ) -> dict[str, Any]:
+        """Read some pages, or their names only, from behind `ExclusiveStartKey`."""
+        assert TableName
+        assert ConsistentRead, "a page of a moment ago may be missing"
+        pks = [*self.items]
+        start = pks.index(more["ExclusiveStartKey"]["pk"]["S"]) + 1 if more else 0
+        end = start + MOST_SCANNED
+        items = [copy.deepcopy(self.items[pk]) for pk in pks[start:end]]
+        shown = [{"pk": item["pk"]} for item in items] if ProjectionExpression == "pk" else items
+        last = {"LastEvaluatedKey": {"pk": items[-1]["pk"]}} if end < len(pks) else {}
+        return {"Items": shown, **last}

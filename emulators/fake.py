@@ -9,7 +9,8 @@
 """
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -75,20 +76,16 @@ class ApiGateway:
 
     def create_usage_plan_key(self, *, usagePlanId: str, keyId: str, keyType: str) -> dict[str, Any]:
         """CreateUsagePlanKey."""
-        operation = self._call("CreateUsagePlanKey")
-        self._enter(operation)
-        try:
+        with self._changing("CreateUsagePlanKey") as operation:
             _raise(rules.create(self, usagePlanId, keyId, keyType), operation)
             self.attached.add((keyId, usagePlanId))
-        finally:
-            self._leave()
-        return self._usage_plan_key(keyId, 201)
+        return _answer(201, **self._usage_plan_key(keyId))
 
     def get_usage_plan_key(self, *, usagePlanId: str, keyId: str) -> dict[str, Any]:
         """GetUsagePlanKey."""
         operation = self._call("GetUsagePlanKey")
         _raise(rules.get(self, usagePlanId, keyId), operation)
-        return self._usage_plan_key(keyId, 200)
+        return _answer(200, **self._usage_plan_key(keyId))
 
     def get_usage_plan_keys(
         self, *, usagePlanId: str, position: str | None = None, limit: int = 25
@@ -97,25 +94,14 @@ class ApiGateway:
         operation = self._call("GetUsagePlanKeys")
         if usagePlanId not in self.plans:
             _raise(rules.NOT_FOUND, operation)
-        assert 1 <= limit <= 500, "the most that a page takes"
         keys = sorted(key for key, plan in self.attached if plan == usagePlanId)
-        start = int(position or 0)
-        end = start + limit
-        items = [
-            {"id": key, "type": "API_KEY", "name": self.keys[key].name, "value": self.keys[key].value}
-            for key in keys[start:end]
-        ]
-        return _answer(200, items=items, **({"position": str(end)} if end < len(keys) else {}))
+        return _page([self._usage_plan_key(key) for key in keys], position, limit)
 
     def delete_usage_plan_key(self, *, usagePlanId: str, keyId: str) -> dict[str, Any]:
         """DeleteUsagePlanKey."""
-        operation = self._call("DeleteUsagePlanKey")
-        self._enter(operation)
-        try:
+        with self._changing("DeleteUsagePlanKey") as operation:
             _raise(rules.delete(self, usagePlanId, keyId), operation)
             self.attached.remove((keyId, usagePlanId))
-        finally:
-            self._leave()
         return _answer(202)
 
     def get_usage_plan(self, *, usagePlanId: str) -> dict[str, Any]:
@@ -126,25 +112,28 @@ class ApiGateway:
         return _answer(200, **self._usage_plan(usagePlanId))
 
     def get_usage_plans(
-        self,
-        *,
-        keyId: str | None = None,
-        position: str | None = None,
-        limit: int = 25,
+        self, *, keyId: str | None = None, position: str | None = None, limit: int = 25
     ) -> dict[str, Any]:
         """GetUsagePlans, page by page: all plans, or those of a key."""
         self._call("GetUsagePlans")
-        plans = list(self.plans if keyId is None else self.plans_of(keyId))
-        start = int(position or 0)
-        end = start + limit
-        more = {"position": str(end)} if end < len(plans) else {}
-        return _answer(200, items=[self._usage_plan(plan) for plan in plans[start:end]], **more)
+        plans = self.plans if keyId is None else self.plans_of(keyId)
+        return _page([self._usage_plan(plan) for plan in plans], position, limit)
 
     def _call(self, operation: str) -> str:
         self.calls[operation] += 1
         if self.bucket:
             _raise(self.bucket.take(), operation)
         return operation
+
+    @contextmanager
+    def _changing(self, operation: str) -> Iterator[str]:
+        """Create or delete: one at a time, if that is the rule."""
+        self._call(operation)
+        self._enter(operation)
+        try:
+            yield operation
+        finally:
+            self._leave()
 
     def _enter(self, operation: str) -> None:
         if self.one_at_a_time:
@@ -154,17 +143,20 @@ class ApiGateway:
         if self.one_at_a_time:
             self.one_at_a_time.leave()
 
-    def _usage_plan_key(self, key: str, status: int) -> dict[str, Any]:
-        name, value = self.keys[key]
-        return _answer(status, id=key, type="API_KEY", name=name, value=value)
+    def _usage_plan_key(self, key: str) -> dict[str, Any]:
+        return {"id": key, "type": "API_KEY", **self.keys[key]._asdict()}
 
     def _usage_plan(self, plan: str) -> dict[str, Any]:
         name, stages = self.plans[plan]
-        return {
-            "id": plan,
-            "name": name,
-            "apiStages": [{"apiId": api, "stage": stage} for api, stage in stages],
-        }
+        return {"id": plan, "name": name, "apiStages": [{"apiId": api, "stage": it} for api, it in stages]}
+
+
+def _page(items: list[dict[str, Any]], position: str | None, limit: int) -> dict[str, Any]:
+    """Answer with one page of a list."""
+    assert 1 <= limit <= 500, "the most that a page takes"
+    start = int(position or 0)
+    end = start + limit
+    return _answer(200, items=items[start:end], **({"position": str(end)} if end < len(items) else {}))
 
 
 def _answer(status: int, **fields: Any) -> dict[str, Any]:

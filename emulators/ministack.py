@@ -17,6 +17,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import socket
 import ssl
@@ -39,10 +40,11 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 from samtranslator.yaml_helper import yaml_parse
 
-from .proxy import Proxy, strict
+from .proxy import Proxy
 from .tls import self_signed
 
 Template = dict[str, Any]
+Process = subprocess.Popen[bytes]
 
 REGION = "eu-central-1"
 CODE_BUCKET, ANSWER_BUCKET = "code", "answers"
@@ -50,10 +52,12 @@ PATIENCE = 60
 """Seconds until a wait fails; each step takes two at most."""
 NEEDED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL")
 """The variables that a Python may need to start."""
+FOREIGN = re.compile(r"AWS_.*|.*_PROXY|.*CA_BUNDLE|.*SSL_CERT_(FILE|DIR)", re.IGNORECASE)
+"""The variables that would lead a client elsewhere."""
 
 
 class StartError(Exception):
-    """MiniStack did not start."""
+    """An emulator did not start."""
 
 
 class InvokeError(Exception):
@@ -69,19 +73,17 @@ class Deployment:
     """The stack's events of this operation, oldest first."""
 
     def reason(self, logical_id: str) -> str:
-        """Say why this resource failed; empty if it did not."""
-        failed = [event for event in self.events if event["ResourceStatus"].endswith("_FAILED")]
-        return next(
-            (e.get("ResourceStatusReason", "") for e in failed if e["LogicalResourceId"] == logical_id), ""
-        )
+        """Say why this resource failed first; empty if it did not."""
+        return next((reason for name, reason in self._failed() if name == logical_id), "")
 
     @property
     def failures(self) -> str:
         """List every failed resource, and why it failed."""
+        return "; ".join(f"{name}: {reason}" for name, reason in self._failed())
+
+    def _failed(self) -> list[tuple[str, str]]:
         failed = [event for event in self.events if event["ResourceStatus"].endswith("_FAILED")]
-        return "; ".join(
-            f"{event['LogicalResourceId']}: {event.get('ResourceStatusReason')}" for event in failed
-        )
+        return [(event["LogicalResourceId"], event.get("ResourceStatusReason", "")) for event in failed]
 
 
 @dataclass(frozen=True)
@@ -145,32 +147,29 @@ class Aws:
             if "status" in line
         ]
 
-    def ask(self, function: str, event: dict[str, Any], *, by_queue: bool = False) -> dict[str, Any]:
-        """Send a request to a function as CloudFormation does, or as its queue does, and wait for its answer.
+    def ask(self, function: str, event: dict[str, Any]) -> dict[str, Any]:
+        """Send a request to a function as CloudFormation does, and wait for its answer.
 
         It invokes asynchronously. Its ResponseURL is a pre-signed URL of S3's, which carries the time of
         issue; MiniStack's does not.
         """
         s3, place = self._bucket(ANSWER_BUCKET), {"Bucket": ANSWER_BUCKET, "Key": str(uuid4())}
         url = s3.generate_presigned_url("put_object", Params=place)
-        event = {
+        given = {
             "ResponseURL": url,
-            "RequestId": str(uuid4()),
+            "RequestId": place["Key"],
             "ResourceType": "Custom::UsagePlanKey",
-        } | event
-        payload = _batch(event) if by_queue else event
-        self.client("lambda").invoke(
-            FunctionName=function, InvocationType="Event", Payload=json.dumps(payload)
-        )
+            **event,
+        }
+        invoke = self.client("lambda").invoke
+        invoke(FunctionName=function, InvocationType="Event", Payload=json.dumps(given))
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             with suppress(s3.exceptions.NoSuchKey):
                 answer: dict[str, Any] = json.load(s3.get_object(**place)["Body"])
                 return answer
             time.sleep(0.05)
-        raise TimeoutError(
-            f"{function} has not answered {event['RequestType']} of {event['LogicalResourceId']}"
-        )
+        raise TimeoutError(f"{function} has not answered {event}")
 
     def invoke(self, function: str, event: dict[str, Any]) -> Any:
         """Invoke a function as an operator does; return its result."""
@@ -182,15 +181,12 @@ class Aws:
 
     def deploy(self, stack: str, template: Template, **parameters: str) -> Deployment:
         """Create the stack, or update it, and wait."""
-        cloudformation = self.client("cloudformation")
-        before = self._events(stack)
+        cloudformation, before = self.client("cloudformation"), self._events(stack)
         operation = cloudformation.update_stack if before else cloudformation.create_stack
         operation(
             StackName=stack,
             TemplateBody=json.dumps(template, default=str),
-            Parameters=[
-                {"ParameterKey": name, "ParameterValue": value} for name, value in parameters.items()
-            ],
+            Parameters=[{"ParameterKey": name, "ParameterValue": it} for name, it in parameters.items()],
             Capabilities=["CAPABILITY_IAM", "CAPABILITY_AUTO_EXPAND"],
         )
         return self._finished(stack, before)
@@ -204,12 +200,12 @@ class Aws:
 
     def stack_id(self, stack: str) -> str:
         """Find the stack's id; a later stack may have the same name."""
-        return str(self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]["StackId"])
+        return str(self._stack(stack)["StackId"])
 
     def outputs(self, stack: str) -> dict[str, str]:
         """Read the stack's outputs."""
-        found = self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0]
-        return {output["OutputKey"]: output["OutputValue"] for output in found.get("Outputs", [])}
+        outputs = self._stack(stack).get("Outputs", [])
+        return {output["OutputKey"]: output["OutputValue"] for output in outputs}
 
     def physical_ids(self, stack: str) -> dict[str, str]:
         """Read the physical ids of the stack's resources."""
@@ -221,12 +217,11 @@ class Aws:
         configuration = self.client("lambda").get_function_configuration(FunctionName=function)
         group = configuration.get("LoggingConfig", {}).get("LogGroup", f"/aws/lambda/{function}")
         pages = self.client("logs").get_paginator("filter_log_events").paginate(logGroupName=group)
-        try:
-            return [event["message"] for page in pages for event in page["events"]]
-        except ClientError as error:
-            if error.response["Error"]["Code"] != "ResourceNotFoundException":
-                raise
-            return []  # the function has not run yet
+        # There is no group if the function has not run yet.
+        return [event["message"] for event in _all(pages, "events", "ResourceNotFoundException")]
+
+    def _stack(self, stack: str) -> dict[str, Any]:
+        return dict(self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0])
 
     def _bucket(self, name: str) -> Any:
         """Make the bucket if it is missing; return a client of S3."""
@@ -237,20 +232,13 @@ class Aws:
 
     def _events(self, stack: str) -> list[dict[str, Any]]:
         pages = self.client("cloudformation").get_paginator("describe_stack_events").paginate(StackName=stack)
-        try:
-            return [event for page in pages for event in page["StackEvents"]][::-1]
-        except ClientError as error:
-            if error.response["Error"]["Code"] != "ValidationError":
-                raise
-            return []  # no such stack
+        return _all(pages, "StackEvents", "ValidationError")[::-1]
 
     def _finished(self, stack: str, before: list[dict[str, Any]]) -> Deployment:
         """Wait for a status that is final: all but `..._IN_PROGRESS`."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            status = self.client("cloudformation").describe_stacks(StackName=stack)["Stacks"][0][
-                "StackStatus"
-            ]
+            status = self._stack(stack)["StackStatus"]
             if not status.endswith("_IN_PROGRESS"):
                 return Deployment(status, self._events(stack)[len(before) :])
             time.sleep(0.1)
@@ -258,11 +246,14 @@ class Aws:
         raise TimeoutError(f"{stack} hangs at {last['ResourceStatus']} of {last['LogicalResourceId']}")
 
 
-def _batch(event: dict[str, Any]) -> dict[str, Any]:
-    """Make the payload with which the queue invokes the function."""
-    body = json.dumps({"event": event, "arrived": time.time()})
-    attributes = {"ApproximateReceiveCount": "1", "MessageGroupId": "1"}
-    return {"Records": [{"messageId": "1", "receiptHandle": "1", "attributes": attributes, "body": body}]}
+def _all(pages: Any, part: str, missing: str) -> list[dict[str, Any]]:
+    """Read a list page by page; none where AWS says with this code that there is nothing to list."""
+    try:
+        return [each for page in pages for each in page[part]]
+    except ClientError as error:
+        if error.response["Error"]["Code"] != missing:
+            raise
+        return []
 
 
 def packaged(template: Path, code: dict[str, str]) -> Template:
@@ -278,17 +269,16 @@ def packaged(template: Path, code: dict[str, str]) -> Template:
 def running() -> Iterator[Aws]:
     """Run MiniStack with the strict proxy before it, on free ports of the loopback interface."""
     with ExitStack() as stack:
-        stack.enter_context(_unconfigured())
-        directory = Path(
-            stack.enter_context(TemporaryDirectory(prefix="ministack-", ignore_cleanup_errors=True))
-        )
+        stack.enter_context(unconfigured())
+        folder = TemporaryDirectory(prefix="ministack-", ignore_cleanup_errors=True)
+        directory = Path(stack.enter_context(folder))
         certificate, key = directory / "certificate.pem", directory / "key.pem"
         for path, pem in zip((certificate, key), self_signed(), strict=True):
             path.write_bytes(pem)
         port = free_port()
         stack.enter_context(_process(directory, port, certificate, key))
         api = stack.enter_context(closing(_client("apigateway", _url(port), certificate)))
-        proxy = stack.enter_context(strict(api, port, certificate))
+        proxy = stack.enter_context(Proxy(api, port, certificate))
         yield stack.enter_context(closing(Aws(port, certificate, proxy)))
 
 
@@ -306,17 +296,13 @@ def _client(service: str, url: str, certificate: Path) -> Any:
 
 
 @contextmanager
-def _unconfigured() -> Iterator[None]:
+def unconfigured() -> Iterator[None]:
     """Hide AWS, proxy and certificate settings in the environment or a home directory from this process."""
     with patch.dict(os.environ):
-        for name in list(os.environ):
-            if (
-                name.startswith("AWS_")
-                or name.lower().endswith("_proxy")
-                or name in ("SSL_CERT_FILE", "SSL_CERT_DIR")
-            ):
-                del os.environ[name]
+        for name in [name for name in os.environ if FOREIGN.fullmatch(name)]:
+            del os.environ[name]
         os.environ |= dict.fromkeys(("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"), os.devnull)
+        os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
         yield
 
 
@@ -348,15 +334,9 @@ def _process(directory: Path, port: int, certificate: Path, key: Path) -> Iterat
     output = directory / "ministack.log"
     with output.open("wb") as sink:
         # Not `-m ministack`, which also takes port 443 if it may.
-        server = ["-m", "hypercorn", "--workers", "0", "--bind", f"127.0.0.1:{port}"]
+        server = ["-m", "hypercorn", "--workers", "0", "--bind", f"127.0.0.1:{port}", "ministack.app:app"]
         process = subprocess.Popen(
-            [
-                sys.executable,
-                *server,
-                "--config",
-                "python:ministack.core.hypercorn_conf",
-                "ministack.app:app",
-            ],
+            [sys.executable, *server, "--config", "python:ministack.core.hypercorn_conf"],
             cwd=directory,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -371,9 +351,7 @@ def _process(directory: Path, port: int, certificate: Path, key: Path) -> Iterat
         _stop(process)
 
 
-def _wait_until_healthy(
-    process: "subprocess.Popen[bytes]", port: int, certificate: Path, output: Path
-) -> None:
+def _wait_until_healthy(process: Process, port: int, certificate: Path, output: Path) -> None:
     tls = ssl.create_default_context(cafile=certificate)
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
@@ -388,7 +366,7 @@ def _wait_until_healthy(
     raise StartError(f"MiniStack did not start:\n{output.read_text(errors='replace')[-2000:]}")
 
 
-def _stop(process: "subprocess.Popen[bytes]") -> None:
+def _stop(process: Process) -> None:
     """Kill MiniStack and its functions at once; it has nothing to save."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)

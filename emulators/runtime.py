@@ -20,17 +20,17 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import md5
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Event, Lock, Thread
-from typing import Any, Self
+from threading import Event, Lock
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from botocore.exceptions import ClientError
 
+from .dynamodb import DynamoDb
 from .fake import ApiGateway
-from .ministack import free_port
-from .tls import Server
+from .ministack import StartError, free_port
+from .tls import Handler, Server
 
 ROOT = Path(__file__).parents[1]
 #: awslambdaric, and RIE's executable.
@@ -41,10 +41,6 @@ HANDLER = "usage_plan_key.app.handler"
 START = "import sys; sys.path[:0] = sys.argv[2:]; from awslambdaric.__main__ import main; main(sys.argv)"
 #: Seconds until the emulator has to listen.
 PATIENCE = 10.0
-
-
-class StartError(Exception):
-    """Raised when the emulator does not start."""
 
 
 @dataclass
@@ -120,23 +116,14 @@ def function(
             f"{RIE} is missing: run `make test`, on Linux (Lambda's emulator is made for no other system)"
         )
     ports = [free_port(), free_port()]
-    rie, api = (f"127.0.0.1:{port}" for port in ports)
+    emulator: list[str | Path] = [RIE, "--log-level", "info"]
+    for name, port in zip(("runtime-interface-emulator", "runtime-api"), ports, strict=True):
+        emulator += [f"--{name}-address", f"127.0.0.1:{port}"]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         output = Path(folder, "output")
         with output.open("wb") as sink:
             process = subprocess.Popen(
-                [
-                    *(
-                        RIE,
-                        "--log-level",
-                        "info",
-                        "--runtime-interface-emulator-address",
-                        rie,
-                        "--runtime-api-address",
-                        api,
-                    ),
-                    *(python, "-I", "-S", "-c", start, handler, artifact, runtime),
-                ],
+                [*emulator, python, "-I", "-S", "-c", start, handler, artifact, runtime],
                 cwd=artifact,
                 env={
                     "PATH": os.environ["PATH"],
@@ -185,99 +172,71 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-class Api:
-    """The strict API Gateway of emulators/fake.py behind HTTP; a table and queue that take everything."""
+class Api(Server):
+    """emulators/fake.py and emulators/dynamodb.py behind HTTP, and a queue that takes everything."""
 
     def __init__(self, gateway: ApiGateway, host: str = "127.0.0.1", certificate: Path | None = None) -> None:
         """Bind a free port of one address; with a certificate (after its key) use TLS."""
-        self.gateway = gateway
+        super().__init__(_Handler, host, certificate)
+        self.gateway, self.url = gateway, self.place
         self.hangs = False
         """Whether it answers byte after byte, for ever, so that no socket times out."""
         self.takes = 0.0
         """Seconds that each call to API Gateway takes; the other calls take none."""
         self.lock = Lock()
-        self.table: dict[str, Any] = {}
+        self.table = DynamoDb()
         self.queued: list[str] = []
         self.stopped = Event()
-        self._server = _Server((host, 0), self, certificate)
-        self.url = f"{'https' if certificate else 'http'}://{host}:{self._server.server_port}"
-
-    def __enter__(self) -> Self:
-        Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.stopped.set()
-        self._server.shutdown()
-        self._server.server_close()
+        super().__exit__()
 
 
-class _Server(Server):
-    daemon_threads = True
-
-    def __init__(self, address: tuple[str, int], api: Api, certificate: Path | None) -> None:
-        super().__init__(address, _Handler, certificate)
-        self.api = api
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    wbufsize = -1  # Header and body leave together: no delayed ACK in between.
+class _Handler(Handler):
+    server: Api
 
     def do_GET(self) -> None:
         """Serve any method alike."""
-        api = self.server.api
-        body = self.rfile.read(int(self.headers["content-length"] or 0))
+        api, body = self.server, self.body()
         if api.hangs:
             self._trickle()
             return
         with api.lock:
             status, answered = self._serve(json.loads(body) if body else {})
-        content = json.dumps(answered).encode()
-        self.send_response_only(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(content)))
+        headers = [("content-type", "application/json")]
         if status >= 300:
-            self.send_header("x-amzn-errortype", answered["code"])
-        self.end_headers()
-        self.wfile.write(content)
+            headers.append(("x-amzn-errortype", answered["code"]))
+        self.reply(status, headers, json.dumps(answered).encode())
 
     do_POST = do_DELETE = do_GET
 
     def _trickle(self) -> None:
         self.wfile.write(b"HTTP/1.1 200 OK\r\nx-slow: ")
-        while not self.server.api.stopped.wait(0.5):
+        while not self.server.stopped.wait(0.5):
             self.wfile.write(b".")
             self.wfile.flush()
         self.close_connection = True
 
     def _serve(self, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        api, (_, _, operation) = self.server.api, self.headers.get("x-amz-target", "").partition(".")
-        match operation:
-            case "TransactGetItems":
-                pages = [api.table.get(item["Get"]["Key"]["pk"]["S"]) for item in asked["TransactItems"]]
-                return 200, {"Responses": [{"Item": page} if page else {} for page in pages]}
-            case "TransactWriteItems":
-                for item in asked["TransactItems"]:
-                    if "Put" in item:
-                        api.table[item["Put"]["Item"]["pk"]["S"]] = item["Put"]["Item"]
-                    elif "Delete" in item:
-                        api.table.pop(item["Delete"]["Key"]["pk"]["S"], None)
-                return 200, {}
-            case "SendMessage":
-                api.queued.append(asked["MessageBody"])
-                digest = md5(asked["MessageBody"].encode(), usedforsecurity=False).hexdigest()
-                return 200, {"MessageId": str(len(api.queued)), "MD5OfMessageBody": digest}
-        time.sleep(api.takes)
+        api, (_, _, operation) = self.server, self.headers.get("x-amz-target", "").partition(".")
         try:
+            match operation:
+                case "TransactGetItems":
+                    return 200, api.table.transact_get_items(**asked)
+                case "TransactWriteItems":
+                    return 200, api.table.transact_write_items(**asked)
+                case "SendMessage":
+                    api.queued.append(asked["MessageBody"])
+                    digest = md5(asked["MessageBody"].encode(), usedforsecurity=False).hexdigest()
+                    return 200, {"MessageId": str(len(api.queued)), "MD5OfMessageBody": digest}
+            time.sleep(api.takes)
             answered = self._ask_gateway(api.gateway, asked)
         except ClientError as error:
-            message = error.response["Error"]["Message"]
-            return error.response["ResponseMetadata"]["HTTPStatusCode"], {
-                "code": error.response["Error"]["Code"],
-                "message": message,
+            said, status = error.response["Error"], error.response.get("ResponseMetadata", {})
+            return status.get("HTTPStatusCode", 400), {
+                "code": said["Code"],
+                "message": said.get("Message", ""),
             }
         return answered.pop("ResponseMetadata")["HTTPStatusCode"], answered
 
@@ -297,6 +256,3 @@ class _Handler(BaseHTTPRequestHandler):
         query = parse_qs(url.query)
         found = gateway.get_usage_plans(keyId=query["keyId"][0], limit=int(query["limit"][0]))
         return {**found, "item": found.pop("items")}  # The wire format has this name.
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # its base's name for it
-        """Say nothing."""

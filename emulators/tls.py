@@ -5,10 +5,13 @@ from __future__ import annotations
 import ipaddress
 import socket
 import ssl
+import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, Self
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -39,20 +42,53 @@ def self_signed() -> tuple[bytes, bytes]:
     return certificate.public_bytes(Encoding.PEM), private
 
 
+class Handler(BaseHTTPRequestHandler):
+    """One connection, which stays open."""
+
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    wbufsize = -1  # Header and body leave together, so that no delayed ACK comes between them.
+
+    def body(self) -> bytes:
+        """Read the request's body."""
+        return self.rfile.read(int(self.headers["content-length"] or 0))
+
+    def reply(self, status: int, headers: Iterable[tuple[str, str]] = (), body: bytes = b"") -> None:
+        """Send a whole answer."""
+        self.send_response_only(status)
+        for name, value in (*headers, ("content-length", str(len(body)))):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing: a URL may be pre-signed."""
+
+
 class Server(ThreadingHTTPServer):
-    """An HTTP server; with a file of a certificate and its key it speaks TLS."""
+    """An HTTP server that listens inside `with`; with a file of a certificate and its key it speaks TLS."""
+
+    request_queue_size = 128
 
     def __init__(
-        self,
-        address: tuple[str, int],
-        handler: type[BaseHTTPRequestHandler],
-        certificate: Path | None = None,
+        self, handler: type[Handler], host: str = "127.0.0.1", certificate: Path | None = None
     ) -> None:
-        """Bind an address."""
-        super().__init__(address, handler)
+        """Bind a free port of this address."""
+        super().__init__((host, 0), handler)
+        self.place = f"{'https' if certificate else 'http'}://{host}:{self.server_port}"
+        self._thread = Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
         self._context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH) if certificate else None
         if self._context and certificate:
             self._context.load_cert_chain(certificate)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept, and leave the handshake to the connection's own thread."""
@@ -64,4 +100,6 @@ class Server(ThreadingHTTPServer):
         return connection, address
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: clients go away as they like."""
+        """Say nothing of a client that goes away: it may."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]  # object, as its base has it

@@ -131,9 +131,7 @@ class Customers:
         key, plan = self.id(association).split(":")
         self.aws.client("apigateway").delete_usage_plan_key(usagePlanId=plan, keyId=key)
 
-    def send(
-        self, kind: str, logical_id: str, association: str, *, by_queue: bool = False, **more: Any
-    ) -> dict[str, Any]:
+    def send(self, kind: str, logical_id: str, association: str, **more: Any) -> dict[str, Any]:
         """Send a request for a resource of the stack to the function; return its answer."""
         key, plan = self.id(association).split(":")
         event = {
@@ -142,7 +140,7 @@ class Customers:
             "LogicalResourceId": logical_id,
             "ResourceProperties": {"KeyId": key, "UsagePlanId": plan},
         }
-        return self.aws.ask(self.function, event | more, by_queue=by_queue)
+        return self.aws.ask(self.function, event | more)
 
     def requests(self, count: int) -> list[Request]:
         """List the requests since the last time; MiniStack writes a function's log after its answer."""

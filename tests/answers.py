@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,22 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+class Context:
+    """Lambda's context of a function whose time is up in so many seconds of a clock."""
+
+    aws_request_id = "8c5a3a0e"
+    function_name = "usage-plan-key"
+    invoked_function_arn = "arn:aws:lambda:eu-central-1:123456789012:function:usage-plan-key"
+    log_group_name = "/aws/lambda/usage-plan-key"
+    log_stream_name = "2026/03/02/[$LATEST]5f3c"
+
+    def __init__(self, seconds: float = 900, clock: Any = time) -> None:
+        self._clock, self._end = clock, clock.time() + seconds
+
+    def get_remaining_time_in_millis(self) -> int:
+        return int((self._end - self._clock.time()) * 1000)
+
+
 @pytest.fixture
 def sink(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sink]:
     with Sink() as sink:
@@ -39,8 +56,10 @@ def sink(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sink]:
         yield sink
 
 
-def event(sink: Sink, name: str = "create", **changes: Any) -> dict[str, Any]:
-    return {**EVENTS[name], "ResponseURL": sink.url, **changes}
+def asked(name: str = "create", IncludeValue: str = "false", **fields: Any) -> dict[str, Any]:
+    """An event of a file, with changes; the tests set a destination."""
+    properties = EVENTS[name]["ResourceProperties"] | {"IncludeValue": IncludeValue}
+    return {**EVENTS[name], "ResourceProperties": properties, **fields}
 
 
 def failed(reason: str = "The plan is full") -> Response:
@@ -58,6 +77,10 @@ class Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         record.text = self.format(record)
         self.records.append(record)
+
+    @property
+    def messages(self) -> list[str]:
+        return [record.getMessage() for record in self.records]
 
     @property
     def errors(self) -> list[str]:

@@ -1,33 +1,30 @@
-"""Frees every test from the surroundings' AWS, proxy and certificate settings."""
+"""Frees every test from the surroundings' settings, and makes once what many tests use."""
 
+import hashlib
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from time import localtime
 
 import pytest
 from hypothesis import settings
 
 from emulators import fake, proxy, rules
+from emulators.ministack import Aws, packaged, running, unconfigured
+
+ROOT = Path(__file__).parents[1]
+Contents = dict[str, tuple[int, tuple[int, ...], str]]
 
 settings.register_profile("unhurried", deadline=None)  # A slow machine must not fail a test.
 settings.load_profile("unhurried")
-
-FOREIGN = re.compile(r"AWS_.*|.*_PROXY|.*CA_BUNDLE|.*SSL_CERT_(FILE|DIR)", re.IGNORECASE)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def undisturbed() -> Iterator[None]:
     """Scrub the environment once, before all else, so that a test's subprocesses inherit nothing either."""
-    with pytest.MonkeyPatch.context() as environment:
-        for name in [name for name in os.environ if FOREIGN.fullmatch(name)]:
-            environment.delenv(name)
-        # Settings in somebody's home directory do not count either.
-        environment.setenv("AWS_CONFIG_FILE", os.devnull)
-        environment.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with unconfigured():
         yield
 
 
@@ -39,19 +36,49 @@ def either_conflict(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.fixture(scope="session")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the artifact with the project's own step, from the packages that the set-up has fetched."""
-    path = tmp_path_factory.mktemp("artifact")
-    handler = Path(__file__).parents[1] / "handler"
-    build = [
-        "make",
-        "-C",
-        str(handler),
-        "build-UsagePlanKeyFunction",
-        f"ARTIFACTS_DIR={path}",
-        f"PYTHON={sys.executable}",
-    ]
-    # A URI, because pip splits the value at spaces.
-    wheels = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": (Path(sys.prefix) / "wheels").as_uri()}
-    subprocess.run(build, env={**os.environ, **wheels}, check=True, capture_output=True)
-    return path
+def aws() -> Iterator[Aws]:
+    """MiniStack with the function deployed, one for all tests: each makes stacks of its own."""
+    with running() as aws:
+        template = packaged(ROOT / "template.yaml", aws.upload(ROOT / "handler"))
+        deployment = aws.deploy("usage-plan-key", template, **aws.emulated)
+        assert deployment.status == "CREATE_COMPLETE", deployment.failures
+        yield aws
+
+
+def build(path: Path, *, wheels: Path | None = None, umask: int = 0o022, **environment: str) -> str:
+    """Build the artifact with the project's own step, from the packages that the set-up has fetched.
+
+    Returns:
+        Its complaint: empty if there is an artifact.
+    """
+    fetched = (wheels or Path(sys.prefix) / "wheels").as_uri()  # a URI, because pip splits it at spaces
+    path_ = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    given = {**os.environ, "PATH": path_, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": fetched, **environment}
+    make = ["make", "-C", str(ROOT / "handler"), "build-UsagePlanKeyFunction", f"ARTIFACTS_DIR={path}"]
+    done = subprocess.run(make, env=given, umask=umask, check=False, capture_output=True, text=True)
+    return done.stderr if done.returncode else ""
+
+
+def contents(folder: Path) -> Contents:
+    """All that a zip holds of a folder: each path's mode, its local time, and its bytes, if it is a file."""
+    return {
+        str(path.relative_to(folder)): (
+            path.stat().st_mode,
+            tuple(localtime(path.stat().st_mtime)),
+            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "",
+        )
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Contents]:
+    """Build it once for all, in a folder of another depth than theirs; they may write byte code there."""
+    path = tmp_path_factory.mktemp("artifact") / "deep" / "er"
+    assert not build(path)
+    return path, contents(path)
+
+
+@pytest.fixture(scope="session")
+def artifact(built: tuple[Path, Contents]) -> Path:
+    return built[0]

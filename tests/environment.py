@@ -37,8 +37,8 @@ WIPE = "\r\033[K"
 BROKEN = "connection broken by "
 
 
-class PipError(Exception):
-    """Raised when pip has failed, or cannot do anything."""
+class SetUpError(Exception):
+    """Raised when there can be no set-up; its text says why."""
 
 
 class Progress:
@@ -94,7 +94,12 @@ def is_ready() -> bool:
 
 
 def set_up(lock: int, progress: Progress) -> None:
-    """Make .venv, whatever is there."""
+    """Make .venv, whatever is there, but a link: behind it is a folder that somebody else may use."""
+    if VENV.is_symlink():
+        raise SetUpError(
+            f".venv is a link to {VENV.readlink()}, and a set-up would empty that folder."
+            " Remove the link, and make has a .venv of its own here."
+        )
     progress.tell("making .venv")
     READY.unlink(missing_ok=True)
     venv.create(VENV, clear=True, symlinks=True, with_pip=True)
@@ -138,7 +143,7 @@ def pip(lock: int, progress: Progress, what: str, *arguments: str) -> None:
         process.terminate()
         process.wait()
     if process.returncode:
-        raise PipError(why(LOG.read_text(errors="replace")))
+        raise SetUpError(why(LOG.read_text(errors="replace")))
 
 
 def environment() -> dict[str, str]:
@@ -198,7 +203,7 @@ def main() -> int:
     except KeyboardInterrupt:
         progress.end("Interrupted: .venv is not ready; the next make sets it up anew.")
         return 130
-    except PipError as error:
+    except SetUpError as error:
         progress.end(str(error))
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
         progress.end(

@@ -1,13 +1,17 @@
 """Mutation testing: mutmut changes one place of the code at a time, and the tests that reach it have to fail.
 
-Works on a copy in a temporary folder. `python -m tests.mutants rules retry` tries these two modules only.
+Each run tries a fresh sample, by a seed that it prints, on a copy in a temporary folder. `python -m
+tests.mutants --sample 100 --seed 7 rules retry` tries a hundred changes of these two modules.
 mutmut leaves out decorated functions and constants outside of functions.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
+import random
 import re
+import secrets
 import shutil
 import signal
 import subprocess
@@ -22,12 +26,13 @@ import pytest
 from mutmut.configuration import config
 from mutmut.mutation.data import SourceFileMutationData
 from mutmut.mutation.diff_apply import get_diff_for_mutant
+from mutmut.mutation.file_mutation import mutate_file_contents
 from mutmut.utils.format_utils import orig_function_and_class_names_from_key
 
 ROOT: Final = Path(__file__).parents[1]
 PACKAGE: Final = Path("usage_plan_key")
-#: Percent of a module's mutants that the tests have to kill.
-GOAL: Final = 95.0
+#: Percent of a sample's behaviour mutants that the tests have to kill: survivors.md explains the others.
+GOAL: Final = 97.0
 #: Some tests wait, so two cores have work for four.
 WORKERS: Final = 4
 #: Seconds of CPU time that one test may take: a change that makes the code loop for ever ends there.
@@ -87,12 +92,22 @@ def as_survivor(module: str, name: str) -> Survivor:
     return Survivor(at + 1, f"{module}.{function}", " ".join(after) or f"without {' '.join(before)}")
 
 
-def tried(module: str) -> tuple[int, list[Survivor]]:
-    """Count a module's mutants, and name the survivors."""
+def drawn(modules: list[str], sample: int, seed: int) -> list[str]:
+    """Draw a sample of the modules' mutants, by mutmut's names."""
+    names: list[str] = []
+    for module in modules:
+        path = PACKAGE / f"{module}.py"
+        made = mutate_file_contents(str(path), path.read_text()).mutant_names
+        names += [f"{PACKAGE}.{module}.{name}" for name in made]
+    return sorted(random.Random(seed).sample(names, min(sample or len(names), len(names))))
+
+
+def tried(module: str, names: list[str]) -> tuple[int, list[Survivor]]:
+    """Count a module's mutants in the sample, and name the survivors."""
     data = SourceFileMutationData(path=PACKAGE / f"{module}.py")
     data.load()
-    alive = [name for name, code in data.exit_code_by_key.items() if code not in KILLED]
-    return len(data.exit_code_by_key), sorted(as_survivor(module, name) for name in alive)
+    codes = {name: code for name, code in data.exit_code_by_key.items() if name in names}
+    return len(codes), sorted(as_survivor(module, name) for name, code in codes.items() if code not in KILLED)
 
 
 def why(found: Survivor) -> str:
@@ -105,32 +120,39 @@ def why(found: Survivor) -> str:
     return ""
 
 
-def told(modules: list[str]) -> Iterator[str]:
-    """Print the counts, and each survivor with its reason; yield each shortfall."""
-    found = {module: tried(module) for module in modules}
+def told(modules: list[str], names: list[str]) -> Iterator[str]:
+    """Print each survivor with its reason, and the counts; yield each shortfall."""
+    found = {module: tried(module, names) for module in modules}
+    unexplained = 0
     for module, (_, survivors) in found.items():
         for survivor in survivors:
             reason = why(survivor)
             print(f"handler/{PACKAGE}/{module}.py:{survivor.line} {survivor.function}: {survivor.change}")
             print(f"    {reason or 'NOT EXPLAINED'}")
-            if not reason:
-                yield "tests/survivors.md does not explain every survivor"
-    print(f"\n{'module':12}{'mutants':>9}{'killed':>9}{'survived':>10}{'percent':>9}")
+            unexplained += not reason
+    print(f"\n{'module':16}{'mutants':>9}{'killed':>9}{'survived':>10}")
     for module, (count, survivors) in found.items():
-        percent = 100 * (1 - len(survivors) / count)
-        print(f"{module:12}{count:9}{count - len(survivors):9}{len(survivors):10}{percent:9.1f}")
-        if percent < GOAL:
-            yield f"The tests kill less than {GOAL:.0f} % of the mutants of {module}"
+        print(f"{module:16}{count:9}{count - len(survivors):9}{len(survivors):10}")
+    explained = sum(len(survivors) for _, survivors in found.values()) - unexplained
+    percent = 100 * (1 - unexplained / max(1, len(names) - explained))
+    print(f"{percent:.1f} % of {len(names) - explained} killed; {explained} survivors are explained")
+    if percent < GOAL:
+        yield f"The tests kill less than {GOAL:.0f} % of the mutants that tests/survivors.md does not explain"
 
 
-def main(wanted: list[str]) -> int:
-    """Make the mutants, run the tests, and report the results."""
+def main() -> int:
+    """Draw and make the mutants, run the tests, and report the results."""
+    every = [Path(path).stem for path in config().only_mutate]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("modules", nargs="*", choices=[*every, []], metavar="module", help=", ".join(every))
+    parser.add_argument("--sample", type=int, default=300, help="so many mutants; 0 for all")
+    parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
+    asked = parser.parse_args()
+    modules = asked.modules or every
     with TemporaryDirectory() as folder, chdir(folder):
         copied(Path(folder))
-        modules = [name for path in config().only_mutate if (name := Path(path).stem) in wanted or not wanted]
-        if not modules:
-            sys.exit(f"There are {', '.join(Path(path).stem for path in config().only_mutate)}")
-        names = [f"{PACKAGE}.{module}.*" for module in modules]
+        names = drawn(modules, asked.sample, asked.seed)
+        print(f"{len(names)} mutants, --seed {asked.seed}", flush=True)
         os.nice(10)
         if code := subprocess.run(
             [sys.executable, "-m", "mutmut", "run", "--max-children", str(WORKERS), *names],
@@ -138,10 +160,10 @@ def main(wanted: list[str]) -> int:
             check=False,
         ).returncode:
             return code
-        faults = list(told(modules))
-    print("\n".join(["", *dict.fromkeys(faults)]))
+        faults = list(told(modules, names))
+    print("\n".join(["", *faults]))
     return bool(faults)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

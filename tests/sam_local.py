@@ -20,12 +20,13 @@ import time
 from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
 
-from emulators.fake import ApiGateway, Key, Plan
+from emulators.fake import ApiGateway
 from emulators.runtime import ROOT, Api
 
-from .test_events import EVENTS, FREE, IN_FREE, KEY, PRO, SITUATIONS, VALUE, whole
+from .answers import EVENTS
+from .test_events import IN_FREE, SITUATIONS, whole
+from .test_runtime import gateway
 
 FUNCTION = "UsagePlanKeyFunction"
 #: Events in order on one API: they attach, verify and detach a key.
@@ -38,37 +39,36 @@ class Sam:
     """The command, in this repository."""
 
     def __init__(self, command: str, options: list[str]) -> None:
-        self._command = command
-        self._options = options
-        aws = {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "AWS_ACCESS_KEY_ID": "testing"}
-        self._environment = {
-            **os.environ,
-            **aws,
-            "AWS_SECRET_ACCESS_KEY": "testing",
-            "SAM_CLI_TELEMETRY": "0",
-        }
+        self._command, self._options = command, options
 
     def __call__(self, *arguments: str) -> str:
         """Run a subcommand; return its standard output."""
         began = time.monotonic()
-        done = subprocess.run(
-            [self._command, *arguments],
-            cwd=ROOT,
-            env=self._environment,
-            check=False,
-            capture_output=True,
-            text=True,
-        )
+        aws = {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "SAM_CLI_TELEMETRY": "0"}
+        aws |= dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "testing")
+        done = _run(self._command, *arguments, environment=os.environ | aws)
         if done.returncode:
             sys.exit(f"sam {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
         print(f"{time.monotonic() - began:5.1f} s  sam {' '.join(arguments)}", flush=True)
         return done.stdout
 
-    def invoke(self, name: str, variables: Path | None = None) -> dict[str, Any]:
-        """Invoke the function with a file, under samconfig.toml's variables or others; read its last line."""
+    def check(self, name: str, variables: Path | None = None, attached: ApiGateway | None = None) -> None:
+        """Invoke the function with a file, under samconfig.toml's variables or others; check its answer."""
         more = ["--env-vars", str(variables)] if variables else []
         printed = self("local", "invoke", FUNCTION, "--event", f"events/{name}.json", *more, *self._options)
-        return json.loads(printed.strip().splitlines()[-1])  # type: ignore[no-any-return]  # an answer is an object
+        answer, expected = json.loads(printed.strip().splitlines()[-1]), whole(name)
+        for reasoned in (expected, answer):  # A container's log stream has a name of its own.
+            if "Reason" in reasoned:
+                reasoned["Reason"] = reasoned["Reason"].rpartition(" (log stream: ")[0]
+        if answer != expected:
+            sys.exit(f"{name}: {json.dumps(answer, indent=2)}\ninstead of {json.dumps(expected, indent=2)}")
+        if attached and attached.attached != SITUATIONS[name][3]:
+            sys.exit(f"After {name}, attached is {attached.attached}")
+        print(f"         {answer['Status']} {answer.get('Data', {}).get('Outcome', '')}", flush=True)
+
+
+def _run(*command: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
 
 
 def main() -> None:
@@ -94,29 +94,19 @@ def main() -> None:
     sam("validate", "--lint")
     sam("build")
     for name in ALONE:
-        _check(name, sam.invoke(name))
-    gateway = _gateway()
+        sam.check(name)
+    api_gateway = gateway()
     # A container reaches this machine's servers only at the bridge's address. No other machine reaches that.
-    with tempfile.TemporaryDirectory() as folder, Api(gateway, _bridge()) as api:
+    with tempfile.TemporaryDirectory() as folder, Api(api_gateway, _bridge()) as api:
         variables = Path(folder, "env.json")
         _write_variables(variables, api.url)
         for name in LIFE:
-            _check(name, sam.invoke(name, variables))
-            _check_attached(name, gateway)
+            sam.check(name, variables, api_gateway)
         for name in EVENTS.keys() - {*LIFE, *ALONE}:
             before, attached, _, _ = SITUATIONS[name]
-            gateway.attached = attached | ({IN_FREE} if before else set())
-            _check(name, sam.invoke(name, variables))
-            _check_attached(name, gateway)
+            api_gateway.attached = attached | ({IN_FREE} if before else set())
+            sam.check(name, variables, api_gateway)
     print(f"All {len(EVENTS)} files were answered as they should be")
-
-
-def _gateway() -> ApiGateway:
-    """Make an API Gateway with the events' key and two plans for one stage."""
-    gateway = ApiGateway()
-    gateway.plans = {FREE: Plan("Free", (("api1", "prod"),)), PRO: Plan("Pro", (("api1", "prod"),))}
-    gateway.keys = {KEY: Key("alice", VALUE)}
-    return gateway
 
 
 def _write_variables(file: Path, url: str) -> None:
@@ -127,53 +117,29 @@ def _write_variables(file: Path, url: str) -> None:
 
 def _serve(variables: Path) -> None:
     """Serve until Ctrl-C, and print the attached keys at each change."""
-    gateway, said = _gateway(), None
-    with Api(gateway, _bridge()) as api, suppress(KeyboardInterrupt):
+    said = None
+    with Api(gateway(), _bridge()) as api, suppress(KeyboardInterrupt):
         _write_variables(variables, api.url)
         print(
             f"A strict API Gateway listens on {api.url}; {variables} leads sam there. Ctrl-C ends it",
             flush=True,
         )
         while True:
-            if gateway.attached != said:
-                said = set(gateway.attached)
-                print(
-                    f"Attached: {', '.join(':'.join(pair) for pair in sorted(said)) or 'nothing'}", flush=True
-                )
+            if api.gateway.attached != said:
+                said = set(api.gateway.attached)
+                print(f"Attached: {', '.join(map(':'.join, sorted(said))) or 'nothing'}", flush=True)
             time.sleep(0.2)
 
 
 def _bridge() -> str:
     """Ask Docker for the address that containers have for this machine."""
     form = "{{json (index .IPAM.Config 0)}}"
-    done = subprocess.run(
-        ["docker", "network", "inspect", "bridge", "--format", form],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    done = _run("docker", "network", "inspect", "bridge", "--format", form)
     if done.returncode:
         sys.exit(f"Docker is needed, and it does not answer: {done.stderr.strip()}")
     network = json.loads(done.stdout)
     # A daemon that has made the bridge itself may leave the gateway out: it is the first address.
     return network.get("Gateway") or str(ip_network(network["Subnet"])[1])
-
-
-def _check(name: str, answer: dict[str, Any]) -> None:
-    expected = whole(name)
-    for reasoned in (expected, answer):  # A container's log stream has a name of its own.
-        if "Reason" in reasoned:
-            reasoned["Reason"] = reasoned["Reason"].rpartition(" (log stream: ")[0]
-    if answer != expected:
-        sys.exit(
-            f"{name} was answered {json.dumps(answer, indent=2)}\ninstead of {json.dumps(expected, indent=2)}"
-        )
-    print(f"         {answer['Status']} {answer.get('Data', {}).get('Outcome', '')}", flush=True)
-
-
-def _check_attached(name: str, gateway: ApiGateway) -> None:
-    if gateway.attached != SITUATIONS[name][3]:
-        sys.exit(f"After {name}, attached is {gateway.attached}")
 
 
 if __name__ == "__main__":

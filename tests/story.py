@@ -3,7 +3,7 @@
     nobody, present, Adopt
         hand+ free; create A free Adopt = ADOPTED; held free=A!before; delete A free -> attached free
 
-`stories` reads tables of them; a sentence is a test's name. A step is one of:
+`played` makes tests of a table of them; a sentence is a test's name. A step is one of:
 
     create A free …, update A free pro …, delete A free …, repair A free
                         A request: the resource, its id (`free`, `bob:gold` or a foreign one), what it wants,
@@ -16,21 +16,26 @@
                         The request is issued, has arrived (its fence), is served, is delivered once more.
     at create lost busy*3 {hand+ free}denied
                         The fates of the next calls: create (or create:pro, of that plan), get, delete, plan,
-                        plans, read, write, fence (a write at an arrival), put (an answer's delivery). Braces
-                        hold what others do before or after it. `*` is for ever.
+                        plans, list, read, write, fence (a write at an arrival), put (an answer's delivery),
+                        stack, send and hide (the queue's). Braces hold what others do before or after it. `*`
+                        is for ever.
     backup, restore, restore nothing
                         The ledger is saved, put back as it was then, or replaced with an empty one. To the
                         function a key that nobody holds then is somebody else's.
-    watch missing=free unheld=gold
-                        What the watch reports two hours later, exactly.
-    asleep {…} {…}      What others do while the function sleeps.
+    watch missing=free unheld=gold …
+                        What the watch reports two hours later, exactly: gone=A too, queued=free (a repair;
+                        `serve i/alice:free` is its turn), unasked=1 (stacks), unseen=1 (plans and pages; then
+                        it fails). Before these its options: now, repairs, only=free (that plan).
+    stack two DELETE_COMPLETE
+                        What CloudFormation says of a stack from now on; `none`: that it does not exist.
     hand+ free, hand- free, gone free alice, plan PLAN STAGE …, time 60, letgo A, put NAME, excuse free
                         What others do, to the end of it: an operator has a resource let go; somebody puts a
                         bare request into the queue. An excused key may be left attached and unheld.
     queue, no ledger, seconds 60
                         The function has a queue, has no table, has so long.
-    attached …, held free=A,B!before+away, beliefs A free=known, calls create=1, ledger 1R 2W, log words,
-    unlogged words      What is so: exactly. `calls` and `ledger` are those of the last request.
+    attached …, held free=A,B!before+away, beliefs A free=known, calls create=1, ledger 1R 2W, drift 1, log
+    words               What is so: exactly. `calls` and `ledger` are those of the last request, or of the
+                        watch, whose metric is `drift`.
 """
 
 from __future__ import annotations
@@ -41,128 +46,126 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from contextvars import copy_context
 from copy import deepcopy
 from dataclasses import replace
-from datetime import UTC, datetime
-from functools import partial
+from io import StringIO
 from random import Random
 from types import SimpleNamespace
 from typing import Any, Final
 from unittest import mock
 
 import pytest
-from botocore.exceptions import ClientError, ReadTimeoutError
+from botocore.exceptions import ReadTimeoutError
 
-from emulators import fake, rules
-from emulators.dynamodb import DynamoDb
+from emulators import rules
 from emulators.fake import Key, Plan
-from tests.memory import Clock, Inline
-from usage_plan_key import decide, retry, service
+from tests.function import (
+    SIGNATURE,
+    STACK,
+    Death,
+    Message,
+    Pair,
+    Services,
+    cancelled,
+    decided,
+    event,
+    refusal,
+    still,
+    throttled,
+)
+from usage_plan_key import service
 from usage_plan_key.api_gateway import ApiGateway
-from usage_plan_key.custom_resource import CustomResource
-from usage_plan_key.decide import Answer, Attach, Back, Detach, Finish, GoOn, Look, Repeat, Step, Wait
-from usage_plan_key.errors import UndeliveredError
-from usage_plan_key.ledger import Table
-from usage_plan_key.model import Association, Holder, Origin, Snapshot
-from usage_plan_key.provider import Provider
+from usage_plan_key.errors import IncompleteError, UndeliveredError
+from usage_plan_key.ledger import Pages, Table
+from usage_plan_key.model import Association, Holder, Origin
 from usage_plan_key.queue import Queue
 from usage_plan_key.request import Request, repair_event
 from usage_plan_key.retry import Deadline
 from usage_plan_key.watch import Watch
 
-OPERATIONS: Final = {
-    "CreateUsagePlanKey": "create",
-    "GetUsagePlanKey": "get",
-    "DeleteUsagePlanKey": "delete",
-    "GetUsagePlan": "plan",
-    "GetUsagePlans": "plans",
+#: The names of calls in the stories; each reading and each writing of the ledger has one.
+VERBS: Final = {
+    "create_usage_plan_key": "create",
+    "get_usage_plan_key": "get",
+    "delete_usage_plan_key": "delete",
+    "get_usage_plan": "plan",
+    "get_usage_plans": "plans",
+    "get_usage_plan_keys": "list",
+    "describe_stacks": "stack",
+    "send_message": "send",
+    "change_message_visibility_batch": "hide",
+    "scan": "read",
+    "transact_get_items": "read",
+    "transact_write_items": "write",
+    "deliver": "put",
 }
 KINDS: Final = ("create", "update", "delete", "repair")
-SIGNATURE: Final = "marked-signature"
-WHERE: Final = "(function f, log group g, log stream s)"
-
-
-class Death(BaseException):
-    """Lambda ends the function here and now."""
-
-
-def _error(status: int, code: str, message: str, **headers: str) -> ClientError:
-    about: Any = {"HTTPStatusCode": status, "HTTPHeaders": headers}
-    return ClientError({"Error": {"Code": code, "Message": message}, "ResponseMetadata": about}, "Call")
-
-
+WHERE: Final = "(function usage-plan-key, log group /aws/lambda/usage-plan-key, log stream stream)"
 #: What a call may meet in place of being carried out.
-REFUSALS: Final[dict[str, Callable[[], BaseException]]] = {
-    "busy": lambda: _error(409, "ConflictException", rules.BUSY.message),
-    "odd": lambda: _error(409, "ConflictException", "Conflict"),
-    "throttled": lambda: _error(429, "TooManyRequestsException", "Too Many Requests"),
-    "quota": lambda: _error(429, "LimitExceededException", "Limit exceeded"),
-    "broken": lambda: _error(500, "InternalFailure", "Broken"),
-    "denied": lambda: _error(403, "AccessDeniedException", "Not authorized"),
-    "unauthorized": lambda: _error(401, "UnauthorizedException", "Not authorized"),
-    "bad": lambda: _error(400, "BadRequestException", "Bad"),
-    "cut": lambda: ReadTimeoutError(endpoint_url="https://aws"),
-    "crash": lambda: ZeroDivisionError("oops"),
-    "dies": Death,
+REFUSALS: Final[dict[str, BaseException]] = {
+    "busy": refusal(409, "ConflictException", rules.BUSY.message),
+    "odd": refusal(409, "ConflictException", "Conflict"),
+    "throttled": refusal(429, "TooManyRequestsException", "Too Many Requests"),
+    "quota": refusal(429, "LimitExceededException", "Limit exceeded"),
+    "broken": refusal(500, "InternalFailure", "Broken"),
+    "denied": refusal(403, "AccessDeniedException", "Not authorized"),
+    "unauthorized": refusal(401, "UnauthorizedException", "Not authorized"),
+    "bad": refusal(400, "BadRequestException", "Bad"),
+    "slow": refusal(400, "ProvisionedThroughputExceededException"),
+    "progress": refusal(400, "TransactionInProgressException"),
+    "limit": refusal(400, "RequestLimitExceeded"),
+    "absent": refusal(400, "ResourceNotFoundException"),
+    "conflict": cancelled("None", "TransactionConflict"),
+    "changed": cancelled("TransactionConflict", "ConditionalCheckFailed"),
+    "invalid": cancelled("ValidationError"),
+    "garbled": AttributeError("'list' object has no attribute 'get'"),
+    "cut": ReadTimeoutError(endpoint_url="https://aws"),
+    "crash": ZeroDivisionError("oops"),
+    "dies": Death(),
+}
+#: Replies that say nothing about pages, and the reference's for pages that are not there.
+REPLIES: Final[dict[str, Any]] = {
+    "html": {"ResponseMetadata": {"HTTPHeaders": {"content-type": "text/html"}}},
+    "empty": {},
+    "short": {"Responses": [{}]},
+    "null": {"Responses": [None, None]},
+}
+#: The property that an option of a request sets.
+OPTIONS: Final = {
+    **dict.fromkeys(["Adopt", "Take"], "OnExisting"),
+    **dict.fromkeys(["P1", "P2", "P3"], "VerifyTrigger"),
+    "Value": "IncludeValue",
+    "for": "ServiceTimeout",
+    "nonsense": "Nonsense",
 }
 #: What may become of its reply once it is carried out.
-LOSSES: Final = {"lost": REFUSALS["cut"], "dead": Death, "crashed": REFUSALS["crash"]}
+LOSSES: Final = {"lost": REFUSALS["cut"], "dead": REFUSALS["dies"], "crashed": REFUSALS["crash"]}
 
 
-class _Hours(Clock):
-    """Time passes while the function sleeps, and others act meanwhile."""
+class Story(Services):
+    """An account, two stacks, the function, and somebody else with a console."""
+
+    aws_request_id = "i"
 
     def __init__(self) -> None:
         super().__init__()
-        self.asleep: list[Callable[[], object]] = []
-        self.due: list[tuple[float, Callable[[], object]]] = []
-
-    def sleep(self, seconds: float, /) -> None:
-        ends = self.now + seconds
-        for due in sorted((due for due in self.due if due[0] <= ends), key=lambda due: due[0]):
-            self.due.remove(due)
-            self.now = due[0]
-            due[1]()
-        self.now = ends
-        if self.asleep:
-            self.asleep.pop(0)()
-
-
-class Story:
-    """An account, two stacks, the function, and somebody else with a console."""
-
-    def __init__(self) -> None:
-        self.clock = _Hours()
-        self.api = fake.ApiGateway()
+        self.api.meta = self.db.meta
         self.api.keys = {key: Key(f"Key of {key}", f"value-of-{key}-0123456789") for key in ("alice", "bob")}
-        stages = {
-            "free": "a:prod",
-            "pro": "a:prod a:beta",
-            "gold": "b:prod",
-            "beta": "a:beta",
-            "third": "a:prod",
-        }
-        for plan, names in stages.items():
-            self._plan([plan, *names.split()])
-        self.dynamodb = DynamoDb()
+        for plan in ("free a:prod", "pro a:prod a:beta", "gold b:prod", "beta a:beta", "third a:prod"):
+            self._others("plan", plan.split())
         self.fates: dict[str, list[str]] = {}
         self.calls: Counter[str] = Counter()
-        self.strangers: set[tuple[str, str]] = set()
-        """What somebody else has attached, and the function may not detach."""
-        self.leaving: set[tuple[str, str]] = set()
-        """What is detached, and still there: DeleteUsagePlanKey answers 202."""
-        self.taken: set[tuple[str, str]] = set()
-        """What a TAKEN has allowed it to."""
-        self.moved: set[tuple[str, str]] = set()
-        """What was a stranger's before a move that takes it over."""
+        self.strangers: set[Pair] = set()  # What somebody else has attached, and the function may not detach
+        self.taken: set[Pair] = set()  # What a TAKEN has allowed it to
+        self.moved: set[Pair] = set()  # What was a stranger's before a move that takes it over
         self.events: dict[str, dict[str, Any]] = {}
         self.bodies: dict[str, list[dict[str, Any]]] = {}
         self.put: list[dict[str, Any]] = []
-        self.receives: Counter[str] = Counter()
-        self.messages: dict[str, dict[str, Any]] = {}
-        self.hidden: list[int] = []
+        self.messages, self.leaving = {}, {}
+        self.stacks: dict[str, str] = {}  # What CloudFormation says of the unusual ones
+        self.dice = Random(0)
         self.lines: list[str] = []
         self.seconds, self.is_queued, self.has_ledger = 900.0, False, True
         self.is_arriving = False
@@ -175,18 +178,11 @@ class Story:
         self._function()
 
     def _function(self) -> None:
-        self.function = Provider(
-            api=ApiGateway(self),  # type: ignore[arg-type]  # a fake
-            sender=self,  # type: ignore[arg-type]  # a fake
-            table=Table(self, "ledger") if self.has_ledger else None,  # type: ignore[arg-type]  # a fake
-            queue=self._queue() if self.is_queued else None,
-            cloudformation=lambda: SimpleNamespace(describe_stacks=_deleted),
-            clock=self.clock,
-            background=Inline,
+        self.queue = Queue(self.line(self), "queue")
+        more = {} if self.has_ledger else {"table": None}
+        self.function = self.provider(
+            queue=self.queue if self.is_queued else None, cloudformation=lambda: self, **more
         )
-
-    def _queue(self) -> Queue:
-        return Queue(self, "queue")  # type: ignore[arg-type]  # a fake
 
     # --- The steps ---
 
@@ -223,62 +219,48 @@ class Story:
             if verb != "issue":
                 self._deliver(id_, verb, expected)
             return
-        getattr(self, f"_{_VERBS.get(verb, verb)}")(words)
+        if is_so := getattr(self, f"_{verb}", None):
+            is_so(words)
+        else:
+            self._others(verb, words)
 
     def _issue(self, name: str, words: list[str]) -> None:
         """Make a request; its id is its name in the story."""
-        self._time(["1"])
+        self.sleep(1)
         kind, resource, *ids = words
         options = {word for word in ids if re.fullmatch(r"[A-Z]\w*|\w+=\w+|undated", word)}
         ids = [id_ for id_ in ids if id_ not in options]
-        given = dict(option.split("=") for option in options if "=" in option)
-        holder = holder_of(resource)
+        given = {option: value for option, _, value in (word.partition("=") for word in options)}
         id_ = name or f"request-{next(self.ids)}"
-        issued = self.clock.now + int(given.get("ahead", 0))
-        if "with" in given:
-            issued = self.events[given["with"]]["issued"]
-        signed = datetime.fromtimestamp(issued, UTC).strftime("%Y%m%dT%H%M%SZ")
-        date = "" if "undated" in options else f"X-Amz-Date={signed}&"
-        properties: dict[str, str] = {}
+        issued = self.events[given["with"]]["issued"] if "with" in given else self.now
+        issued += int(given.get("ahead", 0))
+        given |= {"Value": "true"} if "Value" in given else {}
+        wants = {OPTIONS[word]: value or word for word, value in given.items() if word in OPTIONS}
         if kind in ("create", "update") and ids[-1] != "nothing":
-            properties = dict(zip(("KeyId", "UsagePlanId"), _pair(ids[-1]), strict=True))
-        for option in options & {"Adopt", "Take"}:
-            properties["OnExisting"] = option
-        properties |= {"IncludeValue": "true"} if "Value" in options else {}
-        if trigger := [option for option in options if re.fullmatch(r"P\d", option)]:
-            properties["VerifyTrigger"] = trigger[0]
-        names = {"for": "ServiceTimeout", "nonsense": "Nonsense"}
-        properties |= {names[name]: value for name, value in given.items() if name in names}
-        event: dict[str, Any] = {
-            "RequestType": kind.title(),
-            "RequestId": id_,
-            "StackId": holder.stack_id,
-            "LogicalResourceId": resource,
-            "ResponseURL": f"https://bucket/{id_}?{date}X-Amz-Signature={SIGNATURE}",
-            "ResourceProperties": properties,
-        }
-        if kind != "create":
-            event["PhysicalResourceId"] = _id(ids[0])
+            wants |= zip(("KeyId", "UsagePlanId"), _pair(ids[-1]), strict=True)
+        more: dict[str, Any] = {} if kind == "create" else {"PhysicalResourceId": _id(ids[0])}
         if kind == "update":
-            event["OldResourceProperties"] = {"OnExisting": given["old"]} if "old" in given else {}
+            more["OldResourceProperties"] = {"OnExisting": given["old"]} if "old" in given else {}
+        holder, date = holder_of(resource), None if "undated" in options else issued
+        asked = event(kind.title(), id_, holder, wants, date, **more)
         if kind == "repair":
-            event = repair_event(id_, holder, Association(*_pair(ids[0]))) | {"ResourceProperties": {}}
+            asked = repair_event(id_, holder, Association(*_pair(ids[0]))) | {"ResourceProperties": {}}
         self.messages.pop(id_, None)
-        self.events[id_] = {"event": event, "issued": issued, "by": given.get("old"), "asks": options}
+        self.events[id_] = {"event": asked, "issued": issued, "by": given.get("old"), "asks": options}
 
     def _deliver(self, id_: str, verb: str, expected: str) -> None:
         """Have the function served a request, and check what comes of it."""
-        event = self.events[id_]["event"]
-        is_repair = event["RequestType"] == "Repair"
-        self.put, self.hidden, outer, lines, place = [], [], self.put, len(self.lines), len(self.told) - 1
+        asked = self.events[id_]["event"]
+        is_repair = asked["RequestType"] == "Repair"
+        self.put, outer, lines, place = [], self.put, len(self.lines), len(self.told) - 1
         came = ""
         try:
             if (self.is_queued or verb == "arrive") and id_ not in self.messages and not is_repair:
-                self._arrive(id_, event)
+                self._arrive(asked)
             if verb != "arrive" and not self.put:
                 if self.depth == 1:
                     self.calls.clear()
-                came = self._serve(id_, event)
+                came = self._serve(id_, asked)
         except Death:
             came = "dies"
             self._function()
@@ -298,48 +280,41 @@ class Story:
         if expected or verb != "again" or not answers:  # `_answered` compares an answer with the earlier one.
             _expect(came, expected or "ok")
 
-    def _arrive(self, id_: str, event: dict[str, Any]) -> None:
+    def _arrive(self, asked: dict[str, Any]) -> None:
         """CloudFormation invokes the function, which fences the request, and queues it."""
-        self.is_arriving = True
+        self.is_arriving, self.ends = True, self.now + self.seconds
         try:
-            replace(self.function, queue=self._queue()).on_event(deepcopy(event), self)
+            replace(self.function, queue=self.queue).on_event(deepcopy(asked), self)
         finally:
             self.is_arriving = False
 
-    def _serve(self, id_: str, event: dict[str, Any]) -> str:
+    def _serve(self, id_: str, asked: dict[str, Any]) -> str:
         """Have a request served where it arrives; or the queue delivers it."""
-        self.ends = self.clock.now + self.seconds
-        if not self.is_queued and event["RequestType"] != "Repair" and id_ not in self.messages:
-            copy_context().run(self.function.on_event, deepcopy(event), self)
+        self.ends = self.now + self.seconds
+        if not self.is_queued and asked["RequestType"] != "Repair" and id_ not in self.messages:
+            copy_context().run(self.function.on_event, deepcopy(asked), self)
             return ""
-        message = self.messages.setdefault(
-            id_, {"body": json.dumps({"event": event, "arrived": self.clock.now}), "sent": self.clock.now}
-        )
-        self.receives[id_] += 1
-        message.setdefault("first", self.clock.now)
-        about = {
-            "ApproximateReceiveCount": str(self.receives[id_]),
-            "ApproximateFirstReceiveTimestamp": str(int(1000 * message["first"])),
-            "SentTimestamp": str(int(1000 * message["sent"])),
-            "MessageGroupId": event["StackId"],
-        }
-        record = {"messageId": id_, "receiptHandle": id_, "attributes": about, "body": message["body"]}
-        reply = copy_context().run(self.function.on_batch, [record], self)
+        if id_ not in self.messages:
+            body = json.dumps({"event": asked, "arrived": self.now})
+            self.messages[id_] = Message(id_, asked["StackId"], body, self.now)
+        message = self.messages[id_] = self.messages[id_].received(self.now)
+        reply = copy_context().run(self.function.on_batch, [message.record()], self)
         if not reply["batchItemFailures"]:
             return ""
-        return f"waits {self.hidden[-1]}" if self.hidden else "fails"
+        hidden = self.messages[id_].visible
+        return f"waits {int(hidden - self.now)}" if hidden != message.visible else "fails"
 
     def _answered(self, id_: str, answer: dict[str, Any]) -> None:
         """Check an answer's form, and that it is true, and the same as before."""
-        event, asks_value = self.events[id_]["event"], "Value" in self.events[id_]["asks"]
-        succeeds, is_delete = answer["Status"] == "SUCCESS", event["RequestType"] == "Delete"
+        asked, asks_value = self.events[id_]["event"], "Value" in self.events[id_]["asks"]
+        succeeds, is_delete = answer["Status"] == "SUCCESS", asked["RequestType"] == "Delete"
         key, plan = wanted = tuple(
-            event["ResourceProperties"].get(name, "") for name in ("KeyId", "UsagePlanId")
+            asked["ResourceProperties"].get(name, "") for name in ("KeyId", "UsagePlanId")
         )
-        new = f"{key}:{plan}" if key else event["LogicalResourceId"]
-        expected = {name: event[name] for name in ("StackId", "RequestId", "LogicalResourceId")}
+        new = f"{key}:{plan}" if key else asked["LogicalResourceId"]
+        expected = {name: asked[name] for name in ("StackId", "RequestId", "LogicalResourceId")}
         expected["PhysicalResourceId"] = (
-            new if succeeds and not is_delete else event.get("PhysicalResourceId", new)
+            new if succeeds and not is_delete else asked.get("PhysicalResourceId", new)
         )
         expected |= {"Status": answer["Status"], "NoEcho": succeeds and not is_delete and asks_value}
         data, reason = answer.get("Data", {}), answer.get("Reason", "")
@@ -365,83 +340,75 @@ class Story:
 
     def _check(self) -> None:
         """Check what holds after every step."""
-        shown = f"{self.dynamodb.items} {self.lines}"
+        shown = f"{self.db.items} {self.lines}"
         assert "value-of-" not in shown
         assert SIGNATURE not in shown
         if self.depth or not self.has_ledger:
             return
-        pages = self._pages()
+        pages = self.pages()
         held = {(who, one) for who, record in pages.records.items() for one in record.holds}
         assert held == {(who, one) for one, entry in pages.entries.items() for who in entry.holders}
-        ours = {Association(*pair) for pair in self.api.attached - self.strangers - self.leaving}
+        ours = {Association(*pair) for pair in self.api.attached - self.strangers - self.leaving.keys()}
         assert ours <= {one for _, one in held}, "what we attached and nobody holds is detached"
 
-    def _pages(self) -> Any:
-        return Table(self.dynamodb, "ledger").pages(Deadline(ends=1e12))  # type: ignore[arg-type]  # a fake
+    def pages(self) -> Pages:
+        """All pages of the ledger."""
+        return Table(self.db, "ledger").pages(Deadline(ends=self.now + 60, clock=self))  # type: ignore[arg-type]  # a fake
 
     # --- What others do ---
 
-    def _attach_by_hand(self, words: list[str]) -> None:
-        for pair in map(_pair, words):
-            if pair not in self.api.attached:
-                self.api.attached.add(pair)
-                self.strangers.add(pair)
+    def _others(self, verb: str, words: list[str]) -> None:
+        pairs = {*map(_pair, words)}
+        match verb:
+            case "hand+":
+                self.strangers |= pairs - self.api.attached
+                self.api.attached |= pairs
+            case "hand-":
+                self.api.attached -= pairs
+                self.strangers -= pairs
+            case "gone":
+                self._others("hand-", [":".join(pair) for pair in self.api.attached if {*pair} & {*words}])
+                for word in words:
+                    self.api.keys.pop(word, None)
+                    self.api.plans.pop(word, None)
+            case "plan":
+                stages = tuple((api, stage) for api, _, stage in (word.partition(":") for word in words[1:]))
+                self.api.plans[words[0]] = Plan(words[0].title(), stages)
+            case "excuse":
+                self.strangers |= pairs
+            case "backup":
+                self.saved = self.db.items
+            case "restore":
+                self.db.items = {} if words else self.saved
+                held = {one for one, entry in self.pages().entries.items() if entry.holders}
+                self.strangers |= self.api.attached - held
+            case "letgo":
+                stack, resource = holder_of(words[0])
+                self.function.let_go({"StackId": stack, "LogicalResourceId": resource}, self)
+            case "put":
+                asked = self.events[words[0]]["event"]
+                self.messages[words[0]] = Message(words[0], asked["StackId"], json.dumps(asked), self.now)
+            case _:
+                self._set(verb, words)
 
-    def _detach_by_hand(self, words: list[str]) -> None:
-        for pair in map(_pair, words):
-            self.api.attached.discard(pair)
-            self.strangers.discard(pair)
-
-    def _gone(self, words: list[str]) -> None:
-        for word in words:
-            self._detach_by_hand([f"{key}:{plan}" for key, plan in self.api.attached if word in (key, plan)])
-            self.api.keys.pop(word, None)
-            self.api.plans.pop(word, None)
-
-    def _plan(self, words: list[str]) -> None:
-        stages = tuple((api, stage) for api, _, stage in (word.partition(":") for word in words[1:]))
-        self.api.plans[words[0]] = Plan(words[0].title(), stages)
-
-    def _letgo(self, words: list[str]) -> None:
-        stack, resource = holder_of(words[0])
-        self.function.let_go({"StackId": stack, "LogicalResourceId": resource}, self)
-
-    def _put(self, words: list[str]) -> None:
-        body = json.dumps(self.events[words[0]]["event"])
-        self.messages[words[0]] = {"body": body, "sent": self.clock.now}
-
-    def _excuse(self, words: list[str]) -> None:
-        self.strangers |= {*map(_pair, words)}
-
-    def _backup(self, words: list[str]) -> None:
-        self.saved = self.dynamodb.items
-
-    def _restore(self, words: list[str]) -> None:
-        self.dynamodb.items = {} if words else self.saved
-        held = {one for one, entry in self._pages().entries.items() if entry.holders}
-        self.strangers |= self.api.attached - held
-
-    def _time(self, words: list[str]) -> None:
-        asleep, self.clock.asleep = self.clock.asleep, []
-        self.clock.sleep(float(words[0]))
-        self.clock.asleep = asleep
-
-    def _has_queue(self, words: list[str]) -> None:
-        self.is_queued, self.seconds = True, 90.0
-        self._function()
-
-    def _has_no_ledger(self, words: list[str]) -> None:
-        self.has_ledger = False
-        self._function()
-
-    def _seconds(self, words: list[str]) -> None:
-        self.seconds = float(words[0])
-
-    def _at(self, words: list[str]) -> None:
-        self.fates[words[0]] = words[1:]
-
-    def _asleep(self, words: list[str]) -> None:
-        self.clock.asleep = [partial(self._nested, word[1:-1]) for word in words]
+    def _set(self, verb: str, words: list[str]) -> None:
+        match verb, words:
+            case "time", [seconds]:
+                self.sleep(float(seconds))
+            case "seconds", [seconds]:
+                self.seconds = float(seconds)
+            case "stack", [stack, said]:
+                self.stacks[stack] = said
+            case "at", [call, *fates]:
+                self.fates[call] = fates
+            case "queue", []:
+                self.is_queued, self.seconds = True, 90.0
+                self._function()
+            case "no", ["ledger"]:
+                self.has_ledger = False
+                self._function()
+            case _:
+                raise ValueError(f"no story has this step: {verb}")
 
     def _nested(self, line: str) -> None:
         self.depth += 1
@@ -459,7 +426,7 @@ class Story:
 
     def _held(self, words: list[str]) -> None:
         found = []
-        for one, entry in self._pages().entries.items():
+        for one, entry in self.pages().entries.items():
             if entry.holders:
                 names = ",".join(sorted(holder.logical_id for holder in entry.holders))
                 origin = "" if entry.origin is Origin.OURS else f"!{entry.origin}"
@@ -470,98 +437,113 @@ class Story:
         _same({*found}, {*words} - {"nothing"})
 
     def _beliefs(self, words: list[str]) -> None:
-        records = {holder.logical_id: record for holder, record in self._pages().records.items()}
+        records = {holder.logical_id: record for holder, record in self.pages().records.items()}
         held = records[words[0]].holds.items() if words[0] in records else ()
         _same({f"{_short(one)}={hold.belief}" for one, hold in held}, {*words[1:]})
 
     def _calls(self, words: list[str]) -> None:
-        found = {f"{name}={count}" for name, count in self.calls.items() if name in OPERATIONS.values()}
+        others = ("read", "write", "put", "hide")
+        found = {f"{name}={count}" for name, count in self.calls.items() if name not in others}
         _same(found, {*words} - {"none"})
 
     def _ledger(self, words: list[str]) -> None:
         _same({f"{self.calls['read']}R", f"{self.calls['write']}W"}, {*words})
 
+    def watch(self, event: object = None, *, repairs: bool = False, left: float = 900.0) -> dict[str, Any]:
+        """Run the watch."""
+        self.ends = self.now + left
+        return Watch(
+            api=ApiGateway(self.line(self.api)),
+            table=Table(self.line(self.db), "ledger"),
+            queue=self.queue if repairs else None,
+            cloudformation=lambda: self.line(SimpleNamespace(describe_stacks=self._described)),
+            clock=self,
+            sample=self.dice.sample,
+        ).run(event, self)
+
+    def _described(self, *, StackName: str) -> dict[str, Any]:
+        said = self.stacks.get(StackName.split("/")[1], "UPDATE_COMPLETE")
+        if said == "none":
+            raise refusal(400, "ValidationError", "does not exist")
+        return {"Stacks": [{"StackStatus": said}]}
+
     def _watch(self, words: list[str]) -> None:
-        self._time(["7200"])
-        self.ends, began = self.clock.now + 900, len(self.lines)
-        there = {"Stacks": [{"StackStatus": "UPDATE_COMPLETE"}]}
-        Watch(
-            api=ApiGateway(self.api),  # type: ignore[arg-type]  # a fake
-            table=Table(self.dynamodb, "ledger"),  # type: ignore[arg-type]  # a fake
-            cloudformation=lambda: SimpleNamespace(describe_stacks=lambda **_: there),
-            clock=self.clock,
-        ).run({}, self)
+        asked = {word for word in words if re.fullmatch(r"now|repairs|only=\w+", word)}
+        only = dict(word.replace("only", "UsagePlanId").split("=") for word in asked if "=" in word)
+        self.sleep(0 if "now" in asked else 7200)
+        began, waiting, failed = len(self.lines), {*self.messages}, False
+        self.calls.clear()
+        with redirect_stdout(StringIO()) as self.metrics:
+            try:
+                self.watch(only or {"detail-type": "Scheduled Event"}, repairs="repairs" in asked)
+            except IncompleteError:
+                failed = True
         said = "\n".join(self.lines[began:])
-        missing = re.findall(r"Missing: (\S+),", said)
-        unheld = re.findall(r"Held by nobody: (\S+) in usage plan (\S+)", said)
-        found = [f"missing={id_.removeprefix('alice:')}" for id_ in missing]
-        found += [f"unheld={_short(Association(*pair))}" for pair in unheld]
-        _same({*found}, {*words} - {"nothing"})
+        found = [f"missing={_bare(id_)}" for id_ in re.findall(r"Missing: (\S+),", said)]
+        found += [
+            f"unheld={_bare(':'.join(one))}" for one in re.findall(r"nobody: (.+) in usage plan (.+)", said)
+        ]
+        found += [f"gone={name}" for name in re.findall(r"Gone: .*, and its (\w+) still holds", said)]
+        for id_ in self.messages.keys() - waiting:
+            found.append(f"queued={_bare(id_.partition('/')[2])}")
+            event = json.loads(self.messages[id_].body)["event"]
+            self.events[id_] = {"event": event, "issued": self.now, "by": None, "asks": set()}
+        counts = json.loads(re.findall(r"Watched: (.*)", said)[0])
+        kinds = {"missing": "missing", "unheld": "unheld", "gone": "gone", "queued": "repairs"}
+        for kind, count in kinds.items():
+            assert counts[count] == len([one for one in found if one.startswith(kind)]), counts
+        assert failed is bool(counts["not_looked_at"]), "it fails if it has not seen everything"
+        unknown = {"unasked": counts["stacks_not_asked"], "unseen": counts["not_looked_at"]}
+        found += [f"{name}={count}" for name, count in unknown.items() if count]
+        _same({*found}, {*words} - asked - {"nothing"})
+
+    def _drift(self, words: list[str]) -> None:
+        _same({*re.findall(r'"Drift":\[(\d+)', self.metrics.getvalue())}, {*words} - {"nothing"})
 
     def _log(self, words: list[str]) -> None:
         assert any(" ".join(words) in line for line in self.lines), self.lines
 
-    def _unlogged(self, words: list[str]) -> None:
-        assert not any(" ".join(words) in line for line in self.lines), self.lines
-
     # --- The services, as the function's clients ---
 
-    region = "eu-west-1"
-    meta = SimpleNamespace(region_name=region)
-    aws_request_id, function_name, log_group_name, log_stream_name = "i", "f", "g", "s"
-    invoked_function_arn = "arn:aws:lambda:eu-west-1:1:function:f"
-    ends = 0.0
-
-    def get_remaining_time_in_millis(self) -> int:
-        """Lambda's."""
-        return int(1000 * (self.seconds if self.is_arriving else self.ends - self.clock.now))
-
-    def __getattr__(self, name: str) -> Any:
-        """One of the clients' methods, as the fates have it."""
-        operation = "".join(word.title() for word in name.split("_"))
-        if name.startswith("transact_") or name == "scan":
-            verb = "read" if "write" not in name else "fence" if self.is_arriving else "write"
-            return partial(self._call, verb, getattr(self.dynamodb, name))
-        if operation not in OPERATIONS:
-            raise AttributeError(name)
-        return partial(self._call, OPERATIONS[operation], getattr(self.api, name))
-
-    def _call(self, verb: str, call: Callable[..., Any], **arguments: Any) -> Any:
+    def call(self, operation: str, make: Callable[[], Any], about: Pair | None = None) -> Any:
+        """One of the function's calls, as the fates have it."""
         self._moment()
+        verb = self._verb(operation)
         if not self.is_arriving:
             self.calls[verb] += 1
-        before, kind, after = _read(
-            self._fate(f"{verb}:{arguments.get('usagePlanId')}") or self._fate(verb) or "ok"
-        )
+        plan = about[1] if about else getattr(make, "keywords", {}).get("usagePlanId")
+        fate = self._fate(f"{verb}:{plan}") or self._fate(verb) or "ok"
+        before, kind, after = _read(fate)
         name, _, number = kind.partition("=")
         if before:
             self._nested(before)
         if name == "throttled" and number:
-            raise _error(429, "TooManyRequestsException", "Too Many Requests", **{"retry-after": number})
+            raise throttled(int(number))
         if name in REFUSALS:
-            error = REFUSALS[name]()
-            raise error
-        pair = arguments.get("keyId", ""), arguments.get("usagePlanId", "")
-        if name == "later":
-            self.leaving.add(pair)
-            self.clock.due.append((self.clock.now + float(number), partial(self._leave, pair)))
+            raise REFUSALS[name]
+        if name in REPLIES:
+            return REPLIES[name]
+        if name == "later" and about:
+            self.leaving[about] = self.now + float(number)
             return {}
-        if verb == "delete" and pair in self.strangers & self.api.attached:
-            self._taken_over(pair)
-        reply = call(**arguments)
+        if verb == "delete" and about in self.strangers & self.api.attached:
+            self._taken_over(about)
+        reply = make()
         self._moment()
-        if verb == "create":
-            self.strangers.discard(pair)
-            if pair in self.moved:
-                self.strangers.add(pair)
+        if verb == "create" and about:
+            self.strangers.discard(about)
+            self.strangers |= {about} & self.moved
         if name == "bare":
             del reply["value"]
         if after:
             self._nested(after)
         if name in LOSSES:
-            error = LOSSES[name]()
-            raise error
+            raise LOSSES[name]
         return reply
+
+    def _verb(self, operation: str) -> str:
+        """The name of a call in the stories."""
+        return "fence" if self.is_arriving and operation == "transact_write_items" else VERBS[operation]
 
     def _moment(self) -> None:
         if self.moments and not next(self.moments, 0):
@@ -580,10 +562,6 @@ class Story:
             fates[0] = f"{fate}*{int(times) - 1}"
         return fate
 
-    def _leave(self, pair: tuple[str, str]) -> None:
-        self.api.attached.discard(pair)
-        self.leaving.discard(pair)
-
     def _taken_over(self, pair: tuple[str, str]) -> None:
         """Unless it is taken, only an Update whose old and new properties say `Take` detaches such a key."""
         asking = self.events[[*self.events][-1]]
@@ -594,48 +572,22 @@ class Story:
             pytest.fail(f"somebody else has attached {pair}")  # No `except Exception` catches it.
         self.moved.add(pair)
 
-    def send_message(self, *, MessageBody: str, **_: Any) -> dict[str, str]:
-        """SQS's."""
-        id_ = json.loads(MessageBody)["event"]["RequestId"]
-        self.messages[id_] = {"body": MessageBody, "sent": self.clock.now}
-        return {"MessageId": id_}
-
-    def change_message_visibility_batch(self, *, Entries: list[dict[str, Any]], **_: Any) -> dict[str, Any]:
-        """SQS's."""
-        self.hidden += [entry["VisibilityTimeout"] for entry in Entries]
-        return {}
-
-    def prepare(self) -> None:
-        """The sender's."""
-
-    def check(self, request: Request) -> None:
-        """The sender's."""
+    def describe_stacks(self, **_: Any) -> Any:
+        """CloudFormation's."""
+        return {"Stacks": [{"StackStatus": "DELETE_COMPLETE"}]}
 
     def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:
         """The sender's: CloudFormation has the answer."""
         assert len(body) <= 4096
         try:
-            self._call("put", lambda: self.put.append(json.loads(body)))
+            self.call("deliver", lambda: self.put.append(json.loads(body)))
         except ReadTimeoutError as error:
             raise UndeliveredError from error
 
 
-_VERBS: Final = {
-    "hand+": "attach_by_hand",
-    "hand-": "detach_by_hand",
-    "queue": "has_queue",
-    "no": "has_no_ledger",
-}
-
-
-def _deleted(**_: Any) -> Any:
-    return {"Stacks": [{"StackStatus": "DELETE_COMPLETE"}]}
-
-
 def holder_of(resource: str) -> Holder:
     """Name a resource of the stories."""
-    stack = "two" if resource in "YZ" else "one"
-    return Holder(f"arn:aws:cloudformation:eu-west-1:1:stack/{stack}/{stack}-uuid", resource)
+    return Holder(STACK.format("two" if resource in "YZ" else "one"), resource)
 
 
 def _split(text: str, at: str) -> list[str]:
@@ -664,6 +616,10 @@ def _pair(id_: str) -> tuple[str, str]:
 def _id(id_: str) -> str:
     """`free` is alice's key in Free; an id that starts with a hash is a foreign one."""
     return id_[1:] if id_.startswith("#") else id_ if ":" in id_ else f"alice:{id_}"
+
+
+def _bare(id_: str) -> str:
+    return id_.removeprefix("alice:")
 
 
 def _short(association: Association) -> str:
@@ -704,26 +660,6 @@ def _expect(came: str, expected: str) -> None:
         assert came.partition(" ")[0] == kind, came
 
 
-def _again(state: Snapshot, request: Request, facts: decide.Facts) -> Step:
-    """`next_step`; and decided again on what it has decided, it is the same."""
-    step = decide.next_step(state, request, facts)
-    changes = isinstance(step.act, GoOn | Wait | Back) or step.facts.tried != facts.tried
-    if not changes and step.facts.value_sought == facts.value_sought:
-        twice = decide.next_step(step.pages, request, step.facts).act
-        if _kind(twice) != _kind(step.act):
-            pytest.fail(f"{step.act}, and decided again {twice}")  # No `except Exception` catches it.
-    return step
-
-
-def _kind(act: decide.Act) -> Any:
-    match act:
-        case Answer(response) | Repeat(response, _):
-            return "answer", response._replace(value=None)
-        case Attach() | Detach() | Look() | Finish():
-            return type(act), act.association
-    return type(act)
-
-
 class _Lines(logging.Handler):
     def __init__(self, story: Story) -> None:
         super().__init__(level=1)
@@ -734,19 +670,15 @@ class _Lines(logging.Handler):
 
 
 @contextmanager
-def staged() -> Iterator[Story]:
+def staged(story: Story | None = None) -> Iterator[Story]:
     """Set the stage: a story, its log, and no chance."""
-    story = Story()
+    story = story or Story()
     log, lines = logging.getLogger("usage_plan_key"), _Lines(story)
     level, log.propagate = log.level, False
     log.addHandler(lines)
     log.setLevel(logging.DEBUG)
     try:
-        with (
-            mock.patch.object(retry, "random", Random(0)),
-            mock.patch.object(service, "next_step", _again),
-            mock.patch.object(CustomResource, "_set_timeout"),
-        ):
+        with still(), mock.patch.object(service, "next_step", decided):
             yield story
     finally:
         log.removeHandler(lines)
@@ -776,3 +708,13 @@ def told(text: str) -> dict[str, str]:
 def stories(text: str) -> pytest.MarkDecorator:
     """Make tests of a table."""
     return pytest.mark.parametrize("line", [pytest.param(line, id=name) for name, line in told(text).items()])
+
+
+def played(text: str) -> Callable[[str], None]:
+    """Make tests of a table that only play its stories."""
+
+    @stories(text)
+    def test(line: str) -> None:
+        play(line)
+
+    return test

@@ -4,69 +4,48 @@ from __future__ import annotations
 
 import pytest
 
-from .story import play, stories
+from .story import played
 
 pytestmark = pytest.mark.usefixtures("either_conflict")
 
-
-@stories("""
-the old one is marked and detached, then the wanted one attached, without a pause
-    create A free; asleep {attached nothing}; at delete {held free=A+detaching+away pro=A!wanted}; update
-    A free pro = MOVED; held free=A+away pro=A; beliefs A free=left pro=given; calls create=2 get=1 plan=1
-    plans=1 delete=1; asleep; delete A free; calls none; held pro=A; beliefs A pro=given -> attached pro
+test_a_move = played("""
+the old one is marked and detached, then the wanted one attached
+    create A free; at delete {held free=A+detaching+away pro=A!wanted}; update A free pro = MOVED; held
+    free=A+away pro=A; beliefs A free=left pro=given; calls create=2 get=1 plan=1 plans=1 delete=1; delete
+    A free; calls none; held pro=A; beliefs A pro=given -> attached pro
 a rollback with the old id
     create A free; update A free pro; update A free free = MOVED; held free=A; delete A pro; held free=A
     -> attached free
-a rollback with the new id
-    create A free; update A free pro; update A pro free = MOVED; held free=A pro=A+away; delete A pro;
-    held free=A -> attached free
-three times to and fro
-    create A free; update A free pro; delete A free; update A pro third = MOVED; update A third pro =
-    MOVED; delete A third; delete A pro; held nothing -> attached nothing
 several plans block it, all of them its own: it leaves them all
     create A free; plan alpha a:beta; update A free alpha = ATTACHED; update A alpha pro = FAILED usage
     plan free (Free) for the API stage a:prod already; attached free alpha; delete A free; update A alpha
     pro = MOVED -> attached pro
-a second one that a superseded Update left is moved away from too
-    create A free; plan alpha a:beta; one: arrive update A free alpha; serve one = ATTACHED; update A free
-    pro = MOVED; held alpha=A+away free=A+away pro=A; delete A pro; held nothing -> attached nothing
-the refusal still names the detached plan (202): it waits, and tries again
-    create A free; at delete later=3; update A free pro = MOVED; calls create=4 get=3 plan=3 plans=3
-    delete=1; held free=A+away pro=A -> attached pro
-the same with a queue: it waits there for two seconds, and then in the queue
-    queue; create A free; at delete later=15; update A free pro = waits 1-2; held free=A+away; time 20;
-    again = MOVED; held free=A+away pro=A -> attached pro
+others that superseded Updates left are moved away from too
+    create A free; plan alpha a:beta; plan omega c:prod; plan pro a:prod a:beta c:prod; update A free
+    alpha; update A free omega; update A free pro = MOVED; calls create=2 get=1 plan=1 plans=1 delete=3;
+    held alpha=A+away omega=A+away free=A+away pro=A; delete A pro; held nothing -> attached nothing
 under UpdateReplacePolicy Retain the old one goes with the present one
     create A free; update A free pro; delete A pro; held nothing; calls delete=1 -> attached nothing
-what a replacement left stays when the present one goes
-    create A free; update A free gold; delete A gold; held free=A -> attached free
 taken, then moved
     hand+ free; create A free Take; update A free free Take = TAKEN; update A free pro Take = MOVED; held
     free=A!taken+away pro=A -> attached pro
 it leaves no plan for a Create
-    create A free; create A pro = FAILED usage plan free (Free)|held by A of stack one|CloudFormation
-    retained it: to move it, first declare this resource with the plan that it has there, deploy, then
-    change the plan; held free=A -> attached free
+    plan both a:prod a:beta; create A both; create A pro = FAILED usage plan both (Both) for the API stage
+    a:beta, a:prod|held by A of stack one|CloudFormation retained it; held both=A -> attached both
 """)
-def test_a_move(line: str) -> None:
-    play(line)
 
-
-@stories("""
+test_the_way_back = played("""
 refused for good: the old one is attached again
     create A free; at create ok denied; update A free pro = FAILED apigateway:POST; held free=A; beliefs A
     free=known; calls create=3 get=1 plan=1 plans=1 delete=1; delete A free -> attached nothing
-the old one cannot be attached again: it stays held, and the next Update repairs it
-    create A free; at create ok denied bad; update A free pro = FAILED apigateway:POST|. And the function
-    could not attach the detached key again: |usage plan free in eu-west-1: API Gateway calls it a bad
-    request; log ERROR Not attached again: alice:free; held free=A+away; attached nothing; update A free
-    free = REPAIRED; held free=A; delete A free -> attached nothing
+the reply to its attaching again is lost: it finds its own
+    create A free; at create ok denied lost; update A free pro = FAILED permission; held free=A; delete A
+    free -> attached nothing
 nobody knows whether the old one is back: its Delete detaches it
-    create A free; at create ok denied lost denied; update A free pro = FAILED could not attach the
-    detached key again; held free=A+attaching+away; delete A free; held nothing -> attached nothing
-it could not be detached: all is as it was
-    create A free; at delete denied; update A free pro = FAILED
-    apigateway:DELETE|/usageplans/free/keys/alice; held free=A; beliefs A free=known -> attached free
+    create A free; at create ok bad lost denied; update A free pro = FAILED bad request|could not attach
+    the detached key again: Could not attach API key alice to usage plan free in eu-west-1: permission is
+    missing; log ERROR Not attached again: alice:free; held free=A+attaching+away; delete A free; held
+    nothing -> attached nothing
 nobody knows whether it was detached, and it can be no more: the next request finishes it
     create A free; at delete lost denied; update A free pro = FAILED apigateway:DELETE; update A free
     free; held free=A -> attached free
@@ -88,16 +67,8 @@ somebody else attaches the old one before it is undone: it is theirs
     create A free; at create ok {hand+ free}denied; update A free pro = FAILED permission; held
     free=A!before; delete A free -> attached free
 """)
-def test_the_way_back(line: str) -> None:
-    play(line)
 
-
-@stories("""
-no time to undo it, seen for the first time
-    create A free; seconds 24; update A free pro = FAILED no time was left; held free=A -> attached free
-no time to undo it, known
-    create A free; create B bob:free; update B bob:free bob:pro; seconds 24; update A free pro = FAILED no
-    time was left; calls none; held bob:free=B+away bob:pro=B free=A -> attached free bob:pro
+test_a_move_begins_only_while_there_is_time_to_undo_it = played("""
 just enough for the detaching and to undo it
     create A free; seconds 33; update A free pro = MOVED -> attached pro
 a tenth of a second less
@@ -106,35 +77,18 @@ a tenth of a second less
 from a queue it waits for the next invocation
     queue; create A free; seconds 40; update A free pro = waits 0; attached free; held free=A; seconds 90;
     again = MOVED -> attached pro
-from a queue, known
-    queue; create A free; create B bob:free; update B bob:free bob:pro; seconds 40; update A free pro =
-    waits 0; calls none; seconds 90; again = MOVED -> attached pro bob:pro
 """)
-def test_a_move_begins_only_while_there_is_time_to_undo_it(line: str) -> None:
-    play(line)
 
-
-@stories("""
+test_what_blocks_a_move = played("""
 an adopted key
-    hand+ free; create A free Adopt; update A free pro = FAILED Could not attach API key alice to usage
-    plan pro: the key is in usage plan free (Free) for the API stage a:prod already, and API Gateway takes
-    a key once for each stage. That association is held by A of stack one, and was there before it, so the
-    function left it alone. This resource adopted it: to move it, first set OnExisting to Take, deploy,
-    then change the plan; held free=A!before -> attached free
+    hand+ free; create A free Adopt; update A free pro = FAILED the key is in usage plan free (Free) for
+    the API stage a:prod already, and API Gateway takes a key once for each stage|A of stack one, and was
+    there before it; held free=A!before -> attached free
 a key that no stack holds
     hand+ free; create A pro = FAILED usage plan free (Free)|a:prod|held by no stack; held nothing ->
     attached free
 another resource of the stack holds it
-    create B free; create A pro = FAILED held by B of stack one, so the function left it alone. Keep the
-    logical id to move a key: declare this resource with the plan that the key has, deploy, then change
-    the plan. If the id names the plan; held free=B -> attached free
-another resource of the stack holds it too
-    create B free; create A free; update A free pro = FAILED held by A of stack one, B of stack one; held
-    free=A,B -> attached free
-another stack holds it too
-    create Z free; create A free Adopt; update A free pro = FAILED held by A of stack one, Z of stack two,
-    so the function left it alone. Remove it there first. If that stack is gone; held free=A,Z -> attached
-    free
+    create B free; create A pro = FAILED held by B of stack one; held free=B -> attached free
 one of several plans is not ours: none is detached
     create A free; hand+ beta; update A free pro = FAILED usage plan beta (Beta)|a:beta; held free=A;
     calls create=1 get=1 plan=1 plans=1 -> attached free beta
@@ -148,42 +102,18 @@ what a superseded Update has adopted, though Take is said twice: its id names an
 before, Take said by the new properties only
     hand+ free; create A free Adopt; update A free pro Take = FAILED and was there before it -> attached
     free
-before, Take said by the old properties only
-    hand+ free; create A free Take; update A free pro Adopt old=Take = FAILED and was there before it ->
-    attached free
-before, Take said by the old properties only, and Fail by the new ones
-    hand+ free; create A free Take; update A free pro old=Take = FAILED and was there before it ->
-    attached free
 taken, Take no longer said
     hand+ free; create A free Take; update A free free Take; update A free pro old=Take = FAILED and was
     there before it -> attached free
 """)
-def test_what_blocks_a_move(line: str) -> None:
-    play(line)
 
-
-@stories("""
-within a minute it takes two calls
-    create A free; create B bob:free; update A free pro; update B bob:free bob:pro = MOVED; calls delete=1
-    create=1 -> attached pro bob:pro
-a minute later it looks again
-    create A free; create B bob:free; update A free pro; time 61; update B bob:free bob:pro = MOVED; calls
-    create=2 get=1 plan=1 plans=1 delete=1 -> attached pro bob:pro
+test_a_move_that_is_known = played("""
 what may not be detached still blocks it
     create A free; create B bob:free; update A free pro; create C bob:free; update B bob:free bob:pro =
     FAILED C of stack one -> attached pro bob:free
-a plan that has lost the stage since is left all the same: the answer is no other one
-    create A free; create B bob:free; update A free pro; plan pro a:beta; update B bob:free bob:pro =
-    MOVED -> attached pro bob:pro
-to a plan without that stage nothing is detached
-    create A free; create B bob:free; update A free pro; update B bob:free bob:gold = ATTACHED -> attached
-    pro bob:free bob:gold
 """)
-def test_a_move_that_is_known(line: str) -> None:
-    play(line)
 
-
-@stories("""
+test_taken_over_and_moved_by_one_deploy = played("""
 by the next deploy, old and new properties say Take
     hand+ free; create A free Take; update A free pro Take old=Take = MOVED; held free=A!before+away
     pro=A; attached pro; delete A free Take; delete A pro Take; held nothing -> attached nothing
@@ -196,13 +126,8 @@ rolled back with the new id: it was there before
 undone at once: it was there before
     hand+ free; create A free Take; at create ok denied; update A free pro Take old=Take = FAILED
     permission; held free=A!before -> attached free
-a rollback takes nothing over
-    hand+ free; create A free Take; update A free gold Take; update A gold free Take old=Take = VERIFIED;
-    held free=A!before gold=A -> attached free gold
 a rollback into a plan that shares the stage takes nothing over
     hand+ free; create A free Take; update A free gold Take; plan gold a:prod; update A gold free Take
     old=Take = VERIFIED; update A free gold Take old=Take = VERIFIED; held free=A!before gold=A ->
     attached free gold
 """)
-def test_taken_over_and_moved_by_one_deploy(line: str) -> None:
-    play(line)

@@ -6,6 +6,7 @@ moto plays SQS. tests/test_stack.py plays the command against the function itsel
 import json
 import math
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -54,18 +55,13 @@ class Letters:
     def undelivered(self, name: str, stack: str = STACK) -> None:
         """The function's queue has given a request up: SQS moves the message as it is."""
         event = {**EVENT, "LogicalResourceId": name, "StackId": stack, "RequestId": name}
+        Queue(self.sqs, self.urls["Undelivered"]).put(event, 0.0, Deadline(ends=math.inf))
 
-        class Sent:
-            @staticmethod
-            def send_message(**message: str) -> Any:
-                return self.sqs.send_message(**message)
-
-        Queue(Sent(), self.urls["Undelivered"]).put(event, 0.0, Deadline(ends=math.inf))  # type: ignore[arg-type]  # a fake
-
-    def unanswered(self, name: str, issued: str, stack: str = STACK) -> None:
-        """Lambda has given an invocation up."""
-        url = f"https://bucket.test/key?X-Amz-Date={issued}&X-Amz-Signature=secret"
-        event = {**EVENT, "LogicalResourceId": name, "StackId": stack, "ResponseURL": url}
+    def unanswered(self, name: str, issued: str) -> None:
+        """Lambda has given an invocation up; its URL says when it was made, or when it expires."""
+        query = f"X-Amz-Date={issued}" if "T" in issued else f"Expires={issued}"
+        url = f"https://bucket.test/key?{query}&X-Amz-Signature=secret"
+        event = {**EVENT, "LogicalResourceId": name, "ResponseURL": url}
         record = {"version": "1.0", "timestamp": "2026-11-29T10:00:00Z", "requestPayload": event}
         self.sqs.send_message(QueueUrl=self.urls["Unanswered"], MessageBody=json.dumps(record))
 
@@ -129,27 +125,25 @@ def test_the_command_shows_what_is_there_without_its_secrets_and_changes_nothing
     assert letters.there("Requests") == {}
 
 
-def test_lambdas_records_go_back_in_the_order_in_which_their_requests_were_issued(letters: Letters) -> None:
-    """Also across the ten messages that SQS hands out at once."""
-    for minute in (7, 1, 11, 4, 9, 2, 10, 5, 3, 8, 6, 0):
-        letters.unanswered(f"Key{minute}", f"20261129T10{minute:02}00Z")
-    assert redrive.main(["--send"]) == 0
-    assert letters.there("Requests") == {GROUP: [f"Key{minute}" for minute in range(12)]}
-    assert letters.there("Unanswered") == {}
+def test_requests_go_back_in_their_order_and_in_their_stacks_group(letters: Letters) -> None:
+    """Also across the ten messages that SQS hands out at once.
 
-
-def test_each_stacks_requests_go_back_in_their_order_and_their_group(letters: Letters) -> None:
-    """The group is the queue's own, so a dead letter waits behind its stack's other requests."""
+    Lambda's records go by the times of issue. The group is the function's own, so a dead letter waits behind
+    its stack's other requests.
+    """
     other = STACK.replace("stack/", "stack/another-")
     for number in range(26):
         letters.undelivered(f"Key{number}", (STACK, other)[number % 2])
-    letters.unanswered("Late", "20261129T101112Z")
+    for minute in (7, 1, 11, 4, 9, 2, 10, 5, 3, 8, 6, 0):
+        at = datetime(2026, 11, 29, 10, minute, tzinfo=UTC)
+        issued = f"{at:%Y%m%dT%H%M%SZ}" if minute % 2 else str(int(at.timestamp()) + 7200)
+        letters.unanswered(f"Late{minute}", issued)
     assert redrive.main(["--send"]) == 0
     assert letters.there("Requests") == {
-        GROUP: [*(f"Key{number}" for number in range(0, 26, 2)), "Late"],
+        GROUP: [f"Key{number}" for number in range(0, 26, 2)] + [f"Late{minute}" for minute in range(12)],
         sha256(other.encode()).hexdigest(): [f"Key{number}" for number in range(1, 26, 2)],
     }
-    assert letters.there("Undelivered") == {}
+    assert letters.there("Undelivered") == letters.there("Unanswered") == {}
 
 
 @pytest.mark.parametrize("source", ["Undelivered", "Unanswered"])
@@ -200,21 +194,21 @@ def test_without_the_stacks_outputs_the_command_touches_no_queue(
     )
 
 
-@pytest.mark.parametrize(
-    "body", ["hello", "[]", "{}", '{"event": 1}', '{"requestPayload": {"RequestType": "x"}}']
-)
-def test_a_message_that_is_no_request_stays(
-    body: str, letters: Letters, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_message_that_is_no_request_stays(letters: Letters, capsys: pytest.CaptureFixture[str]) -> None:
     """And those behind it in its group go back."""
-    queue = {"QueueUrl": letters.urls["Undelivered"], "MessageGroupId": "a"}
-    letters.sqs.send_message(**queue, MessageBody=body, MessageDeduplicationId="1")
-    wanted = json.dumps({"event": EVENT, "arrived": 0.0})
-    letters.sqs.send_message(**queue, MessageBody=wanted, MessageDeduplicationId="2")
+    bodies = ["hello", "[]", "{}", '{"event": 1}', '{"requestPayload": {"RequestType": "x"}}']
+    place = {"QueueUrl": letters.urls["Undelivered"]}
+    for body in (*bodies, json.dumps({"event": EVENT, "arrived": 0.0})):
+        letters.sqs.send_message(
+            **place,
+            MessageGroupId="a",
+            MessageBody=body,
+            MessageDeduplicationId=sha256(body.encode()).hexdigest(),
+        )
     assert redrive.main(["--send"]) == 0
     told = capsys.readouterr().out
-    assert "Undelivered: 1 sent, 1 still there" in told
-    assert "no request" in told
+    assert "Undelivered: 1 sent, 5 still there" in told
+    assert told.count("no request") == 5
     assert letters.there("Requests") == {"a": [EVENT["LogicalResourceId"]]}
-    found = letters.sqs.receive_message(QueueUrl=letters.urls["Undelivered"])["Messages"]
-    assert [message["Body"] for message in found] == [body]
+    found = letters.sqs.receive_message(**place, MaxNumberOfMessages=10)["Messages"]
+    assert [message["Body"] for message in found] == bodies

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
-from hypothesis import given
-from hypothesis import strategies as st
 
+from tests.function import refusal
 from tests.memory import Clock, within
 from usage_plan_key.errors import NotBegunError, OutOfTimeError, TurnOverError, UnreadableError
 from usage_plan_key.retry import (
@@ -21,14 +20,12 @@ from usage_plan_key.retry import (
     BEFORE_SHORT_CALL,
     BUSY_PAUSE,
     CAPS,
-    CONNECT_TIMEOUT,
     ONE_CALL,
-    READ_TIMEOUT,
+    QUOTA_PATIENCE,
     SHORT_CONNECT_TIMEOUT,
     SHORT_READ_TIMEOUT,
     Again,
     Attempts,
-    Deadline,
     code,
     message,
     readable,
@@ -69,87 +66,95 @@ class RefusedError(Exception):
     """The error that a call raises."""
 
 
-def again(**verdict: Any) -> Callable[[Exception], Again]:
-    return lambda _: Again(**verdict)
-
-
-def failing(times: int, clock: Clock | None = None, seconds: float = 0.0) -> Callable[[], str]:
-    """Make a call that fails so often, each time after so many seconds, and then succeeds."""
-    refusals = iter(range(times))
+def tried(times: int, of: Any, *verdicts: Again | None, attempts: Attempts | None = None) -> str:
+    """Make a call that fails so often; the last verdict stays."""
+    refusals, judged = iter(range(times)), iter(verdicts)
 
     def call() -> str:
-        if clock:
-            clock.now += seconds
         if (number := next(refusals, None)) is not None:
             raise RefusedError(f"refusal {number + 1}.")
         return "served"
 
-    return call
+    def judge(_: Exception) -> Again | None:
+        return next(judged, verdicts[-1] if verdicts else Again())
 
-
-def tried(
-    times: int,
-    deadline: Deadline,
-    judge: Callable[[Exception], Again | None] = again(),  # noqa: B008  # it keeps nothing
-    attempts: Attempts | None = None,
-) -> str:
-    """Make a call that fails so often."""
-    return retry(failing(times), "Could not do it", deadline, judge, NEEDS, attempts)
+    return retry(call, "Could not do it", of, judge, NEEDS, attempts)
 
 
 class TestBackOff:
-    """`retry` chooses its pauses."""
+    """`retry` chooses its pauses, and calls until success, a final refusal, or the end of the time."""
 
-    def test_full_jitter(self) -> None:
-        """Anything from nothing up to a cap, which doubles and ends at the last one."""
-        clock, dice = Sleepless(), Dice()
-        tried(8, within(999, clock, dice=dice))
-        caps = [0.5, 1, 2, 4, 8, 16, 20, 20]
-        assert dice.rolled == [(0, cap) for cap in caps]
-        assert clock.slept == caps
+    @pytest.mark.parametrize(
+        ("verdicts", "rolled", "slept"),
+        [
+            (
+                [Again()] * 8,
+                [(0, cap) for cap in (0.5, 1, 2, 4, 8, 16, 20, 20)],
+                [0.5, 1, 2, 4, 8, 16, 20, 20],
+            ),
+            (
+                [Again(busy=True), Again(busy=True), Again(after=15), Again()],
+                [BUSY_PAUSE, BUSY_PAUSE, (0, 2), (0, 4)],
+                [2, 2, 15, 4],
+            ),
+            ([Again(after=0.2)], [(0, 0.5)], [0.5]),
+        ],
+        ids=["full jitter", "busy: no backing off; Retry-After is a minimum", "less than rolled"],
+    )
+    def test_its_pauses(
+        self, verdicts: list[Again], rolled: list[tuple[float, float]], slept: list[float]
+    ) -> None:
+        clock, dice, attempts = Sleepless(), Dice(), Attempts()
+        assert tried(len(verdicts), within(999, clock, dice=dice), *verdicts, attempts=attempts) == "served"
+        assert (dice.rolled, clock.slept, attempts) == (rolled, slept, Attempts(count=len(slept) + 1))
         assert CAPS == (0.5, 20)
 
-    @given(times=st.integers(1, 2000), seed=st.integers())
-    def test_its_bounds(self, times: int, seed: int) -> None:
-        """However long it goes on."""
+    def test_however_long_it_goes_on(self) -> None:
         clock = Sleepless()
-        tried(times, within(99_999, clock, dice=Random(seed)))
-        assert len(clock.slept) == times
+        tried(2000, within(99_999, clock, dice=Random(1)))
+        assert len(clock.slept) == 2000
         assert all(0 <= seconds <= CAPS[1] for seconds in clock.slept)
 
-    def test_a_busy_api_gateway_is_waited_for_without_backing_off(self) -> None:
-        """The other worker keeps it busy for a batch at most; for all else the function backs off."""
-        clock, dice = Sleepless(), Dice()
-        verdicts = iter([Again(busy=True), Again(busy=True), Again(after=15), Again()])
-        tried(4, within(99, clock, dice=dice), lambda _: next(verdicts))
-        assert dice.rolled == [BUSY_PAUSE, BUSY_PAUSE, (0, 2), (0, 4)]
-        assert clock.slept == [2, 2, 15, 4]
-
-    @pytest.mark.parametrize(("at_least", "slept"), [(0.2, 0.5), (15, 15)], ids=["less than rolled", "more"])
-    def test_retry_after_is_a_minimum(self, at_least: float, slept: float) -> None:
-        """It waits at least as long as the server asks, also beyond the cap."""
+    def test_refused_for_good(self) -> None:
+        """A final error passes unchanged, without a pause."""
         clock = Sleepless()
-        tried(1, within(9999, clock, dice=Dice()), again(after=at_least))
-        assert clock.slept == [slept]
-
-    def test_retry_after_beyond_the_deadline(self) -> None:
-        """`retry` does not sleep in vain."""
-        clock = Sleepless()
-        with pytest.raises(OutOfTimeError, match="after 1 attempts in 0 s"):
-            tried(1, within(60, clock), again(after=60 - NEEDS + 0.1))
+        with pytest.raises(RefusedError, match="refusal 1"):
+            tried(9, within(99, clock), None)
         assert not clock.slept
 
-    def test_jitter_ends_at_the_last_moment_at_which_an_attempt_can_be_made(self) -> None:
-        """One more attempt follows, and no pause after it."""
-        clock = Clock()
-        with pytest.raises(OutOfTimeError, match="after 3 attempts in 1 s"):
-            tried(9, within(NEEDS + 1, clock, dice=Dice()))
+    @pytest.mark.parametrize("earlier", [0, 3])
+    def test_patience(self, earlier: int) -> None:
+        """It makes its last attempt at its limit, fails with its own error, and counts no other errors."""
+        clock = Clock(0.0)
+        verdicts = [*[Again(after=20)] * earlier, Again(patience=30)]
+        with pytest.raises(RefusedError):
+            tried(999, within(999, clock, dice=Dice()), *verdicts)
+        assert clock.now == 20 * earlier + 30
 
-    @pytest.mark.parametrize("seed", range(12))
-    def test_with_little_time_left_a_throttled_call_has_another_attempt(self, seed: int) -> None:
-        """Its pause ends while the call still has time for another attempt."""
-        deadline = within(NEEDS + 2.1, Clock(), dice=Random(seed))
-        assert tried(1, deadline, again(after=2, busy=True)) == "served"
+    @pytest.mark.parametrize("unclear", [True, False], ids=["unclear", "clear"])
+    @pytest.mark.parametrize(
+        ("later", "patience", "ends"),
+        [
+            (Again(), math.inf, ""),
+            (None, math.inf, RefusedError),
+            (Again(), math.inf, OutOfTimeError),
+            (Again(), 0.0, TurnOverError),
+        ],
+        ids=["success", "a refusal", "the end of the time", "a return"],
+    )
+    def test_it_remembers_whether_an_attempt_may_have_been_served(
+        self, unclear: bool, later: Again | None, patience: float, ends: Any
+    ) -> None:
+        attempts, times = Attempts(), 999 if ends in (OutOfTimeError, TurnOverError) else 2
+        deadline = within(99, Clock(), patience=1_764_000_000 + patience)
+        found: Any = None
+        try:
+            tried(times, deadline, Again(unclear=unclear), later, attempts=attempts)
+        except (RefusedError, OutOfTimeError, TurnOverError) as error:
+            found = error
+        assert type(found) is (ends or type(None))
+        assert attempts.unclear is unclear
+        assert getattr(found, "nothing_changed", not unclear) is not unclear
 
 
 class TestDeadline:
@@ -157,228 +162,155 @@ class TestDeadline:
 
     def test_a_call_needs_its_own_time_and_the_ledgers_and_the_answers(self) -> None:
         """Its own time-outs, and the ledger's and the answer's after it; the short ones come to less."""
-        assert BEFORE_CALL >= CONNECT_TIMEOUT + READ_TIMEOUT + BEFORE_SHORT_CALL
+        assert BEFORE_CALL >= ONE_CALL + BEFORE_SHORT_CALL
         assert BEFORE_SHORT_CALL >= SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT + BEFORE_DELIVERY
         assert BEFORE_DELIVERY >= SHORT_CONNECT_TIMEOUT + SHORT_READ_TIMEOUT
         assert BEFORE_LOOK >= ONE_CALL + BEFORE_DELIVERY
 
-    def test_to_the_second(self) -> None:
-        """With just enough time a call begins, with less it does not, and the Reason names the remedy."""
-        assert tried(0, within(NEEDS, Clock())) == "served"
-        attempts = Attempts()
-        with pytest.raises(
-            NotBegunError, match=r"^Could not do it: no time was left to begin\. Raise ServiceTimeout"
-        ):
-            tried(0, within(NEEDS - 0.1, Clock()), attempts=attempts)
-        assert attempts.count == 0
+    @pytest.mark.parametrize(
+        ("ends", "turn", "error", "said"),
+        [
+            (NEEDS, math.inf, None, ""),
+            (3600, NEEDS, None, ""),
+            (NEEDS - 0.1, 0, NotBegunError, r"no time was left to begin\. Raise ServiceTimeout, or the func"),
+            (3600, NEEDS - 0.1, TurnOverError, "the function's time is nearly up$"),
+        ],
+    )
+    def test_no_call_begins_without_its_time(self, ends: float, turn: float, error: Any, said: str) -> None:
+        attempts, deadline = Attempts(), within(ends, Clock(0.0), turn=turn)
+        if error is None:
+            assert tried(0, deadline) == "served"
+            return
+        with pytest.raises(error, match=f"^Could not do it: {said}") as raised:
+            tried(0, deadline, attempts=attempts)
+        assert (attempts.count, raised.value.nothing_changed) == (0, True)
+        assert getattr(raised.value, "refused", False) is False
 
-    def test_it_tells_what_is_left_and_how_long_the_work_has_taken(self) -> None:
-        clock = Clock()
-        deadline = within(100, clock)
-        clock.now += 30
-        assert (deadline.left(), clock.now - deadline.began) == (70, 30)
-        assert deadline.but(ends=clock.now).left() == 0
-        assert Deadline.by(0, clock, began=5).began == 5
+    @pytest.mark.parametrize(
+        ("ends", "more", "verdict", "error", "slept"),
+        [
+            (60, {}, Again(after=60 - NEEDS + 0.1), OutOfTimeError, []),
+            (NEEDS + 1, {}, Again(), OutOfTimeError, [0.5, 0.5]),
+            (100, {"turn": 50.0}, Again(after=99), OutOfTimeError, []),
+            (3600, {"turn": 90.0}, Again(after=90), TurnOverError, []),
+            (3600, {"turn": NEEDS + 1}, Again(), TurnOverError, [0.5, 0.5]),
+            (3600, {"patience": 0.1}, Again(), TurnOverError, []),
+            (3600, {"patience": 0.1}, Again(after=30, patience=30), TurnOverError, []),
+            (NEEDS, {"patience": -1.0}, Again(), TurnOverError, []),
+        ],
+        ids=[
+            "Retry-After beyond the end",
+            "an attempt at the last moment, and no pause after it",
+            "CloudFormation's time goes before the function's",
+            "beyond the function's time: back at once",
+            "jitter ends at the turn's last moment",
+            "beyond the patience: back at once",
+            "with what API Gateway has asked",
+            "the last try is not this rule's",
+        ],
+    )
+    def test_a_pause_that_ends_too_late(
+        self, ends: float, more: dict[str, float], verdict: Again, error: type[Any], slept: list[float]
+    ) -> None:
+        clock, attempts = Sleepless(), Attempts()
+        with pytest.raises(error) as raised:
+            tried(99, within(ends, clock, dice=Dice(), **more), verdict, attempts=attempts)
+        assert (type(raised.value), clock.slept, attempts.count) == (error, slept, len(slept) + 1)
+        if "patience" in more:
+            assert (raised.value.refused, raised.value.after) == (True, verdict.after)
+            assert (raised.value.patience, str(raised.value)) == (
+                verdict.patience,
+                "Could not do it: refusal 1.",
+            )
 
-
-class TestTurn:
-    """If the function's time ends before CloudFormation's, a request goes back to the queue."""
-
-    def test_no_call_begins_after_it(self) -> None:
-        clock = Clock()
-        assert tried(0, within(3600, clock, turn=clock.now + NEEDS)) == "served"
-        with pytest.raises(
-            TurnOverError, match=r"^Could not do it: the function's time is nearly up$"
-        ) as raised:
-            tried(0, within(3600, clock, turn=clock.now + NEEDS - 0.1))
-        assert (raised.value.refused, raised.value.until) == (False, 0)
-
-    def test_cloudformations_time_goes_first(self) -> None:
-        """A wait that would outlast CloudFormation's time fails at once, instead of going back."""
-        clock = Clock()
-        with pytest.raises(OutOfTimeError, match="ServiceTimeout") as raised:
-            tried(1, within(100, clock, turn=clock.now + 50), again(after=99))
-        assert type(raised.value) is OutOfTimeError
-
-    def test_a_wait_that_outlasts_only_the_turn_goes_back_at_once(self) -> None:
+    @pytest.mark.parametrize("more", [{}, {"turn": 90.0}, {"patience": 50.0}])
+    def test_a_pause_that_ends_in_time_is_waited_in_full(self, more: dict[str, float]) -> None:
         clock = Sleepless()
-        with pytest.raises(TurnOverError) as raised:
-            tried(1, within(3600, clock, turn=90), again(after=90))
-        assert (clock.slept, raised.value.refused) == ([], False)
+        assert tried(1, within(3600, clock, **more), Again(after=50)) == "served"
+        assert clock.slept == [50]
 
-    def test_a_pause_within_it_is_waited_in_full(self) -> None:
-        clock = Clock(0.0)
-        assert tried(1, within(3600, clock, turn=90), again(after=50)) == "served"
-        assert clock.now == 50
+    @pytest.mark.parametrize("seed", range(4))
+    def test_with_little_time_left_a_throttled_call_has_another_attempt(self, seed: int) -> None:
+        """Its pause ends while the call still has time for another attempt."""
+        deadline = within(NEEDS + 2.1, Clock(), dice=Random(seed))
+        assert tried(1, deadline, Again(after=2, busy=True)) == "served"
 
-
-class TestPatience:
-    """A request from the queue waits for a moment in place; a longer wait is the queue's."""
-
-    def test_a_pause_that_ends_within_it_is_waited(self) -> None:
-        clock = Sleepless()
-        assert tried(1, within(3600, clock, patience=4), again(after=4)) == "served"
-        assert clock.slept == [4]
-
-    @pytest.mark.parametrize("after", [0.0, 30.0])
-    def test_a_longer_one_goes_back_at_once_with_what_api_gateway_has_asked(self, after: float) -> None:
-        clock = Sleepless()
-        with pytest.raises(TurnOverError, match=r"^Could not do it: refusal 1\.$") as raised:
-            tried(99, within(3600, clock, dice=Dice(), patience=0.1), again(after=after))
-        assert (clock.slept, raised.value.after) == ([], after)
-        assert (raised.value.refused, raised.value.patience) == (True, math.inf)
-
-    def test_one_that_would_outlast_cloudformations_time_goes_back_too(self) -> None:
-        """The rule that knows the last try decides about it, and not the pause."""
-        with pytest.raises(TurnOverError):
-            tried(99, within(NEEDS, Clock(), patience=0.0))
-
-    def test_without_any_each_refusal_sends_it_back(self) -> None:
-        attempts = Attempts()
-        with pytest.raises(TurnOverError):
-            tried(99, within(3600, Clock(), patience=0.0), attempts=attempts)
-        assert attempts.count == 1
-
-    def test_a_quota_says_that_it_is_one(self) -> None:
-        with pytest.raises(TurnOverError) as raised:
-            tried(99, within(3600, Clock(), patience=0.0), again(patience=30))
-        assert raised.value.patience == 30
-
-
-class TestPersist:
-    """`retry` calls until success, a final refusal, or the end of the time."""
-
-    def test_until_it_is_served(self) -> None:
-        """`retry` counts the attempts for its caller."""
-        attempts = Attempts()
-        assert tried(3, within(99, Clock()), attempts=attempts) == "served"
-        assert attempts == Attempts(count=4)
-
-    def test_refused_for_good(self) -> None:
-        """A final error passes unchanged, without a pause."""
-        clock = Sleepless()
-        with pytest.raises(RefusedError, match="refusal 1"):
-            tried(9, within(99, clock), lambda _: None)
-        assert not clock.slept
-
-    def test_until_no_time_is_left(self) -> None:
-        """The Reason has the action, the number of attempts, the time, the last error and the remedy."""
+    def test_the_reason_has_the_attempts_the_time_the_last_error_and_the_remedy(self) -> None:
+        """An error's full stop is not doubled."""
         clock = Clock()
-        deadline = within(100, clock, dice=Random(1))
+
+        def call() -> str:
+            clock.now += 10
+            raise RefusedError("Try later. . X.")
+
         with pytest.raises(OutOfTimeError) as raised:
-            retry(failing(999, clock, 10), "Could not do it", deadline, again(after=10), 19)
+            retry(call, "Could not do it", within(100, clock), lambda _: Again(after=10), 19)
         assert str(raised.value) == (
             "Could not do it: gave up after 5 attempts in 90 s, because the time of CloudFormation"
             " (ServiceTimeout) or of the function is nearly up."
-            " The last error: refusal 5. Deploy again when that is over"
+            " The last error: Try later. . X. Deploy again when that is over"
         )
 
-    def test_patience(self) -> None:
-        """A limited retry makes its last attempt at its limit, and fails with its own error."""
-        clock = Clock(0.0)
-        with pytest.raises(RefusedError):
-            tried(999, within(999, clock, dice=Dice()), again(patience=30))
-        assert clock.now == 30
 
-    def test_patience_counts_from_the_first_such_error(self) -> None:
-        """Earlier waits for another error do not count."""
-        clock = Clock(0.0)
-        verdicts = iter([*[Again(after=20)] * 3, *[Again(patience=30)] * 999])
-        with pytest.raises(RefusedError):
-            tried(999, within(999, clock, dice=Dice()), lambda _: next(verdicts))
-        assert clock.now == 60 + 30
-
-    @pytest.mark.parametrize("unclear", [True, False], ids=["unclear", "clear"])
-    def test_whether_one_may_have_been_served(self, unclear: bool) -> None:
-        """It remembers an unclear attempt after success, a refusal, a return, and the end of the time."""
-        first = iter([Again(unclear=unclear), Again()])
-        attempts = Attempts()
-        tried(2, within(99, Clock()), lambda _: next(first), attempts)
-        assert attempts.unclear is unclear
-
-        first, attempts = iter([Again(unclear=unclear)]), Attempts()
-        with pytest.raises(RefusedError):
-            tried(2, within(99, Clock()), lambda _: next(first, None), attempts)
-        assert attempts.unclear is unclear
-
-        forever = iter([Again(unclear=unclear)])
-        with pytest.raises(OutOfTimeError) as raised:
-            tried(999, within(99, Clock()), lambda _: next(forever, Again()))
-        assert raised.value.nothing_changed is not unclear
-
-        with pytest.raises(TurnOverError) as back:
-            tried(999, within(99, Clock(), patience=0.0), again(unclear=unclear))
-        assert back.value.nothing_changed is not unclear
-
-    def test_the_last_errors_full_stop_is_not_doubled(self) -> None:
-        def call() -> str:
-            raise RefusedError("Try later. . X")
-
-        with pytest.raises(
-            OutOfTimeError, match=r"The last error: Try later\. \. X\. Deploy again when that is over$"
-        ):
-            retry(call, "x", within(NEEDS, Clock()), again(), NEEDS)
-
-
-class TestReadable:
-    """`readable` takes a reply only from the service that the function has asked."""
+class TestReplies:
+    """`readable` takes a reply only from the service that was asked; an error may lack a part."""
 
     @pytest.mark.parametrize(
-        "reply",
+        ("made", "said"),
         [
-            {"a": 1},
-            {"a": 1, "ResponseMetadata": {}},
-            {"a": 1, "ResponseMetadata": {"HTTPHeaders": {"content-type": "application/json"}}},
+            (lambda: {"a": 1}, ""),
+            (lambda: {"a": 1, "ResponseMetadata": {}}, ""),
+            (lambda: {"a": 1, "ResponseMetadata": {"HTTPHeaders": {"content-type": "x/json"}}}, ""),
+            (dict, "the reply is none of SQS's, or is cut short"),
+            (
+                lambda: {"a": 1, "ResponseMetadata": {"HTTPHeaders": {"content-type": "text/html; x"}}},
+                "the reply is none of SQS's, or is cut short",
+            ),
+            (lambda: None.a, r"the reply cannot be read \(AttributeError\)"),  # type: ignore[attr-defined]
+            (lambda: len(None), r"the reply cannot be read \(TypeError\)"),  # type: ignore[arg-type]
+            (lambda: int("a value that nobody may see"), r"the reply cannot be read \(ValueError\)"),
         ],
     )
-    def test_it_gives_a_whole_reply_back(self, reply: dict[str, Any]) -> None:
-        assert readable(lambda: reply, "SQS", lambda reply: "a" in reply)() is reply
-
-    def test_an_empty_reply_will_do_if_the_caller_reads_nothing_of_it(self) -> None:
-        assert readable(dict, "SQS")() == {}
+    def test_a_whole_reply_is_given_back(self, made: Callable[[], Any], said: str) -> None:
+        call = readable(made, "SQS", lambda reply: "a" in reply)
+        if said:
+            with pytest.raises(UnreadableError, match=f"^{said}$"):
+                call()
+        else:
+            assert call() == made()
+        assert readable(dict, "SQS")() == {}, "if the caller reads nothing of it"
 
     @pytest.mark.parametrize(
-        "reply", [{}, {"a": 1, "ResponseMetadata": {"HTTPHeaders": {"content-type": "text/html; charset=x"}}}]
+        ("response", "found"),
+        [
+            ({"Error": {"Code": "X", "Message": "no"}}, ("X", "no", 0)),
+            ({"Error": {"Message": None}, "retryAfterSeconds": "soon"}, ("", "", 0)),
+            ({}, ("", "", 0)),
+            (
+                {"ResponseMetadata": {"HTTPHeaders": {"retry-after": "3"}}, "retryAfterSeconds": "7"},
+                ("", "", 3),
+            ),
+            ({"retryAfterSeconds": "7"}, ("", "", 7)),
+            ({"retryAfterSeconds": "-7"}, ("", "", 0)),
+        ],
     )
-    def test_a_page_and_half_a_reply_are_none_of_the_services(self, reply: dict[str, Any]) -> None:
-        with pytest.raises(UnreadableError, match=r"^the reply is none of SQS's, or is cut short$"):
-            readable(lambda: reply, "SQS", lambda reply: "a" in reply)()
+    def test_an_error_is_read(self, response: Any, found: tuple[str, str, float]) -> None:
+        error = ClientError(response, "Call")
+        assert (code(error), message(error), retry_after(error)) == found
+        assert (code(ValueError("x")), message(ValueError("x"))) == ("ValueError", "x")
 
-    @pytest.mark.parametrize("error", [AttributeError, TypeError, ValueError])
-    def test_it_names_the_error_of_a_reply_that_boto3_cannot_read(self, error: type[Exception]) -> None:
-        def call() -> Any:
-            raise error("a value that nobody may see")
-
-        with pytest.raises(UnreadableError, match=rf"^the reply cannot be read \({error.__name__}\)$"):
-            readable(call, "SQS")()
-
-
-class TestErrors:
-    """AWS's errors are read also where a part of them is missing."""
-
-    @staticmethod
-    def error(response: Any) -> ClientError:
-        return ClientError(response, "Call")
-
-    def test_the_code_is_awss_or_the_class(self) -> None:
-        assert code(self.error({"Error": {"Code": "X"}})) == "X"
-        assert code(self.error({"Error": {}})) == code(self.error({})) == ""
-        assert code(ValueError("x")) == "ValueError"
-
-    def test_the_text_is_awss_or_its_own(self) -> None:
-        assert message(self.error({"Error": {"Message": "no"}})) == "no"
-        assert message(self.error({"Error": {"Message": None}})) == message(self.error({})) == ""
-        assert message(ValueError("x")) == "x"
-
-    def test_the_pause_is_the_headers_or_botocores(self) -> None:
-        headers = {"HTTPHeaders": {"retry-after": "3"}}
-        assert retry_after(self.error({"ResponseMetadata": headers, "retryAfterSeconds": "7"})) == 3
-        assert retry_after(self.error({"retryAfterSeconds": "7"})) == 7
-        assert retry_after(self.error({})) == retry_after(self.error({"retryAfterSeconds": "soon"})) == 0
-
-    def test_throttled_api_gateway_is_busy(self) -> None:
-        throttled = {
-            "Error": {"Code": "TooManyRequestsException"},
-            "ResponseMetadata": {"HTTPStatusCode": 429},
-        }
-        assert transient(self.error(throttled)) == Again(busy=True)
+    @pytest.mark.parametrize(
+        ("status", "code", "text", "verdict"),
+        [
+            (429, "X", "", Again(busy=True)),
+            (400, "ThrottlingException", "", Again(busy=True)),
+            (409, "ConflictException", "Please Try again later.", Again(busy=True)),
+            (429, "LimitExceededException", "", Again(patience=QUOTA_PATIENCE)),
+            (400, "RequestTimeout", "", Again(unclear=True)),
+            (503, "X", "", Again(unclear=True)),
+            (400, "LimitExceededException", "", None),
+            (409, "ConflictException", "", None),
+        ],
+    )
+    def test_what_may_be_asked_again(self, status: int, code: str, text: str, verdict: Again | None) -> None:
+        assert transient(refusal(status, code, text)) == verdict

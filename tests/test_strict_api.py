@@ -1,18 +1,42 @@
-"""The pure rules, the fake client and the proxy before MiniStack all keep API Gateway's rules."""
+"""The fake client and the proxy before MiniStack keep API Gateway's rules, both alike."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from botocore.exceptions import ClientError, ConnectionClosedError
+from botocore.exceptions import ClientError
 
 from emulators import rules
 from emulators.fake import ApiGateway, Key, Plan
-from emulators.ministack import Aws, running
-from emulators.proxy import strict
-from emulators.rules import Bucket, OneAtATime
+from emulators.ministack import Aws
+from emulators.proxy import Proxy
+from emulators.rules import Bucket, OneAtATime, Refusal
+
+STAGES = {"Free": ["api:prod"], "Pro": ["api:dev", "api:prod"], "Other": ["other:prod"]}
+#: Calls in order, and what becomes of each.
+STORY = [
+    ("create Free alice", 201),
+    ("get Free alice", 200),
+    ("create Free alice", rules.DUPLICATE),
+    ("create Pro alice", "shared stage"),
+    ("create Other alice", 201),  # no stage in common
+    ("create Pro bob", 201),
+    ("create nowhere bob", rules.NOT_FOUND),
+    ("create Other nobody", rules.NOT_FOUND),
+    ("create Other bob COOKIE", rules.BAD_TYPE),
+    ("get Other bob", rules.NOT_FOUND),
+    ("get nowhere alice", rules.NOT_FOUND),
+    ("get Free nobody", rules.NOT_FOUND),
+    ("delete Free bob", rules.NOT_FOUND),
+    ("delete nowhere alice", rules.NOT_FOUND),
+    ("plans alice", ["Free", "Other"]),
+    ("delete Free alice", 202),
+    ("get Free alice", rules.NOT_FOUND),
+    ("create Pro alice", 201),  # The stage is free again.
+    ("plans alice", ["Other", "Pro"]),
+]
 
 
 class Clock:
@@ -24,303 +48,133 @@ class Clock:
         return self.now
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
+class Api:
+    """One of the two: its client, the ids of plans and keys by their names, and its gate."""
 
+    def __init__(self, client: Any, ids: dict[str, str], gate: OneAtATime | None = None) -> None:
+        self.client, self.ids, self.gate = client, ids, gate
 
-class TestOneAtATime:
-    """Creates and deletes pass one at a time."""
-
-    def test_a_call_is_busy_while_another_is_under_way(self, clock: Clock) -> None:
-        one_at_a_time = OneAtATime(0.3, clock)
-        assert one_at_a_time.enter() is None
-        clock.now += 60
-        assert one_at_a_time.enter() is rules.BUSY
-
-    def test_a_call_is_busy_until_another_has_taken_its_time(self, clock: Clock) -> None:
-        one_at_a_time = OneAtATime(0.5, clock)
-        one_at_a_time.enter()
-        assert one_at_a_time.leave() == 0.5
-        assert one_at_a_time.enter() is rules.BUSY
-        clock.now += 0.5
-        assert one_at_a_time.enter() is None
-
-    def test_a_call_goes_in_at_once_after_another_that_was_slow_by_itself(self, clock: Clock) -> None:
-        one_at_a_time = OneAtATime(0.5, clock)
-        one_at_a_time.enter()
-        clock.now += 2
-        assert one_at_a_time.leave() == 0
-        assert one_at_a_time.enter() is None
-
-    def test_a_busy_call_says_to_try_again_later(self) -> None:
-        assert "Please try again later" in rules.BUSY.message
-
-    @pytest.mark.parametrize(
-        "final",
-        [rules.DUPLICATE, *rules.SHARED_STAGES],
-        ids=["duplicate", "shared stage", "shared stage, 400"],
-    )
-    def test_nothing_else_says_so(self, final: rules.Refusal) -> None:
-        assert "try again later" not in final.message.lower()
-
-
-class TestBucket:
-    """Ten calls a second, forty at once."""
-
-    def test_lets_a_burst_of_forty_pass(self, clock: Clock) -> None:
-        bucket = Bucket(clock)
-        assert [bucket.take() for _ in range(40)] == [None] * 40
-        refusal = bucket.take()
-        assert refusal is not None
-        assert (refusal.status, refusal.code) == (429, "TooManyRequestsException")
-
-    def test_gives_out_ten_tokens_a_second(self, clock: Clock) -> None:
-        bucket = Bucket(clock)
-        while not bucket.take():
-            pass
-        clock.now += 1
-        assert [bucket.take() is None for _ in range(11)] == [True] * 10 + [False]
-
-    def test_holds_no_more_than_forty(self, clock: Clock) -> None:
-        bucket = Bucket(clock)
-        clock.now += 3600
-        assert sum(bucket.take() is None for _ in range(60)) == 40
-
-    def test_says_when_to_come_again_in_whole_seconds(self, clock: Clock) -> None:
-        bucket = Bucket(clock, rate=0.4, burst=1)
-        bucket.take()
-        refusal = bucket.take()
-        assert refusal is not None
-        assert refusal.retry_after == 3
-        clock.now += 3
-        assert bucket.take() is None
+    def call(self, line: str) -> Any:
+        """Make a call of the story: a status, the names of plans, or a refusal."""
+        verb, *names = line.split()
+        if verb == "plans":
+            plans = self.client.get_usage_plans(keyId=self.ids[names[0]], limit=500)["items"]
+            return sorted(plan["name"] for plan in plans)
+        of = dict(zip(("usagePlanId", "keyId"), (self.ids.get(name, name) for name in names), strict=False))
+        if verb == "create":
+            of["keyType"] = names[2] if len(names) > 2 else "API_KEY"
+        try:
+            made = getattr(self.client, f"{verb}_usage_plan_key")(**of)
+        except ClientError as error:
+            meta, message = error.response["ResponseMetadata"], error.response["Error"]["Message"]
+            again = meta["HTTPHeaders"].get("retry-after")
+            code = error.response["Error"]["Code"]
+            return Refusal(meta["HTTPStatusCode"], code, message, again and int(again))
+        if verb != "delete":
+            assert (made["id"], made["name"], made["type"]) == (of["keyId"], names[1].title(), "API_KEY")
+            assert made["value"]
+        return made["ResponseMetadata"]["HTTPStatusCode"]
 
 
 @pytest.fixture
 def fake() -> ApiGateway:
-    """Two plans for one stage, one for another API's; a key that is nowhere."""
     api = ApiGateway()
-    api.plans = {
-        "free": Plan("Free", (("api", "prod"),)),
-        "pro": Plan("Pro", (("api", "dev"), ("api", "prod"))),
-        "other": Plan("Other", (("other", "prod"),)),
-    }
-    api.keys = {"alice": Key("Alice", "secret"), "bob": Key("Bob", "hidden")}
+    api.plans = {name: Plan(name, tuple(it.split(":") for it in of)) for name, of in STAGES.items()}  # type: ignore[misc]  # two parts
+    api.keys = {name: Key(name.title(), "secret") for name in ("alice", "bob")}
     return api
 
 
-@pytest.fixture(scope="module")
-def aws() -> Iterator[Aws]:
-    with running() as aws:
-        yield aws
-
-
 @pytest.fixture
-def proxied(aws: Aws) -> Iterator[SimpleNamespace]:
-    """The same, through a proxy with a full bucket; the ids are MiniStack's."""
-    behind = aws.client("apigateway")
-    with strict(behind, aws.port, aws.certificate) as proxy:
-        made = SimpleNamespace(client=aws.client("apigateway", proxy.url), ids={}, proxy=proxy)
-        _furnish(behind, made.ids)
-        yield made
+def proxied(aws: Aws) -> Iterator[Api]:
+    """A proxy of its own, with a full bucket."""
+    behind, ids = aws.client("apigateway"), {}
+    for name, of in STAGES.items():
+        stages = [dict(zip(("apiId", "stage"), it.split(":"), strict=True)) for it in of]
+        ids[name] = behind.create_usage_plan(name=name, apiStages=stages)["id"]
+    for name in ("alice", "bob"):
+        ids[name] = behind.create_api_key(name=name.title())["id"]
+    with Proxy(behind, aws.port, aws.certificate) as proxy:
+        yield Api(aws.client("apigateway", proxy.url), ids, proxy.one_at_a_time)
 
 
-def _furnish(behind: Any, ids: dict[str, str]) -> None:
-    stages = {
-        "free": [("api", "prod")],
-        "pro": [("api", "dev"), ("api", "prod")],
-        "other": [("other", "prod")],
-    }
-    for plan, covered in stages.items():
-        ids[plan] = behind.create_usage_plan(
-            name=plan.title(), apiStages=[{"apiId": api, "stage": stage} for api, stage in covered]
-        )["id"]
-    for key in ("alice", "bob"):
-        ids[key] = behind.create_api_key(name=key.title())["id"]
+@pytest.mark.usefixtures("either_conflict")
+@pytest.mark.parametrize("which", ["fake", "proxy"])
+def test_both_answer_alike(which: str, request: pytest.FixtureRequest) -> None:
+    api = request.getfixturevalue("proxied") if which == "proxy" else Api(request.getfixturevalue("fake"), {})
+    api.ids = api.ids or {name: name for name in (*STAGES, "alice", "bob")}
+    said = [(line, api.call(line)) for line, _ in STORY]
+    assert said == [
+        (line, ApiGateway.shared_stage if expected == "shared stage" else expected)
+        for line, expected in STORY
+    ]
+    assert api.client.get_usage_plan(usagePlanId=api.ids["Pro"])["name"] == "Pro"
+    with pytest.raises(api.client.exceptions.NotFoundException):
+        api.client.get_usage_plan(usagePlanId="nowhere")
 
 
-@pytest.fixture(params=["fake", "proxy"])
-def api(request: pytest.FixtureRequest) -> SimpleNamespace:
-    """Either of them: a client, and its ids by our names."""
-    if request.param == "proxy":
-        found: SimpleNamespace = request.getfixturevalue("proxied")
-        return found
-    fake = request.getfixturevalue("fake")
-    names = [*fake.plans, *fake.keys]
-    return SimpleNamespace(client=fake, ids={name: name for name in names})
+def test_only_a_busy_refusal_says_to_try_again_later() -> None:
+    """The handler tells a conflict that passes by this text, and every other one by its code."""
+    bad, missing, conflict = (400, "BadRequest"), (404, "NotFound"), (409, "Conflict")
+    every = [rules.BAD_TYPE, rules.NOT_FOUND, rules.DUPLICATE, *rules.SHARED_STAGES, rules.BUSY]
+    codes = [(it.status, it.code.removesuffix("Exception")) for it in every]
+    assert codes == [bad, missing, conflict, conflict, bad, conflict]
+    assert [each for each in every if "try again later" in each.message.lower()] == [rules.BUSY]
 
 
-def create(api: SimpleNamespace, plan: str, key: str, key_type: str = "API_KEY") -> dict[str, Any]:
-    answer: dict[str, Any] = api.client.create_usage_plan_key(
-        usagePlanId=api.ids.get(plan, plan), keyId=api.ids.get(key, key), keyType=key_type
-    )
-    return answer
+def test_the_proxy_lets_one_of_two_in(proxied: Api) -> None:
+    assert proxied.gate
+    proxied.gate.seconds = 2
+    with ThreadPoolExecutor(2) as pool:
+        answers = {*pool.map(proxied.call, ["create Free alice", "create Other bob"])}
+    assert answers == {201, rules.BUSY}
 
 
-def get(api: SimpleNamespace, plan: str, key: str) -> dict[str, Any]:
-    answer: dict[str, Any] = api.client.get_usage_plan_key(
-        usagePlanId=api.ids.get(plan, plan), keyId=api.ids.get(key, key)
-    )
-    return answer
+def test_a_create_or_a_delete_under_way_keeps_others_out(fake: ApiGateway) -> None:
+    """Until it has taken its time; a get never waits."""
+    clock, api = Clock(), Api(fake, {})
+    fake.one_at_a_time = OneAtATime(0.5, clock)
+    calls = ["create Free alice", "create Free bob", "delete Free alice", "get Free alice"]
+    assert [api.call(line) for line in calls] == [201, rules.BUSY, rules.BUSY, 200]
+    clock.now += 0.5
+    assert [api.call(line) for line in ("create Free bob", "create Other alice")] == [201, rules.BUSY]
+    clock.now += 60
+    assert fake.one_at_a_time.enter() is None
+    clock.now += 60
+    assert fake.one_at_a_time.enter() is rules.BUSY, "the one inside is slow by itself"
+    assert fake.one_at_a_time.leave() == 0
+    assert fake.one_at_a_time.enter() is None
 
 
-def delete(api: SimpleNamespace, plan: str, key: str) -> None:
-    api.client.delete_usage_plan_key(usagePlanId=api.ids.get(plan, plan), keyId=api.ids.get(key, key))
+def test_ten_calls_a_second_pass_and_forty_at_once(fake: ApiGateway) -> None:
+    """https://docs.aws.amazon.com/apigateway/latest/developerguide/limits.html."""
+    clock, api = Clock(), Api(fake, {})
+    throttled = Refusal(429, "TooManyRequestsException", "Too Many Requests", 1)
+    fake.bucket, fake.attached = Bucket(clock), {("alice", "Free")}
+    for seconds, passing in ((0, 40), (1, 10), (3600, 40)):
+        clock.now += seconds
+        said = [api.call("get Free alice") for _ in range(60)]
+        assert said == [200] * passing + [throttled] * (60 - passing)
+    fake.bucket = Bucket(clock, rate=0.4, burst=1)
+    said = [api.call(line) for line in ("create Other alice", "delete Other alice")]
+    assert said == [201, replace(throttled, retry_after=3)]
+    clock.now += 3
+    assert api.call("delete Other alice") == 202
+    assert fake.calls == {"GetUsagePlanKey": 180, "CreateUsagePlanKey": 1, "DeleteUsagePlanKey": 2}
 
 
-def refusal(call: Callable[[], object]) -> tuple[int, str, str]:
-    """Find the refusal of this call."""
-    with pytest.raises(ClientError) as caught:
-        call()
-    answer = caught.value.response
-    return answer["ResponseMetadata"]["HTTPStatusCode"], answer["Error"]["Code"], answer["Error"]["Message"]
-
-
-def expected(refused: rules.Refusal) -> tuple[int, str, str]:
-    return refused.status, refused.code, refused.message
-
-
-class TestApi:
-    """The fake and the proxy answer alike."""
-
-    def test_a_key_goes_in_is_there_and_comes_out(self, api: SimpleNamespace) -> None:
-        created = create(api, "free", "alice")
-        assert (created["id"], created["type"], created["name"]) == (api.ids["alice"], "API_KEY", "Alice")
-        assert created["ResponseMetadata"]["HTTPStatusCode"] == 201
-        found = get(api, "free", "alice")
-        assert (found["name"], found["value"]) == ("Alice", created["value"])
-        delete(api, "free", "alice")
-        assert refusal(lambda: get(api, "free", "alice")) == expected(rules.NOT_FOUND)
-
-    def test_only_api_keys_are_keys(self, api: SimpleNamespace) -> None:
-        assert refusal(lambda: create(api, "free", "alice", "COOKIE")) == expected(rules.BAD_TYPE)
-
-    @pytest.mark.parametrize(("plan", "key"), [("nowhere", "alice"), ("free", "nobody")], ids=["plan", "key"])
-    def test_an_unknown_plan_or_key_is_not_found(self, api: SimpleNamespace, plan: str, key: str) -> None:
-        for call in (create, get, delete):
-            assert refusal(lambda call=call: call(api, plan, key)) == expected(rules.NOT_FOUND)  # type: ignore[misc]
-
-    def test_a_duplicate_is_a_conflict(self, api: SimpleNamespace) -> None:
-        create(api, "free", "alice")
-        assert refusal(lambda: create(api, "free", "alice")) == expected(rules.DUPLICATE)
-
-    @pytest.mark.usefixtures("either_conflict")
-    def test_a_second_plan_for_a_stage_is_refused(self, api: SimpleNamespace) -> None:
-        create(api, "free", "alice")
-        assert refusal(lambda: create(api, "pro", "alice")) == expected(ApiGateway.shared_stage)
-
-    def test_plans_for_different_stages_are_none(self, api: SimpleNamespace) -> None:
-        create(api, "free", "alice")
-        create(api, "other", "alice")
-        create(api, "pro", "bob")
-
-    def test_the_stage_is_free_again_after_a_delete(self, api: SimpleNamespace) -> None:
-        create(api, "free", "alice")
-        delete(api, "free", "alice")
-        create(api, "pro", "alice")
-
-    def test_deleting_a_key_that_is_not_in_the_plan_is_not_found(self, api: SimpleNamespace) -> None:
-        create(api, "free", "alice")
-        assert refusal(lambda: delete(api, "free", "bob")) == expected(rules.NOT_FOUND)
-        assert refusal(lambda: delete(api, "pro", "alice")) == expected(rules.NOT_FOUND)
-
-    def test_the_plans_of_a_key_are_listed(self, api: SimpleNamespace) -> None:
-        create(api, "free", "alice")
-        create(api, "other", "alice")
-        create(api, "pro", "bob")
-        plans = api.client.get_usage_plans(keyId=api.ids["alice"], limit=500)["items"]
-        assert {plan["name"] for plan in plans} == {"Free", "Other"}
-        assert {"apiId": "api", "stage": "prod"}.items() <= plans[0]["apiStages"][0].items()
-
-    def test_a_plan_is_shown(self, api: SimpleNamespace) -> None:
-        assert api.client.get_usage_plan(usagePlanId=api.ids["pro"])["name"] == "Pro"
-        assert refusal(lambda: api.client.get_usage_plan(usagePlanId="nowhere"))[0] == 404
-
-
-class TestFake:
-    """The fake's other features."""
-
-    def test_a_call_under_way_keeps_others_out(self, fake: ApiGateway, clock: Clock) -> None:
-        fake.one_at_a_time = OneAtATime(0.5, clock)
-        api = SimpleNamespace(client=fake, ids={})
-        create(api, "free", "alice")
-        for call in (lambda: create(api, "free", "bob"), lambda: delete(api, "free", "alice")):
-            assert refusal(call) == expected(rules.BUSY)
-        get(api, "free", "alice")  # a get never waits
-        clock.now += 0.5
-        create(api, "free", "bob")
-
-    def test_every_call_draws_from_the_bucket(self, fake: ApiGateway, clock: Clock) -> None:
-        fake.bucket = Bucket(clock, burst=2)
-        fake.get_usage_plans()
-        create(SimpleNamespace(client=fake, ids={}), "free", "alice")
-        with pytest.raises(fake.exceptions.TooManyRequestsException) as caught:
-            fake.get_usage_plan_key(usagePlanId="free", keyId="alice")
-        answer = caught.value.response
-        assert answer["retryAfterSeconds"] == answer["ResponseMetadata"]["HTTPHeaders"]["retry-after"] == "1"
-
-    def test_pages_through_plans(self, fake: ApiGateway) -> None:
-        first = fake.get_usage_plans(limit=2)
-        second = fake.get_usage_plans(limit=2, position=first["position"])
-        assert [plan["id"] for plan in first["items"] + second["items"]] == ["free", "pro", "other"]
-        assert "position" not in second
-
-    def test_counts_its_calls(self, fake: ApiGateway) -> None:
-        api = SimpleNamespace(client=fake, ids={})
-        create(api, "free", "alice")
-        refusal(lambda: create(api, "free", "alice"))
-        assert fake.calls == {"CreateUsagePlanKey": 2}
-
-
-class TestProxy:
-    """The proxy's other features."""
-
-    def test_one_of_many_at_a_time_is_let_in(self, proxied: SimpleNamespace) -> None:
-        def attempt(pair: tuple[str, str]) -> str:
-            try:
-                create(proxied, *pair)
-            except ClientError as error:
-                return str(error.response["Error"]["Message"])
-            return "created"
-
-        proxied.proxy.one_at_a_time.seconds = 1
-        with ThreadPoolExecutor(2) as pool:
-            answers = sorted(pool.map(attempt, [("free", "alice"), ("pro", "bob")]))
-        assert answers == [rules.BUSY.message, "created"]
-
-    def test_keeps_a_record(self, proxied: SimpleNamespace) -> None:
-        create(proxied, "free", "alice")
-        refusal(lambda: create(proxied, "pro", "alice"))
-        assert [(call.operation, call.status) for call in proxied.proxy.calls] == [
-            ("CreateUsagePlanKey", 201),
-            ("CreateUsagePlanKey", 409),
-        ]
-        assert proxied.proxy.calls[0].key == proxied.ids["alice"]
-        assert proxied.proxy.calls[0].plan == proxied.ids["free"]
-
-    def test_fails_when_told_to(self, proxied: SimpleNamespace) -> None:
-        proxied.proxy.fail_next("CreateUsagePlanKey", rules.too_many(7))
-        with pytest.raises(proxied.client.exceptions.TooManyRequestsException) as caught:
-            create(proxied, "free", "alice")
-        assert caught.value.response["ResponseMetadata"]["HTTPHeaders"]["retry-after"] == "7"
-        create(proxied, "free", "alice")
-
-    def test_loses_an_answer_when_told_to(self, proxied: SimpleNamespace) -> None:
-        proxied.proxy.lose_next("CreateUsagePlanKey")
-        with pytest.raises(ConnectionClosedError):
-            create(proxied, "free", "alice")
-        get(proxied, "free", "alice")
-
-    def test_hands_everything_else_on(self, proxied: SimpleNamespace) -> None:
-        made = proxied.client.create_api_key(name="Carol")
-        assert proxied.client.get_api_key(apiKey=made["id"])["name"] == "Carol"
-
-    def test_refuses_beyond_the_burst(self, proxied: SimpleNamespace) -> None:
-        def burst() -> None:
-            for _ in range(200):
-                proxied.client.get_usage_plans()
-
-        with pytest.raises(proxied.client.exceptions.TooManyRequestsException) as caught:
-            burst()
-        assert caught.value.response["ResponseMetadata"]["HTTPHeaders"]["retry-after"] == "1"
+def test_the_fakes_lists_have_pages(fake: ApiGateway) -> None:
+    fake.attached = {("alice", "Free"), ("bob", "Free")}
+    first = fake.get_usage_plans(limit=2)
+    second = fake.get_usage_plans(limit=2, position=first["position"])
+    assert [[plan["id"] for plan in page["items"]] for page in (first, second)] == [
+        ["Free", "Pro"],
+        ["Other"],
+    ]
+    assert first["items"][0]["apiStages"] == [{"apiId": "api", "stage": "prod"}]
+    assert "position" not in second
+    first = fake.get_usage_plan_keys(usagePlanId="Free", limit=1)
+    second = fake.get_usage_plan_keys(usagePlanId="Free", limit=1, position=first["position"])
+    assert [it["id"] for page in (first, second) for it in page["items"]] == ["alice", "bob"]
+    assert "position" not in second
+    with pytest.raises(fake.exceptions.NotFoundException):
+        fake.get_usage_plan_keys(usagePlanId="nowhere")

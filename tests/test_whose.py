@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from .story import play, stories
+from .story import played
 
-
-@stories("""
+test_whose_a_key_is = played("""
 another stack attached it for a hold that is taken back: taking back is letting go, so it is detached
     queue; at create {create Z free Take = REPAIRED; delete Z free Take}denied; create A free = FAILED
     permission; held nothing; calls create=2 get=1 delete=1 -> attached nothing
@@ -26,18 +25,9 @@ a newer request wants what a failed one took: it stays, and the newer one has it
 an undone move finds the key in its old plan, by somebody else's hand: it is theirs
     create A pro; at create:free ok {hand+ pro}ok; update A pro free = FAILED usage plan pro (Pro); held
     pro=A!before; delete A pro -> attached pro
-an undone move's old plan is taken by somebody else meanwhile, and its Delete leaves it there
-    create A free; at create:pro ok denied; at create:free {hand+ free}ok; update A free pro = FAILED
-    permission; held free=A!before; update A free free = VERIFIED; delete A free -> attached free
 a hold whose write was carried out, its reply lost, and its repetition denied: nobody's own
     queue; at write lost denied; create A free = FAILED Could not write the ledger; calls none; hand+
     free; delete A free; held nothing -> attached free
-the same, and the last write is denied too
-    queue; at write lost denied*2; create A free = FAILED Could not write the ledger; calls none; held
-    free=A!wanted+attaching; delete A free; held nothing -> attached nothing
-a mark whose write was carried out, its reply lost, and its repetition denied
-    queue; create A free; at write lost denied; delete A free = FAILED Could not write the ledger; calls
-    none; held free=A+detaching; delete A free -> attached nothing
 a key that is there while a dead request has only held it was there before
     create A free; at delete dies; update A free pro = dies; hand- free; hand+ pro; create B pro Adopt =
     ADOPTED; held free=A+detaching+away pro=A,B!before; delete B pro -> attached pro
@@ -52,8 +42,8 @@ a repair
     queue; create A free; hand- free; repair A free; calls create=1 get=1; log Repaired: alice:free for A
     of stack one; held free=A -> attached free
 a repair finds it there
-    queue; create A free; repair A free = not its key is there again; calls get=1; held free=A
-    -> attached free
+    queue; create A free; repair A free = not its key is there again; calls get=1; held free=A -> attached
+    free
 no repair of what was there before
     queue; hand+ free; create A free Adopt; hand- free; repair A free = not it was there before the stack,
     so somebody else may have removed it for good; calls none -> attached nothing
@@ -82,8 +72,6 @@ an operator lets go of it while a repair attaches it: an ERROR says what to do
 an operator lets go of what a stack has left: nothing is detached
     queue; create A free; create B free; letgo A; held free=B; excuse free; letgo B; held nothing ->
     attached free
-no repair of what it does not hold
-    queue; repair A free = not the resource does not hold it any more; held nothing -> attached nothing
 no repair of what a failed request may have attached
     queue; at create lost denied; create A free = FAILED permission; hand- free; repair A free = not no
     answer has said -> attached nothing
@@ -111,21 +99,7 @@ a 202 that comes into force later, by a queue
 a 202 that comes into force later, and it is replaced there and back
     create A free; update A free gold; at delete later=5; update A gold gold; delete A free; update A gold
     free = ATTACHED; delete A gold; held free=A -> attached free
-a key that stays for a minute after its detaching is somebody else's
-    create A free; delete A free; hand+ free; create Z free Adopt = ADOPTED; held free=Z!before; delete Z
-    free -> attached free
 a key that stays for a minute after its detaching, and Fail
     create A free; delete A free; hand+ free; create Z free = FAILED it is there already; held nothing ->
     attached free
-a key that is found more than a minute after its detaching is somebody else's at once
-    create A free; delete A free; time 60; hand+ free; create Z free Adopt = ADOPTED; calls create=1
-    get=1; held free=Z!before -> attached free
-an undone move finds its old plan still full: it waits until its own 202 is through
-    create A free; at delete later=5; at create:pro ok denied; update A free pro = FAILED permission; held
-    free=A -> attached free
-several dated and undated requests: the Delete without a time detaches
-    create A free; update A free gold undated; update A gold gold; delete A gold undated; held free=A ->
-    attached free
 """)
-def test_whose_a_key_is(line: str) -> None:
-    play(line)

@@ -35,6 +35,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -140,11 +141,16 @@ def text_of(node: Node | None) -> str | None:
     return str(node.value) if literal and node is not None else None
 
 
+def short_function(node: Node) -> str:
+    """Read the long name of a function in its short form; nothing for other nodes."""
+    _, tag, name = node.tag.rpartition("!")
+    return (name if name in ("Ref", "Condition") else f"Fn::{name}") if tag else ""
+
+
 def functions_of(node: Node) -> Iterator[tuple[str, Node]]:
     """Read the intrinsic functions here: long name and argument. `!Base64 {Fn::Sub: …}` is two."""
-    if node.tag.startswith("!"):
-        name = node.tag.removeprefix("!")
-        yield (name if name in ("Ref", "Condition") else f"Fn::{name}"), node
+    if short := short_function(node):
+        yield short, node
     pairs = entries(node)
     if len(pairs) == 1 and (pairs[0][0] == "Ref" or pairs[0][0].startswith("Fn::")):
         yield pairs[0][0], pairs[0][2]
@@ -166,8 +172,7 @@ def plain(node: Node | None) -> Any:
         value = [plain(item) for item in node.value]
     elif isinstance(node, MappingNode):
         value = {key: _argument(key, plain(item)) for key, _, item in entries(node)}
-    short = next((name for name, argument in functions_of(node) if argument is node), None)
-    return {short: _argument(short, value)} if short else value
+    return {short: _argument(short, value)} if (short := short_function(node)) else value
 
 
 def _argument(function: str, value: Any) -> Any:
@@ -412,8 +417,7 @@ class Template:
             value = self.values.get(id(node), node.value)
             if node.tag != TEXT and not node.tag.startswith("!"):
                 value = {node.tag: value}  # a number is no text
-        short = next((name for name, argument in functions_of(node) if argument is node), None)
-        return {short: value} if short else value
+        return {short: value} if (short := short_function(node)) else value
 
     def comments(self) -> list[tuple[int, str]]:
         """Find the comments and their lines: what begins with # outside of every scalar."""
@@ -494,12 +498,9 @@ def _check_keys(root: Node) -> None:
 
 
 def _end(node: Node) -> int:
-    """Find where the last thing in a node ends: a block's own end is where the next one begins."""
-    if isinstance(node, MappingNode) and not node.flow_style and node.value and not is_alias(node):
-        return _end(node.value[-1][1])
-    if isinstance(node, SequenceNode) and not node.flow_style and node.value and not is_alias(node):
-        return _end(node.value[-1])
-    return int(node.end_mark.index)
+    """Find where the last thing in a scalar or a mapping ends: a block's own end is where the next begins."""
+    in_block = isinstance(node, MappingNode) and not node.flow_style
+    return _end(node.value[-1][1]) if in_block else int(node.end_mark.index)
 
 
 def _scalar(value: Any) -> str:
@@ -925,11 +926,9 @@ class Naming:
         return {old: names[old] for old in natives}
 
     def _new(self, base: str, taken: set[str]) -> str:
-        number, new = 1, _shortened(base, self.suffix)
-        while new in taken:
-            number += 1
-            new = _shortened(base, f"{self.suffix}{number}")
-        return new
+        endings = (f"{self.suffix}{number if number > 1 else ''}" for number in count(1))
+        names = (base[: LONGEST_LOGICAL_ID - len(ending)] + ending for ending in endings)
+        return next(name for name in names if name not in taken)
 
 
 def naming_notes(natives: Mapping[str, tuple[Node, MappingNode]], names: Mapping[str, str]) -> Iterator[str]:
@@ -973,10 +972,6 @@ def _names(logical_id: str, plan: str) -> bool:
         for text in (logical_id, plan)
     )
     return bool(tier) and any(words[at : at + len(tier)] == tier for at in range(len(words)))
-
-
-def _shortened(name: str, ending: str) -> str:
-    return name[: LONGEST_LOGICAL_ID - len(ending)] + ending
 
 
 # --- Warnings ---

@@ -75,6 +75,24 @@ class _ConflictError(FailedError):
     is_bad = False
 
 
+class _Step:
+    """The attempts at one call, and how a Reason about them begins."""
+
+    def __init__(
+        self, what: str, deadline: Deadline, needs: float = BEFORE_CALL, *, unclear: bool = False
+    ) -> None:
+        """Begin; an attempt takes `needs` seconds, and an unclear one may have been made before."""
+        self.what, self.deadline, self.needs = what, deadline, needs
+        self.attempts, self.conflicts = Attempts(unclear=unclear), 0
+
+    def pause(self, error: _ConflictError) -> None:
+        """Sleep after a conflict that nothing explains; raise it if it is final."""
+        self.conflicts += 1
+        if error.is_bad or self.conflicts == MOST_UNEXPLAINED:
+            raise error
+        self.deadline.pause(self.conflicts, self.what, error, self.needs)
+
+
 class ApiGateway:
     """API Gateway's usage plan keys, each call retried until its deadline.
 
@@ -114,54 +132,38 @@ class ApiGateway:
         Raises:
             FailedError: `nothing_changed` is false if an attempt may have put it there.
         """
-        what = f"{association.attaching} in {self._region}"
-        attempts = Attempts(unclear=may_be_there)
+        what = self._what("Could not attach API key", association, "to")
+        step = _Step(what, deadline, needs, unclear=may_be_there)
         try:
-            return self._attach(what, association, deadline, attempts, needs)
+            return self._attach(step, association)
         except FailedError as failed:
             # An unclear attempt may have attached the key, whatever a later call says; but not where there
             # is no such key or plan.
-            failed.nothing_changed = isinstance(failed, MissingError) or not attempts.unclear
+            failed.nothing_changed = isinstance(failed, MissingError) or not step.attempts.unclear
             raise
 
-    def _attach(
-        self, what: str, association: Association, deadline: Deadline, attempts: Attempts, needs: float
-    ) -> InPlan | list[Rival]:
-        call = partial(
-            self._ask,
-            "CreateUsagePlanKey",
-            what,
-            deadline,
-            association.key_id,
-            needs=needs,
-            attempts=attempts,
-            usagePlanId=association.plan_id,
-            keyId=association.key_id,
-            keyType="API_KEY",
-        )
-        unexplained = 0
+    def _attach(self, step: _Step, association: Association) -> InPlan | list[Rival]:
+        asked = {**_ids(association), "keyType": "API_KEY"}
         while True:
             try:
-                return InPlan(_key(call()), by_us=True)
+                return InPlan(
+                    _key(self._ask(step, "CreateUsagePlanKey", association.key_id, **asked)), by_us=True
+                )
             except _NotFoundError as error:
-                raise MissingError(self._which_is_missing(what, association, deadline)) from error
+                raise MissingError(self._which_is_missing(step, association)) from error
             except _ConflictError as error:
-                found = self._look_into(association, error, deadline, attempts)
-                if found is not None:
+                if (found := self._look_into(step, association, error)) is not None:
                     return found
-                unexplained += 1
-                if error.is_bad or unexplained == MOST_UNEXPLAINED:
-                    raise
-                deadline.pause(unexplained, what, error, needs)
+                step.pause(error)
 
     def _look_into(
-        self, association: Association, error: _ConflictError, deadline: Deadline, attempts: Attempts
+        self, step: _Step, association: Association, error: _ConflictError
     ) -> InPlan | list[Rival] | None:
         """Look why API Gateway refused: its text does not say."""
         try:
-            if (key := self.look(association, deadline)) is not None:
-                return InPlan(key, by_us=attempts.unclear, is_sure=False)
-            return self._rivals(association, deadline) or None
+            if (key := self.look(association, step.deadline)) is not None:
+                return InPlan(key, by_us=step.attempts.unclear, is_sure=False)
+            return self._rivals(association, step.deadline) or None
         except (OutOfTimeError, TurnOverError, MissingError):
             raise
         except FailedError:
@@ -179,15 +181,9 @@ class ApiGateway:
 
     def look(self, association: Association, deadline: Deadline, needs: float = BEFORE_CALL) -> Key | None:
         """Look for the key in the plan (GetUsagePlanKey); None if the key or the plan is not there."""
-        what = (
-            f"Could not look for API key {association.key_id} "
-            f"in usage plan {association.plan_id} in {self._region}"
-        )
-        named: dict[str, Any] = {"usagePlanId": association.plan_id, "keyId": association.key_id}
+        step = _Step(self._what("Could not look for API key", association, "in"), deadline, needs)
         try:
-            return _key(
-                self._ask("GetUsagePlanKey", what, deadline, association.key_id, needs=needs, **named)
-            )
+            return _key(self._ask(step, "GetUsagePlanKey", association.key_id, **_ids(association)))
         except _NotFoundError:
             return None
 
@@ -203,139 +199,112 @@ class ApiGateway:
             MissingError: There is no such plan.
         """
         what = f"Could not list the API keys in usage plan {plan_id} in {self._region}"
-        ids: set[str] = set()
-        position: dict[str, str] = {}
-        while True:
+
+        def ask(**position: str) -> Any:
             call = partial(_page_of_keys, self._client, pace, plan_id, position)
-            try:
-                page = self._retried(call, "GetUsagePlanKeys", what, deadline, usagePlanId=plan_id)
-            except _NotFoundError as error:
-                raise MissingError(f"{what}: there is no such usage plan") from error
-            ids |= page["ids"]
-            if not page["position"]:
-                return ids
-            position = {"position": page["position"]}
+            return self._ask(_Step(what, deadline), "GetUsagePlanKeys", call=call, usagePlanId=plan_id)
+
+        try:
+            return {id_ for page in _pages(ask) for id_ in page["ids"]}
+        except _NotFoundError as error:
+            raise MissingError(f"{what}: there is no such usage plan") from error
 
     def detach(self, association: Association, deadline: Deadline, needs: float = BEFORE_CALL) -> None:
         """Take the key out of the plan (DeleteUsagePlanKey); succeed if the key or the plan is not there."""
-        what = (
-            f"Could not detach API key {association.key_id} "
-            f"from usage plan {association.plan_id} in {self._region}"
-        )
-        named: dict[str, Any] = {"usagePlanId": association.plan_id, "keyId": association.key_id}
-        attempts = Attempts()
-        for unexplained in range(1, MOST_UNEXPLAINED + 1):
+        step = _Step(self._what("Could not detach API key", association, "from"), deadline, needs)
+        while True:
             try:
-                self._ask("DeleteUsagePlanKey", what, deadline, needs=needs, attempts=attempts, **named)
+                self._ask(step, "DeleteUsagePlanKey", **_ids(association))
             except _NotFoundError:
                 return
             except _ConflictError as error:
-                if error.is_bad or unexplained == MOST_UNEXPLAINED:
-                    raise
-                deadline.pause(unexplained, what, error, needs)
+                step.pause(error)
             else:
                 return
 
     def _rivals(self, association: Association, deadline: Deadline) -> list[Rival]:
         """Find the plans of the key that share a stage with the wanted one (GetUsagePlan, GetUsagePlans)."""
-        what = (
-            f"Could not find out which usage plan keeps API key {association.key_id} "
-            f"from usage plan {association.plan_id} in {self._region}"
-        )
-        wanted = self._plan(what, association, deadline)
+        what = self._what("Could not find out which usage plan keeps API key", association, "from")
+        wanted = self._plan(_Step(what, deadline), association)
+        asked = partial(self._ask, operation="GetUsagePlans", keyId=association.key_id, limit=500)
+        pages = _pages(lambda **position: asked(_Step(what, deadline), **position))
         rivals: list[Rival] = []
-        for plan in self._plans_of(what, association.key_id, deadline):
+        for plan in (plan for page in pages for plan in page.get("items", [])):
             self._plans[plan["id"]] = deadline.clock.time(), plan
             rival = _rival(Association(association.key_id, plan["id"]), plan, wanted)
             rivals += [rival] if rival and plan["id"] != association.plan_id else []
         return rivals
 
-    def _plans_of(self, what: str, key_id: str, deadline: Deadline) -> Iterator[Any]:
-        position: dict[str, Any] = {}
-        while True:
-            page = self._ask("GetUsagePlans", what, deadline, keyId=key_id, limit=500, **position)
-            yield from page.get("items", [])
-            # A position that comes again would have this loop call until the turn is over, without a pause.
-            if page.get("position") in (None, "", *position.values()):
-                return
-            position = {"position": page["position"]}
-
-    def _plan(self, what: str, association: Association, deadline: Deadline) -> Any:
+    def _plan(self, step: _Step, association: Association) -> Any:
+        plan_id = association.plan_id
         try:
-            plan = self._ask(
-                "GetUsagePlan", what, deadline, association.plan_id, usagePlanId=association.plan_id
-            )
+            plan = self._ask(step, "GetUsagePlan", plan_id, usagePlanId=plan_id)
         except _NotFoundError as error:
-            missing = self._missing(what, f"usage plan {association.plan_id}", association)
-            raise MissingError(missing) from error
-        self._plans[association.plan_id] = deadline.clock.time(), plan
+            raise MissingError(self._missing(step, f"usage plan {plan_id}", association)) from error
+        self._plans[plan_id] = step.deadline.clock.time(), plan
         return plan
 
-    def _which_is_missing(self, what: str, association: Association, deadline: Deadline) -> str:
+    def _which_is_missing(self, step: _Step, association: Association) -> str:
         """Ask for the plan: the text of a 404 can be wrong, and asking for the key would show its value."""
         try:
-            self._plan(what, association, deadline)
+            self._plan(_Step(step.what, step.deadline), association)
         except MissingError as missing:
             return str(missing)
         except FailedError:
             either = f"usage plan {association.plan_id} or API key {association.key_id}"
-            return self._missing(what, either, association) + ". The function could not see which"
-        return self._missing(what, f"API key {association.key_id}", association)
+            return self._missing(step, either, association) + ". The function could not see which"
+        return self._missing(step, f"API key {association.key_id}", association)
 
-    def _missing(self, what: str, thing: str, association: Association) -> str:
+    def _what(self, begins: str, association: Association, preposition: str) -> str:
+        """Say what the function was doing, as a Reason begins with it."""
+        key, plan = association
+        return f"{begins} {key} {preposition} usage plan {plan} in {self._region}"
+
+    def _missing(self, step: _Step, thing: str, association: Association) -> str:
         # No document says how long ids are, so their length gives a hint and never refuses one.
         lengths = len(association.key_id), len(association.plan_id)
         swapped = ". KeyId and UsagePlanId may be swapped" if lengths == (6, 10) else ""
         return (
-            f"{what}: there is no {thing} in {self._region}. "
+            f"{step.what}: there is no {thing} in {self._region}. "
             f"Check the id (not a name or a value) and the region{swapped}"
         )
 
     def _ask(
         self,
+        step: _Step,
         operation: str,
-        what: str,
-        deadline: Deadline,
         id_: str | None = None,
         *,
-        needs: float = BEFORE_CALL,
-        attempts: Attempts | None = None,
+        call: Callable[[], Any] | None = None,
         **arguments: Any,
     ) -> Any:
-        """Call until a readable reply comes; with `id_`, one about that id."""
-        call = partial(getattr(self._client, xform_name(operation)), **arguments)
-        return self._retried(call, operation, what, deadline, id_, needs, attempts, **arguments)
+        """Call until a readable reply comes, and translate its errors: nothing else reads AWS's.
 
-    def _retried(
-        self,
-        call: Callable[[], Any],
-        operation: str,
-        what: str,
-        deadline: Deadline,
-        id_: str | None = None,
-        needs: float = BEFORE_CALL,
-        attempts: Attempts | None = None,
-        **arguments: Any,
-    ) -> Any:
-        """Call until a reply comes, and translate its errors: nothing else reads AWS's.
+        Args:
+            step: The attempts.
+            operation: Its name in API Gateway's reference.
+            id_: A reply has to be about this id; None if it has none.
+            call: Makes one attempt; by default the client's method with the arguments.
+            **arguments: The call's own; a missing permission names its resource by them.
 
         Raises:
             _NotFoundError: 404.
             _ConflictError: 409, or 400.
             FailedError: Another refusal, or no time is left.
         """
-        attempts = attempts or Attempts()
+        call = call or partial(getattr(self._client, xform_name(operation)), **arguments)
 
         def counted() -> Any:
             self.calls += 1
             return call()
 
         asked = readable(counted, "API Gateway", lambda reply: id_ in (None, reply.get("id")))
+        judge = partial(self._judge, step)
         try:
-            return retry(asked, what, deadline, partial(self._judge, what, deadline), needs, attempts)
+            return retry(asked, step.what, step.deadline, judge, step.needs, step.attempts)
         except (ClientError, BotoCoreError) as error:
-            refused = self._refused(what, operation, arguments, error)
-            refused.nothing_changed = not attempts.unclear
+            refused = self._refused(step.what, operation, arguments, error)
+            refused.nothing_changed = not step.attempts.unclear
             raise refused from error
 
     def _refused(self, what: str, operation: str, arguments: dict[str, Any], error: Exception) -> FailedError:
@@ -360,14 +329,15 @@ class ApiGateway:
                 )
         return FailedError(named)
 
-    def _judge(self, what: str, deadline: Deadline, error: Exception) -> Again | None:
+    def _judge(self, step: _Step, error: Exception) -> Again | None:
         """Tell whether to ask again, and log it. Errors hold no secret: values come in replies only."""
         verdict = transient(error)
         if verdict is not None:
-            logger.info("%s: %s, trying again", what, code(error))
-            if verdict.busy:  # So it is for the account's other requests too.
-                closed = min(verdict.after, CLOSED_FOR) or deadline.roll(*BUSY_PAUSE)
-                self.opens = deadline.clock.time() + closed
+            logger.info("%s: %s, trying again", step.what, code(error))
+            # So it is for the account's other requests too, unless this one has gone back before.
+            if verdict.busy and (verdict.after or step.deadline.patience > 0):
+                closed = min(verdict.after, CLOSED_FOR) or step.deadline.roll(*BUSY_PAUSE)
+                self.opens = step.deadline.clock.time() + closed
         return verdict
 
 
@@ -383,6 +353,22 @@ def _permission(operation: str, region: str, arguments: dict[str, Any]) -> str:
     ids = {name.lower(): value for name, value in arguments.items()}
     path = "/".join(ids.get(part.strip("{}").lower(), part) for part in http["requestUri"].split("/"))
     return f"apigateway:{http['method']} on arn:PARTITION:apigateway:{region}::{path}"
+
+
+def _ids(association: Association) -> dict[str, Any]:
+    return {"usagePlanId": association.plan_id, "keyId": association.key_id}
+
+
+def _pages(ask: Callable[..., Any]) -> Iterator[Any]:
+    """Ask for one page after the other."""
+    position: dict[str, Any] = {}
+    while True:
+        page = ask(**position)
+        yield page
+        # A position that comes again would have this loop call until the turn is over, without a pause.
+        if page.get("position") in (None, "", *position.values()):
+            return
+        position = {"position": page["position"]}
 
 
 def _page_of_keys(

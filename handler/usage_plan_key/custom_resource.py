@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Final
@@ -34,16 +35,14 @@ GUARD_TIME: Final = 10.0
 @contextlib.contextmanager
 def _as_if_local() -> Iterator[None]:
     """Make crhelper's constructor believe that it runs under sam local."""
-    name = "AWS_SAM_LOCAL"
-    before = os.environ.get(name)
-    os.environ[name] = "true"
+    before = os.environ.get("AWS_SAM_LOCAL")
+    os.environ["AWS_SAM_LOCAL"] = "true"
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        del os.environ["AWS_SAM_LOCAL"]
+        if before is not None:
+            os.environ["AWS_SAM_LOCAL"] = before
 
 
 def _fresh() -> Mapping[str, Any]:
@@ -98,8 +97,7 @@ class CustomResource(CfnResource):
         self._lock = threading.Lock()
         self._body = b""
         self._handed_over = False
-        self._guards_error: Exception | None = None
-        self._guard_is_done = threading.Event()
+        self._guard: Future[None] = Future()
         self._postponed: TurnOverError | NotSentError | None = None
 
     def answer(self, event: Mapping[str, Any], context: Any) -> None:
@@ -116,9 +114,7 @@ class CustomResource(CfnResource):
             raise self._postponed
         if not self._hand_over():
             # The guard is delivering, and Lambda freezes it when this returns.
-            self._guard_is_done.wait()
-            if self._guards_error is not None:
-                raise self._guards_error
+            self._guard.result()
 
     def served_by(self, serve: Callable[[], Response]) -> Callable[[Any, Any], str]:
         """Make the function that crhelper's `create`, `update` or `delete` registers.
@@ -197,7 +193,6 @@ class CustomResource(CfnResource):
             logger.error("The function's time is nearly up, and a call hangs")
             self._put_together(self._give_up)
             self._hand_over()
+            self._guard.set_result(None)
         except Exception as error:  # noqa: BLE001  # the waiting thread raises it
-            self._guards_error = error
-        finally:
-            self._guard_is_done.set()
+            self._guard.set_exception(error)

@@ -163,9 +163,7 @@ class Facts(NamedTuple):
         touched: This turn has changed something for the request.
         is_over: CloudFormation has given the request up.
         known: The rival that the present id names, if API Gateway refused the two plans together lately.
-        result: The result of the last act.
-        in_vain: The association whose key this request was about to attach when the write before it failed:
-            the mark may stand all the same.
+        results: What acts have done that the pages do not say yet.
         there: Whether the wanted key is in its plan; None if nobody has looked.
         by_us: This request has attached it.
         key: The key, if it is there.
@@ -187,8 +185,7 @@ class Facts(NamedTuple):
     touched: bool = False
     is_over: bool = False
     known: Rival | None = None
-    result: Result | None = None
-    in_vain: Association | None = None
+    results: tuple[Result, ...] = ()
     there: bool | None = None
     by_us: bool = False
     key: Key = Key()
@@ -250,24 +247,20 @@ def _served(state: Snapshot, request: Request, facts: Facts) -> Step:
 
 
 def _noted(state: Snapshot, request: Request, facts: Facts) -> tuple[Snapshot, Facts]:
-    """Note the last act's result in the pages; it counts as noted once they are written."""
-    if facts.in_vain is not None:
-        state, facts = rules.not_attached(state, request, facts.in_vain), facts._replace(in_vain=None)
-    if facts.result is None:
-        return state, facts
-    kind, one = facts.result
-    match kind:
-        case Kind.ATTACHED:
-            state = rules.attached(state, request, one)
-        case Kind.FOUND | Kind.REFUSED:
-            state = rules.not_attached(state, request, one)
-        case Kind.ABSENT:
-            state = rules.not_there(state, one)
-        case Kind.DETACHED:
-            state = rules.detached(state, request.holder, one, facts.now)
-        case Kind.STAYED:
-            state = rules.still_attached(state, one)
-    return state, facts._replace(result=None)
+    """Note the acts' results in the pages; they count as noted once these are written."""
+    for kind, one in facts.results:
+        match kind:
+            case Kind.ATTACHED:
+                state = rules.attached(state, request, one)
+            case Kind.FOUND | Kind.REFUSED:
+                state = rules.not_attached(state, request, one)
+            case Kind.ABSENT:
+                state = rules.not_there(state, one)
+            case Kind.DETACHED:
+                state = rules.detached(state, request.holder, one, facts.now)
+            case Kind.STAYED:
+                state = rules.still_attached(state, one)
+    return state, facts._replace(results=())
 
 
 def _begun(state: Snapshot, request: Request, facts: Facts) -> tuple[Snapshot, int]:

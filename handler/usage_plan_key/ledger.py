@@ -66,8 +66,24 @@ def at_once(these: Iterable[U]) -> Iterator[list[U]]:
     return (every[begin : begin + most] for begin in range(0, len(every), most))
 
 
-class Ledger(Protocol):
-    """The keeper of the pages."""
+class Pages(NamedTuple):
+    """All pages, read one after the other, and a sentence about each unreadable one."""
+
+    records: dict[Holder, ResourceRecord]
+    entries: dict[Association, AssociationRecord]
+    unread: list[str]
+
+
+class Table:
+    """The table that template.yaml declares: partition key `pk`, TTL attribute `expires`.
+
+    Pages are `holder#STACK#RESOURCE` and `association#KEY:PLAN`; `version` changes with every write.
+    """
+
+    def __init__(self, client: DynamoDBClient, name: str) -> None:
+        """Take a client whose own retries are off: there is one policy."""
+        self._client = client
+        self._name = name
 
     def change(
         self,
@@ -97,75 +113,13 @@ class Ledger(Protocol):
             FailedError: DynamoDB refuses, or a page is unreadable. `nothing_changed` is false if a write may
                 have been carried out.
         """
-
-
-class Pages(NamedTuple):
-    """All pages, read one after the other, and a sentence about each unreadable one."""
-
-    records: dict[Holder, ResourceRecord]
-    entries: dict[Association, AssociationRecord]
-    unread: list[str]
-
-
-class StatelessLedger:
-    """Without a table (sam local, a sample event), the resource holds the association that its id names."""
-
-    def __init__(self, request: Request) -> None:
-        self._state = Snapshot(ResourceRecord())
-        if (named := request.identified) is not None:
-            ours = AssociationRecord(frozenset({request.holder}), Origin.OURS)
-            # An earlier request attached it, so it is known to CloudFormation.
-            record = ResourceRecord({named: Hold("", Belief.KNOWN)})
-            self._state = Snapshot(record, {named: ours})
-
-    def change(
-        self,
-        holder: Holder,
-        associations: Iterable[Association],
-        rule: Rule[T],
-        deadline: Deadline,
-        seen: Snapshot | None = None,
-    ) -> tuple[T, Snapshot]:
-        """See `Ledger`."""
-        wanted = list(associations)
-        while True:
-            entries = dict.fromkeys(wanted, AssociationRecord()) | dict(self._state.entries)
-            try:
-                made = rule(self._state._replace(entries=entries))
-            except UnreadError as unread:
-                wanted.append(unread.args[0])
-                continue
-            self._state = made.pages
-            return made, self._state
-
-
-class Table:
-    """The table that template.yaml declares: partition key `pk`, TTL attribute `expires`.
-
-    Pages are `holder#STACK#RESOURCE` and `association#KEY:PLAN`; `version` changes with every write.
-    """
-
-    def __init__(self, client: DynamoDBClient, name: str) -> None:
-        """Take a client whose own retries are off: there is one policy."""
-        self._client = client
-        self._name = name
-
-    def change(
-        self,
-        holder: Holder,
-        associations: Iterable[Association],
-        rule: Rule[T],
-        deadline: Deadline,
-        seen: Snapshot | None = None,
-    ) -> tuple[T, Snapshot]:
-        """See `Ledger`."""
         wanted = list(dict.fromkeys(associations))
         state = seen if seen is not None and len(seen.versions) <= MOST_PAGES // 2 else None
         # Pages that were read with a whole batch's may be old, without any contention.
         attempt = 0 if state is None else -1
         while True:
             if state is None:
-                state = self._read([(holder, wanted)], deadline)[0]
+                state = self.read([(holder, wanted)], deadline)[0]
             try:
                 made = rule(state)
             except UnreadError as unread:
@@ -188,7 +142,18 @@ class Table:
         Raises:
             FailedError: DynamoDB refuses, or a page is unreadable.
         """
-        return self._read(wanted, deadline)
+        pks = dict.fromkeys(pk for holder, held in wanted for pk in (_pk(holder), *map(_pk, held)))
+        pages: dict[str, Mapping[str, Any]] = {}
+        for part in at_once(pks):
+            pages |= self._get(part, deadline)
+        return [
+            Snapshot(
+                self._understood(pages[_pk(holder)], _pk(holder), _record),
+                {one: self._understood(pages[_pk(one)], _pk(one), _entry) for one in held},
+                {pk: pages[pk].get("version") for pk in (_pk(holder), *map(_pk, held))},
+            )
+            for holder, held in wanted
+        ]
 
     def associations(self, deadline: Deadline) -> set[Association]:
         """Name all held associations, for the watch.
@@ -235,20 +200,6 @@ class Table:
         entries = after.entries.items()
         return pages + [_entry_page(key, entry, now) for key, entry in entries if entry != before.entry(key)]
 
-    def _read(self, wanted: Sequence[tuple[Holder, list[Association]]], deadline: Deadline) -> list[Snapshot]:
-        pks = dict.fromkeys(pk for holder, held in wanted for pk in (_pk(holder), *map(_pk, held)))
-        pages: dict[str, Mapping[str, Any]] = {}
-        for part in at_once(pks):
-            pages |= self._get(part, deadline)
-        return [
-            Snapshot(
-                self._understood(pages[_pk(holder)], _pk(holder), _record),
-                {one: self._understood(pages[_pk(one)], _pk(one), _entry) for one in held},
-                {pk: pages[pk].get("version") for pk in (_pk(holder), *map(_pk, held))},
-            )
-            for holder, held in wanted
-        ]
-
     def _with_page(self, state: Snapshot, association: Association, deadline: Deadline) -> Snapshot:
         """Read one more page. The next write checks all of them, so they need not be of one moment."""
         pk = _pk(association)
@@ -277,7 +228,7 @@ class Table:
             FailedError: A newer version of the function has written it, or it is damaged. A guess could
                 detach a live customer.
         """
-        where = f"Could not read page {pk} of the ledger {self._name} in {self._client.meta.region_name}"
+        reading = f"read page {pk} of"
         try:
             if not page or page["format"] <= FORMAT:
                 if page and not isinstance(page["version"], str):
@@ -285,12 +236,12 @@ class Table:
                 return read(page)
         except Exception as error:
             raise FailedError(
-                f"{where}: it is damaged ({type(error).__name__}). Mend it by hand, or restore the table to "
-                "an earlier time"
+                f"{self._what(reading)}: it is damaged ({type(error).__name__}). Mend it by hand, or restore "
+                "the table to an earlier time"
             ) from error
         raise FailedError(
-            f"{where}: a newer version of the function has written it, so this one changes nothing. Deploy "
-            "that version again"
+            f"{self._what(reading)}: a newer version of the function has written it, so this one changes "
+            "nothing. Deploy that version again"
         )
 
     def _write(
@@ -356,6 +307,32 @@ class Table:
                 f"{what}: {shown(error)}. Check that the table is there and that the role may use it",
                 nothing_changed=not attempts.unclear,
             ) from error
+
+
+class StatelessLedger(Table):
+    """Without a table (sam local, a sample event), the resource holds the association that its id names."""
+
+    def __init__(self, request: Request) -> None:
+        super().__init__(None, "")  # type: ignore[arg-type]  # It calls nobody.
+        self._pages: dict[str, dict[str, Any]] = {}
+        if (named := request.identified) is not None:
+            ours = AssociationRecord(frozenset({request.holder}), Origin.OURS)
+            # An earlier request attached it, so it is known to CloudFormation.
+            record = ResourceRecord({named: Hold("", Belief.KNOWN)})
+            self._keep([_record_page(request.holder, record, 0), _entry_page(named, ours, 0)])
+
+    def _keep(self, pages: list[dict[str, Any]]) -> None:
+        # A page without content goes, as from the table.
+        self._pages |= {page["pk"]: page | {"version": ""} if len(page) > 1 else {} for page in pages}
+
+    def _get(self, pks: Sequence[str], deadline: Deadline) -> dict[str, Mapping[str, Any]]:
+        return {pk: self._pages.get(pk, {}) for pk in pks}
+
+    def _write(
+        self, pages: list[dict[str, Any]], versions: Mapping[str, str | None], deadline: Deadline
+    ) -> Mapping[str, str | None]:
+        self._keep(pages)
+        return versions
 
 
 class _ChangedError(Exception):

@@ -165,9 +165,7 @@ class Provider:
             self.sender.prepare()
         about.set({})
         now = self.clock.time()
-        request, event = self._read(event, now)
-        ends = now + context.get_remaining_time_in_millis() / 1000
-        turn = Turn(request=request, event=event, context=context, arrived=now, ends=ends)
+        turn = self._turn(event, now, now + context.get_remaining_time_in_millis() / 1000, context)
         _tell(turn)
         service = self._service(turn, self._on_arrival(turn))
         try:
@@ -183,7 +181,7 @@ class Provider:
             logger.exception("An internal error")
             turn.refusal = f"An internal error, please report it: {type(error).__name__}: {shown(error)}"
         local: list[bytes] = []
-        deliver = local.append if self.local else partial(self.sender.deliver, request, self._end(turn))
+        deliver = local.append if self.local else partial(self.sender.deliver, turn.request, self._end(turn))
         self._respond(turn, service, deliver)
         for answer in local:
             print(redacted(answer))  # noqa: T201  # for the person at the terminal
@@ -247,21 +245,10 @@ class Provider:
         strays: list[Message] = []
         for message in messages(records):
             try:
-                request, event = self._read(message.event, message.arrived, queued=True)
+                turns.append(self._turn(message.event, message.arrived, ends, context, message))
             except Exception as error:  # noqa: BLE001  # the rest of the batch goes on
                 logger.error("Message %s is no request: %s", message.id, shown(error))  # noqa: TRY400  # the sentence says it all
                 strays.append(message)
-            else:
-                turns.append(
-                    Turn(
-                        request=request,
-                        event=event,
-                        context=context,
-                        arrived=message.arrived,
-                        ends=ends,
-                        message=message,
-                    )
-                )
         return turns, strays
 
     def _look_up(self, turns: Sequence[Turn], ends: float) -> None:
@@ -288,15 +275,16 @@ class Provider:
         for turn in turns:
             if turn in again:
                 continue
-            rest = [one for one in turns[turns.index(turn) :] if one.stack == turn.stack]
+            left = [one for one in turns[turns.index(turn) :] if one not in again]
+            rest = [one for one in left if one.stack == turn.stack]
             try:
                 self._handle(turn, background)
             except TurnOverError as error:
                 logger.info("%s waits: %s", _described(turn.request), error)
-                if not error.until:  # The function's time is nearly up, so it is for all the others too.
-                    rest = [one for one in turns[turns.index(turn) :] if one not in again]
-                again += rest
-                self._give_back(rest, turn.ends, error.until)
+                # If the function's time is nearly up, it is for all the others too.
+                back = rest if error.until else left
+                again += back
+                self._give_back(back, turn.ends, error.until)
             except Exception:
                 logger.exception("Not answered, so it comes again when its visibility time-out is over")
                 again += rest
@@ -336,16 +324,20 @@ class Provider:
         logger.warning("%s is gone: let go of %s, and detached nothing", holder, ", ".join(ids) or "nothing")
         return {"LetGo": ids}
 
-    def _read(
-        self, event: object, arrived: float, *, queued: bool = False
-    ) -> tuple[Request, Mapping[str, Any]]:
+    def _turn(
+        self, event: object, arrived: float, ends: float, context: Context, message: Message | None = None
+    ) -> Turn:
+        """Read a request; an event that is none raises."""
         # The watch's repairs come through the queue only, and a repair needs a ledger to check it against.
-        request = parse(event, repairs=queued and self.table is not None)
+        request = parse(event, repairs=message is not None and self.table is not None)
         if request.issued is not None and request.issued > arrived + MOST_SKEW:
             request.issued = None  # A time in the future would make all later requests look older.
         if not isinstance(request, Repair):
             destination(request.response_url, local=self.local)
-        return request, cast("Mapping[str, Any]", event)  # `parse` has checked that it is one.
+        fields = cast("Mapping[str, Any]", event)  # `parse` has checked that it is one.
+        return Turn(
+            request=request, event=fields, context=context, arrived=arrived, ends=ends, message=message
+        )
 
     def _check(self, request: Request) -> None:
         if not self.local:

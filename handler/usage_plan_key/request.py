@@ -34,6 +34,16 @@ MOST_FIELDS: Final = 5
 LAST_SECOND: Final = 2**33
 
 
+_ALWAYS: Final = ("RequestId", "StackId", "LogicalResourceId")
+#: The fields that an answer needs, by the type of the request.
+_NEEDED: Final = {
+    "Create": (*_ALWAYS, "ResponseURL"),
+    "Update": (*_ALWAYS, "ResponseURL", "PhysicalResourceId"),
+    "Delete": (*_ALWAYS, "ResponseURL", "PhysicalResourceId"),
+    "Repair": (*_ALWAYS, "PhysicalResourceId"),
+}
+
+
 class OnExisting(StrEnum):
     """The policy for a key that is in the plan already and not through this stack."""
 
@@ -64,6 +74,7 @@ class _Request:
             tell.
         response_url: The answer's destination. It is pre-signed, so it is a secret.
         service_timeout: Seconds for which CloudFormation waits for the answer.
+        wanted: The association that the properties name, if they do.
     """
 
     id: str
@@ -72,6 +83,15 @@ class _Request:
     issued: int | None
     response_url: str
     service_timeout: int
+    wanted: Association | None = None
+
+    @property
+    def answer_id(self) -> str:
+        """The physical id of a FAILED answer: CloudFormation treats any id but the event's as a replacement.
+
+        A Create's event has none, so its answer has the id of a successful one, else the logical id.
+        """
+        return self.physical_id or (self.wanted.id if self.wanted else self.holder.logical_id)
 
     @cached_property
     def identified(self) -> Association | None:
@@ -103,7 +123,6 @@ class _Wish(_Request):
     """A resource wants an association.
 
     Attributes:
-        wanted: The association.
         on_existing: The policy if it is there already.
         include_value: Whether the answer carries the key's value.
         digest: The digest of all received properties.
@@ -113,14 +132,6 @@ class _Wish(_Request):
     on_existing: OnExisting = OnExisting.FAIL
     include_value: bool = False
     digest: str = ""
-
-    @property
-    def answer_id(self) -> str:
-        """The physical id of a FAILED answer: CloudFormation treats any id but the event's as a replacement.
-
-        A Create's event has none, so its answer has the id of a successful one.
-        """
-        return self.physical_id or self.wanted.id
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -159,23 +170,12 @@ class Delete(_Request):
     physical_id: str
     take: bool = False
 
-    @property
-    def answer_id(self) -> str:
-        """The event's id."""
-        return self.physical_id
-
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class Invalid(_Request):
     """A Create (no `physical_id`) or an Update with unusable properties."""
 
-    wanted: Association | None
     faults: tuple[str, ...]
-
-    @property
-    def answer_id(self) -> str:
-        """The event's id; for a Create the id of a successful one, else the logical id."""
-        return self.physical_id or (self.wanted.id if self.wanted else self.holder.logical_id)
 
 
 CreateOrUpdate = Create | Update
@@ -194,33 +194,27 @@ def parse(event: object, *, repairs: bool = False) -> Request:
     Raises:
         EventError: The event lacks a field that an answer needs.
     """
-    kind = event.get("RequestType") if isinstance(event, Mapping) else None
-    kinds = ("Create", "Update", "Delete") + (("Repair",) if repairs else ())
-    if not isinstance(event, Mapping) or kind not in kinds:
+    kind = str(event.get("RequestType")) if isinstance(event, Mapping) else ""
+    if not isinstance(event, Mapping) or kind not in _NEEDED or (kind == "Repair" and not repairs):
         raise EventError(_foreign(event))
-    needed = ["RequestId", "StackId", "LogicalResourceId"]
-    needed += ["ResponseURL"] if kind != "Repair" else []
-    needed += ["PhysicalResourceId"] if kind != "Create" else []
-    if lacking := [name for name in needed if not (isinstance(event.get(name), str) and event[name])]:
+    if lacking := [name for name in _NEEDED[kind] if not (isinstance(event.get(name), str) and event[name])]:
         raise EventError(f"the {kind} event lacks {', '.join(lacking)}")
 
     properties = _mapping(event.get("ResourceProperties"))
-    url, timeout = "", REPAIR_TIME
-    if kind != "Repair":
-        url, timeout = event["ResponseURL"], _service_timeout(properties.get("ServiceTimeout"))
+    url = "" if kind == "Repair" else event["ResponseURL"]
     common: dict[str, Any] = {
         "id": event["RequestId"],
         "holder": Holder(event["StackId"], event["LogicalResourceId"]),
         "physical_id": None if kind == "Create" else event["PhysicalResourceId"],
         "issued": _issued(url),
         "response_url": url,
-        "service_timeout": timeout,
+        "service_timeout": _service_timeout(properties.get("ServiceTimeout")),
     }
     match kind:
         case "Repair":
             if (wanted := Association.parse(event["PhysicalResourceId"])) is None:
                 raise EventError("the Repair event names no association")
-            return Repair(wanted=wanted, **common)
+            return Repair(**common | {"wanted": wanted, "service_timeout": REPAIR_TIME})
         case "Delete":
             return Delete(take=properties.get("OnExisting") == OnExisting.TAKE, **common)
     return _create_or_update(properties, _mapping(event.get("OldResourceProperties")), common)
@@ -299,13 +293,10 @@ def _issued(response_url: str) -> int | None:
 def _service_timeout(value: object) -> int:
     """Read ServiceTimeout, 1 to 3,600 seconds. CloudFormation checks it, so an odd value counts as absent."""
     try:
-        return (
-            min(max(int(str(value)), 1), LONGEST_SERVICE_TIMEOUT)
-            if isinstance(value, str | int)
-            else LONGEST_SERVICE_TIMEOUT
-        )
+        seconds = int(str(value)) if isinstance(value, str | int) else LONGEST_SERVICE_TIMEOUT
     except ValueError:
-        return LONGEST_SERVICE_TIMEOUT
+        seconds = LONGEST_SERVICE_TIMEOUT
+    return min(max(seconds, 1), LONGEST_SERVICE_TIMEOUT)
 
 
 def _digest(properties: Mapping[str, Any]) -> str:
@@ -361,31 +352,35 @@ def _is_id(value: object) -> bool:
 def _wrong(name: str, value: str) -> list[str]:
     """Name an id's faults and show none of it: it may be a key's value."""
     id_ = value.strip()
-    wrong = ["it has white space around it"] if id_ != value else []
-    if re.search(r"\{\{resolve:|\$\{", id_):
-        # https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/dynamic-references-ssm-secure-strings.html
-        hint = "{{resolve:ssm-secure:...}} does not work in custom resources, and ${...} needs Fn::Sub"
-        wrong.append(f"it has a reference that CloudFormation has not resolved ({hint})")
-    elif id_.startswith("arn:"):
-        wrong.append("it is an ARN (the id is the ARN's last part)")
-    elif Association.parse(id_):
-        wrong.append(
-            f"it is a pair of a key's and a plan's id (as Ref and Id give it; take the attribute {name})"
-        )
-    elif "," in id_:
-        wrong.append(f"it has a comma ({_EACH})")
-    elif len(id_) > LONGEST_ID:
-        refused = (
-            "; a key made with GenerateDistinctId: false has its value as its id, and the function refuses it"
-            if name == "KeyId"
-            else ""
-        )
-        wrong.append(f"it has {len(id_)} characters, like a key's value (an id has 6 to 10{refused})")
-    elif any(map(str.isspace, id_)):
-        wrong.append("it has white space in it (an id has 6 to 10 letters and digits, unlike a name)")
-    elif not well_formed(id_):
-        wrong.append("it has characters that no id has (an id has 6 to 10 letters and digits)")
-    return wrong
+    # https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/dynamic-references-ssm-secure-strings.html
+    unresolved = "{{resolve:ssm-secure:...}} does not work in custom resources, and ${...} needs Fn::Sub"
+    is_value = (
+        "a key made with GenerateDistinctId: false has its value as its id, and the function refuses it"
+    )
+    refused = f"; {is_value}" if name == "KeyId" else ""
+    faults = (
+        (
+            re.search(r"\{\{resolve:|\$\{", id_),
+            f"it has a reference that CloudFormation has not resolved ({unresolved})",
+        ),
+        (id_.startswith("arn:"), "it is an ARN (the id is the ARN's last part)"),
+        (
+            Association.parse(id_),
+            f"it is a pair of a key's and a plan's id (as Ref and Id give it; take the attribute {name})",
+        ),
+        ("," in id_, f"it has a comma ({_EACH})"),
+        (
+            len(id_) > LONGEST_ID,
+            f"it has {len(id_)} characters, like a key's value (an id has 6 to 10{refused})",
+        ),
+        (
+            re.search(r"\s", id_),
+            "it has white space in it (an id has 6 to 10 letters and digits, unlike a name)",
+        ),
+        (not well_formed(id_), "it has characters that no id has (an id has 6 to 10 letters and digits)"),
+    )
+    around = ["it has white space around it"] if id_ != value else []
+    return around + [fault for is_so, fault in faults if is_so][:1]
 
 
 #: Properties that are spelt quite unlike the ones that their users mean; in lower case.

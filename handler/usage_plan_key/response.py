@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import ssl
+from bisect import bisect_right
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -59,11 +60,19 @@ def body(request: Request, answer: Response, where: str) -> bytes:
         "NoEcho": False,
     }
     if answer.success and isinstance(request, Create | Update):
+        data = {
+            "Id": request.wanted.id,
+            "KeyId": request.wanted.key_id,
+            "KeyType": "API_KEY",
+            "UsagePlanId": request.wanted.plan_id,
+            "Outcome": answer.outcome,
+        }
+        if request.include_value and answer.value is not None:
+            data["Value"] = answer.value
         # Defect: crhelper's NoEcho survives from one invocation into the next. Here each answer has its own.
-        fields |= {"NoEcho": request.include_value, "Data": _data(request, answer)}
-        fields["Data"]["KeyName"] = _cut(
-            answer.key_name, LONGEST_RESPONSE - len(_json(fields)) - len(',"KeyName":""')
-        )
+        fields |= {"NoEcho": request.include_value, "Data": data}
+        room = LONGEST_RESPONSE - len(_json(fields)) - len(',"KeyName":""')
+        data["KeyName"] = _cut(answer.key_name, room)
     if not answer.success:
         room = LONGEST_RESPONSE - len(_json({**fields, "Reason": ""}))
         # If long ids leave little room, the reason keeps at least half of it.
@@ -75,19 +84,6 @@ def body(request: Request, answer: Response, where: str) -> bytes:
             "The answer has %d bytes for its ids, and CloudFormation takes %d", len(made), LONGEST_RESPONSE
         )
     return made
-
-
-def _data(request: Create | Update, answer: Response) -> dict[str, str]:
-    """Give the attributes that Fn::GetAtt reads, without KeyName."""
-    data = {
-        "Id": request.wanted.id,
-        "KeyId": request.wanted.key_id,
-        "KeyType": "API_KEY",
-        "UsagePlanId": request.wanted.plan_id,
-        "Outcome": answer.outcome,
-    }
-    value = {} if answer.value is None or not request.include_value else {"Value": answer.value}
-    return data | value
 
 
 def redacted(body: bytes) -> str:
@@ -222,44 +218,37 @@ class Sender:
             )
         metrics.answer_refused()
 
-    def _put(
-        self,
-        url: str,
-        body: bytes,
-        tls: ssl.SSLContext,
-        deadline: Deadline,
-        base: str = "",
-        follow: int = MOST_REDIRECTS,
-    ) -> int:
-        """PUT once, follow at most so many redirects, and give back the status.
+    def _put(self, url: str, body: bytes, tls: ssl.SSLContext, deadline: Deadline) -> int:
+        """PUT once, follow the redirects, and give back the status.
 
         Raises:
             EventError: The answer must not go there.
             FailedError: The key's value must not go there, or no time is left.
             _BusyError: The caller has to try again.
         """
-        target = destination(url, base=base)
-        if "Value" in json.loads(body).get("Data", {}):
-            self._check_host(target)
-        deadline.allow(_DELIVERING, BEFORE_DELIVERY)
-        reply = self._manager(target.url, tls).urlopen(
-            "PUT",
-            target.url,
-            body=body,
-            headers={"content-type": ""},  # CloudFormation's pre-signed URLs want it empty.
-            timeout=_PUT_TIMEOUT,
-            redirect=False,
-            preload_content=False,  # A reply that breaks off after its status has that status all the same.
-        )
-        asks_again = reply.status == 400 and _SEND_AGAIN.search(reply.data)
-        reply.drain_conn()
-        if asks_again or reply.status in (408, 409, 429) or reply.status >= 500:
-            raise _BusyError(f"status {reply.status}")
-        # S3 redirects a request that has come to the wrong one of its endpoints.
-        # https://docs.aws.amazon.com/AmazonS3/latest/API/UsingRouting.html
-        if reply.status in (307, 308) and follow and (location := reply.headers.get("location")):
-            return self._put(location, body, tls, deadline, target.url, follow - 1)
-        return reply.status
+        target, follow = destination(url), MOST_REDIRECTS
+        while True:
+            if "Value" in json.loads(body).get("Data", {}):
+                self._check_host(target)
+            deadline.allow(_DELIVERING, BEFORE_DELIVERY)
+            reply = self._manager(target.url, tls).urlopen(
+                "PUT",
+                target.url,
+                body=body,
+                headers={"content-type": ""},  # CloudFormation's pre-signed URLs want it empty.
+                timeout=_PUT_TIMEOUT,
+                redirect=False,
+                preload_content=False,  # A reply that breaks off after its status has that status.
+            )
+            asks_again = reply.status == 400 and _SEND_AGAIN.search(reply.data)
+            reply.drain_conn()
+            if asks_again or reply.status in (408, 409, 429) or reply.status >= 500:
+                raise _BusyError(f"status {reply.status}")
+            # S3 redirects a request that has come to the wrong one of its endpoints.
+            # https://docs.aws.amazon.com/AmazonS3/latest/API/UsingRouting.html
+            if not (reply.status in (307, 308) and follow and (to := reply.headers.get("location"))):
+                return reply.status
+            target, follow = destination(to, base=target.url), follow - 1
 
     def _manager(self, url: str, tls: ssl.SSLContext) -> urllib3.PoolManager:
         """Find the connections for a URL, through the proxy that boto3 would use."""
@@ -289,14 +278,11 @@ class _BusyError(Exception):
 
 
 def _is_transient(error: Exception) -> Again | None:
-    match error:
-        case _BusyError():
-            logger.warning("The answer's PUT failed, trying again: %s", error)
-        case urllib3.exceptions.HTTPError():
-            # Its text may name the URL.
-            logger.warning("The answer's PUT failed, trying again: %s", type(error).__name__)
-        case _:
-            return None
+    if not isinstance(error, _BusyError | urllib3.exceptions.HTTPError):
+        return None
+    # urllib3's text may name the URL.
+    told = error if isinstance(error, _BusyError) else type(error).__name__
+    logger.warning("The answer's PUT failed, trying again: %s", told)
     return Again()
 
 
@@ -318,8 +304,5 @@ def _cut(text: str, most: int) -> str:
     """Cut a text at its end, between two characters, so that its JSON takes at most `most` bytes."""
     if _size(text) <= most:
         return text
-    low, high = -1, len(text)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if _size(text[:middle] + "…") <= most else (low, middle - 1)
-    return text[:low] + "…" if low >= 0 else ""
+    fitting = bisect_right(range(len(text)), most, key=lambda end: _size(text[:end] + "…"))
+    return text[: fitting - 1] + "…" if fitting else ""

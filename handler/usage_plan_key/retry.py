@@ -60,13 +60,6 @@ class Clock(Protocol):
         """Let this many seconds pass."""
 
 
-class Dice(Protocol):
-    """Jitter, as in the `random` module."""
-
-    def uniform(self, a: float, b: float, /) -> float:
-        """Roll a number between the two."""
-
-
 class Again(NamedTuple):
     """Permission to try a call again.
 
@@ -106,7 +99,7 @@ class Deadline:
         began: When the request arrived.
         is_over: CloudFormation has given the request up, and the time is there to look it up only.
         clock: Tells the time and sleeps.
-        dice: Rolls the jitter.
+        dice: Roll the jitter; otherwise the `random` module does.
     """
 
     ends: float
@@ -116,16 +109,12 @@ class Deadline:
     began: float = 0.0
     is_over: bool = False
     clock: Clock = time
-    dice: Dice | None = None
+    dice: random.Random | None = None
 
     @classmethod
     def by(cls, ends: float, clock: Clock, **more: Any) -> Deadline:
         """Make one for work that begins now."""
         return cls(ends=ends, clock=clock, **{"began": clock.time(), **more})
-
-    def left(self) -> float:
-        """Tell how many seconds are left until the end."""
-        return self.ends - self.clock.time()
 
     def roll(self, low: float, high: float) -> float:
         """Roll a number."""
@@ -310,29 +299,23 @@ def transient(error: Exception) -> Again | None:
 
 def code(error: BaseException) -> str:
     """Name an error: AWS's code, else its class."""
-    return (
-        without_secrets(str(error.response.get("Error", {}).get("Code", "")))
-        if isinstance(error, ClientError)
-        else type(error).__name__
-    )
+    if not isinstance(error, ClientError):
+        return type(error).__name__
+    return without_secrets(str(error.response.get("Error", {}).get("Code", "")))
 
 
 def message(error: Exception) -> str:
     """Give AWS's text of an error, else its own, without secrets."""
-    # A reply may hold null.
-    return (
-        without_secrets(str(error.response.get("Error", {}).get("Message") or ""))
-        if isinstance(error, ClientError)
-        else shown(error)
-    )
+    if not isinstance(error, ClientError):
+        return shown(error)
+    return without_secrets(str(error.response.get("Error", {}).get("Message") or ""))  # It may hold null.
 
 
 def retry_after(error: ClientError) -> float:
     """Read `Retry-After`, in seconds; botocore hands it over as a header and as `retryAfterSeconds`."""
     headers = error.response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+    said = headers.get("retry-after") or error.response.get("retryAfterSeconds") or 0
     try:
-        return max(
-            0.0, float(str(headers.get("retry-after") or error.response.get("retryAfterSeconds") or 0))
-        )
-    except (TypeError, ValueError):
+        return max(0.0, float(str(said)))
+    except ValueError:
         return 0.0

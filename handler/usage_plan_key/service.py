@@ -33,7 +33,7 @@ from .decide import (
     next_step,
 )
 from .errors import FailedError, NotSentError, TurnOverError, UnreadError
-from .ledger import NEEDS, Ledger
+from .ledger import NEEDS, Table
 from .model import Association, Holder, Outcome, Response, Snapshot
 from .redaction import shown
 from .request import MOST_SKEW, Create, CreateOrUpdate, Delete, Invalid, Repair, Request, Update
@@ -60,7 +60,7 @@ class Service:
     def __init__(
         self,
         request: Request,
-        ledger: Ledger,
+        ledger: Table,
         api: ApiGateway,
         deadline: Deadline,
         *,
@@ -204,7 +204,9 @@ class Service:
                         raise why from failed
                     return Answer(self._unwritten(self._failed(str(why)), failed))
                 # What was written or not, the pages tell; the results of the acts so far still count.
-                facts = facts._replace(failure=facts.failure or failed, touched=True, in_vain=self._in_vain())
+                facts = facts._replace(
+                    failure=facts.failure or failed, touched=True, results=(*facts.results, *self._in_vain())
+                )
                 self._seen, deadline = None, self._at_last()
                 continue
             facts = step.facts
@@ -274,12 +276,12 @@ class Service:
             self.deadline = self.deadline.but(patience=0.0)  # From now on each refusal sends it back.
         return step
 
-    def _in_vain(self) -> Association | None:
-        """Name the association that the last step has marked before it failed to begin to attach the key."""
+    def _in_vain(self) -> list[Result]:
+        """Tell what the act of a step has not done whose write failed: its mark may stand all the same."""
         match self._act:
             case Attach(association, may_be_there=False):
-                return association
-        return None
+                return [Result(Kind.REFUSED, association)]
+        return []
 
     def _done(self, step: Step, facts: Facts) -> Facts:
         """Do a step's act, and note the result, or why there is none."""
@@ -291,7 +293,7 @@ class Service:
                     return self._attached(act, facts)
                 case Detach(association, moving):
                     self._detach(association, moving=moving)
-                    return facts._replace(result=Result(Kind.DETACHED, association))
+                    return facts._replace(results=(Result(Kind.DETACHED, association),))
                 case Finish(marker, association):
                     self._finish(marker, association)
                 case Wait(association, why):
@@ -306,7 +308,7 @@ class Service:
         if facts.value_sought:
             return facts._replace(key=key or facts.key)
         if key is None:
-            return facts._replace(there=False, result=Result(Kind.ABSENT, association))
+            return facts._replace(there=False, results=(Result(Kind.ABSENT, association),))
         return facts._replace(there=True, key=key)
 
     def _attached(self, act: Attach, facts: Facts) -> Facts:
@@ -319,12 +321,12 @@ class Service:
                 # That an attempt may have attached it proves nothing: it may be the key that leaves.
                 return facts._replace(there=True, key=key) if is_wanted else facts._replace(found_back=one)
             case InPlan(key, by_us):
-                facts = facts._replace(result=Result(Kind.ATTACHED if by_us else Kind.FOUND, one))
+                facts = facts._replace(results=(Result(Kind.ATTACHED if by_us else Kind.FOUND, one),))
                 if is_wanted:
                     return facts._replace(there=True, key=key, by_us=by_us)
                 return facts if by_us else facts._replace(found_back=one)
             case rivals:
-                facts = facts._replace(result=Result(Kind.REFUSED, one))
+                facts = facts._replace(results=(Result(Kind.REFUSED, one),))
                 if is_wanted:
                     return facts._replace(rivals=tuple(rivals))
                 blocked = FailedError(f"{rivals[0]} blocks it")
@@ -342,9 +344,9 @@ class Service:
         """Note why an act failed, and what it has surely not done."""
         match step.act:
             case Attach(association) if failed.nothing_changed:
-                facts = facts._replace(result=Result(Kind.REFUSED, association))
+                facts = facts._replace(results=(Result(Kind.REFUSED, association),))
             case Detach(association) if failed.nothing_changed:
-                facts = facts._replace(result=Result(Kind.STAYED, association))
+                facts = facts._replace(results=(Result(Kind.STAYED, association),))
         if facts.failure is not None and isinstance(step.act, Attach | Wait):
             return self._not_put_back(step.act.association, facts, failed)
         return facts._replace(failure=facts.failure or failed)

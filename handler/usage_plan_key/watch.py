@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +28,7 @@ from .api_gateway import ApiGateway
 from .cloudformation import is_of, stack_is_gone
 from .errors import EventError, FailedError, IncompleteError, MissingError, UnclearError
 from .ledger import Pages, Table
-from .model import Association, AssociationRecord, Holder, ResourceRecord, well_formed
+from .model import Association, Holder, ResourceRecord, well_formed
 from .provider import Context, about
 from .queue import Queue
 from .request import LONGEST_SERVICE_TIMEOUT, MOST_SKEW, repair_event
@@ -56,50 +57,35 @@ class Missing(NamedTuple):
 
     Attributes:
         association: The association.
-        holders: The resources that have an answer saying that it is attached.
+        holders: The resources that have an answer saying that it is attached, except those of gone stacks.
         plan_is_gone: There is no such plan.
-        barred: Why no repair may touch it, whoever asks; empty if one may.
-        askers: The resources in whose name a repair may attach it.
+        why_not: Why no repair may touch it; empty if one may.
+        asker: The resource in whose name a repair attaches it; None if no repair can.
     """
 
     association: Association
     holders: list[Holder]
     plan_is_gone: bool
-    barred: str
-    askers: list[Holder]
-
-    def judged(self, is_gone: Mapping[str, bool]) -> Missing:
-        """Leave out resources of stacks that are gone; only a stack that is there asks for a repair."""
-        holders = [one for one in self.holders if not is_gone.get(one.stack_id)]
-        askers = [one for one in self.askers if is_gone.get(one.stack_id) is False]
-        if self.askers and not askers:
-            unknown = "CloudFormation has not said whether its stack is there"
-            return self._replace(holders=holders, askers=askers, barred=unknown)
-        return self._replace(holders=holders, askers=askers)
+    why_not: str
+    asker: Holder | None
 
 
 class Seen(NamedTuple):
     """The findings of a run.
 
     Attributes:
-        plans: How many plans it has looked into.
-        associations: How many associations of these plans resources hold.
         missing: Associations that resources count on, and whose keys are not there.
         unheld: Associations whose keys are there, and that nobody holds.
         gone: The records of resources whose stacks are gone.
         unread: A sentence about each page of the ledger that it could not read.
-        stacks_not_asked: How many stacks it did not ask about: other accounts', or for lack of time.
-        unseen: How many plans and pages it could not see, and 1 more if CloudFormation refused.
+        counts: The run's summary, before its repairs.
     """
 
-    plans: int
-    associations: int
     missing: list[Missing]
     unheld: set[Association]
     gone: dict[Holder, ResourceRecord]
     unread: list[str]
-    stacks_not_asked: int
-    unseen: int
+    counts: dict[str, int]
 
 
 @dataclass(kw_only=True)
@@ -154,20 +140,10 @@ class Watch:
         only, repairs = self._asked(event)
         seen = self._seen(only, ends, context.invoked_function_arn)
         _tell(seen, context.function_name.removesuffix("-watch"), repairs=repairs)
-        may_be_repaired = [one for one in seen.missing if one.askers]
-        queued = self._ask_for(may_be_repaired, self.queue, ends, context) if repairs and self.queue else 0
-        unseen = seen.unseen + (queued is None)
-        summary = {
-            "plans": seen.plans,
-            "associations": seen.associations,
-            "missing": len(seen.missing),
-            "unheld": len(seen.unheld),
-            "gone": len(seen.gone),
-            "repairs": queued or 0,
-            "stacks_not_asked": seen.stacks_not_asked,
-            "not_looked_at": unseen,
-            "seconds": round(self.clock.time() - began),
-        }
+        queued = self._ask_for(seen.missing, self.queue, ends, context) if repairs and self.queue else 0
+        unseen = seen.counts["not_looked_at"] + (queued is None)
+        summary = seen.counts | {"repairs": queued or 0, "not_looked_at": unseen}
+        summary["seconds"] = round(self.clock.time() - began)
         logger.info("Watched: %s", json.dumps(summary), extra=summary)
         # A run that has not seen everything cannot say that all is well, so the alarm stays as it is.
         if only is None and (seen.missing or not unseen):
@@ -180,33 +156,36 @@ class Watch:
 
     def _seen(self, only: str | None, ends: float, function_arn: str) -> Seen:
         """Look, and compare."""
-        known = self.table.associations(self._until(ends))
+        known = self.table.associations(self._by(ends))
         plans = {association.plan_id for association in known} if only is None else {only}
         inside = self._look_into(plans, ends - CLOSING_TIME)
         # Read the pages after the plans: a page untouched for an hour was the same when we listed its plan.
-        pages = self.table.pages(self._until(ends))
-        looked_at = {held: entry for held, entry in pages.entries.items() if held.plan_id in inside}
-        each = (self._missing(held, entry, pages, inside) for held, entry in looked_at.items())
-        found = list(filter(None, each))
-        holders = _holding(pages, looked_at)
-        first = {holder.stack_id for one in found for holder in one.holders}
-        is_gone, stacks_not_asked, refused = self._gone(holders, first, ends - CLOSING_TIME, function_arn)
-        gone = {holder for holder in holders if is_gone.get(holder.stack_id)}
-        return Seen(
-            plans=len(inside),
-            associations=len(looked_at),
-            missing=_judged(found, is_gone),
-            unheld=_listed(inside) - (known - pages.entries.keys()) - self._held(pages),
-            gone={holder: pages.records[holder] for holder in sorted(gone)},
-            unread=pages.unread,
-            stacks_not_asked=stacks_not_asked,
-            unseen=len(plans) - len(inside) + len(pages.unread) + refused,
-        )
-
-    def _held(self, pages: Pages) -> set[Association]:
-        """Name the associations that resources hold, or have let go of within the last hour."""
+        pages = self.table.pages(self._by(ends))
         since = self.clock.time() - RECENT
-        return {held for held, entry in pages.entries.items() if entry.holders or entry.detached > since}
+        looked_at = {held for held in pages.entries if held.plan_id in inside}
+        listed = {Association(key, plan) for plan, keys in inside.items() for key in keys or ()}
+        absent = {
+            held: counting for held in looked_at - listed if (counting := _counting(held, pages, since))
+        }
+        holders = {one for one, record in pages.records.items() if not looked_at.isdisjoint(record.holds)}
+        first = {holder.stack_id for counting in absent.values() for holder in counting}
+        stacks = {holder.stack_id for holder in holders}
+        is_gone, refused = self._gone(first, stacks - first, ends - CLOSING_TIME, function_arn)
+        each = (_missing(*one, pages, inside, is_gone) for one in sorted(absent.items()))
+        missing = [one for one in each if one.holders]
+        unheld = listed - (known - pages.entries.keys()) - _held(pages, since)
+        gone = {holder: pages.records[holder] for holder in sorted(holders) if is_gone.get(holder.stack_id)}
+        counts = {
+            "plans": len(inside),
+            "associations": len(looked_at),
+            "missing": len(missing),
+            "unheld": len(unheld),
+            "gone": len(gone),
+            "repairs": 0,
+            "stacks_not_asked": len(stacks) - len(is_gone),
+            "not_looked_at": len(plans) - len(inside) + len(pages.unread) + refused,
+        }
+        return Seen(missing, unheld, gone, pages.unread, counts)
 
     def _asked(self, event: object) -> tuple[str | None, bool]:
         """Read the event: the only plan to look into, and whether to queue repairs."""
@@ -219,11 +198,8 @@ class Watch:
             raise EventError("repairs are off: deploy the function with WatchRepairs=true first")
         return only, repairs
 
-    def _until(self, ends: float) -> Deadline:
-        return Deadline.by(ends, self.clock)
-
-    def _patience(self, ends: float) -> Deadline:
-        return Deadline.by(min(self.clock.time() + PATIENCE, ends), self.clock)
+    def _by(self, ends: float, patience: float = math.inf) -> Deadline:
+        return Deadline.by(min(self.clock.time() + patience, ends), self.clock)
 
     def _has_time(self, pace: Pace, ends: float) -> bool:
         return self.clock.time() + pace.seconds + BEFORE_CALL <= ends
@@ -241,99 +217,86 @@ class Watch:
                 logger.error("Not looked at: the function's time is nearly up, after %d plans", len(inside))
                 break
             try:
-                inside[plan] = self.api.keys_in(plan, self._patience(ends), pace)
+                inside[plan] = self.api.keys_in(plan, self._by(ends, PATIENCE), pace)
             except MissingError:
                 inside[plan] = None
             except FailedError as failed:
                 logger.error("Not looked at: %s", failed)  # noqa: TRY400  # the sentence says it all
         return inside
 
-    def _missing(
-        self,
-        association: Association,
-        entry: AssociationRecord,
-        pages: Pages,
-        inside: Mapping[str, set[str] | None],
-    ) -> Missing | None:
-        """Describe a missing association; None if its key is there, or if a request is under way."""
-        if _is_there(association, inside):
-            return None
-        records = {holder: pages.records.get(holder, ResourceRecord()) for holder in sorted(entry.holders)}
-        # A resource still counts on an association that it moved away from if moving back failed or was LOST.
-        holders = [holder for holder, record in records.items() if counts_on(record, association)]
-        touched = max(map(_touched, records.values()), default=0.0)
-        if not holders or entry.detaching is not None or touched > self.clock.time() - RECENT:
-            return None
-        why_not = barred(entry)
-        rest = [holder for holder in holders if not is_pending(records[holder])]
-        plan_is_gone = inside[association.plan_id] is None
-        return Missing(association, holders, plan_is_gone, why_not, [] if plan_is_gone or why_not else rest)
-
     def _gone(
-        self, holders: Iterable[Holder], first: set[str], ends: float, function_arn: str
-    ) -> tuple[dict[str, bool], int, int]:
-        """Ask CloudFormation about each stack.
+        self, first: set[str], others: set[str], ends: float, function_arn: str
+    ) -> tuple[dict[str, bool], bool]:
+        """Ask CloudFormation whether each stack of this account is gone, while there is time.
 
-        Gives back whether each stack is gone, how many stacks it did not ask about (other accounts', or for
-        lack of time), and 1 if CloudFormation has refused.
+        Gives back the answers, and whether CloudFormation has refused one; then it asks no more.
         """
-        stacks = self._shuffled(first) + self._shuffled({holder.stack_id for holder in holders} - first)
-        client = self.cloudformation()
-        pace = Pace(seconds=STACK_PACE, clock=self.clock)
+        client, pace = self.cloudformation(), Pace(seconds=STACK_PACE, clock=self.clock)
         is_gone: dict[str, bool] = {}
-        failed = 0
-        for stack in stacks:
-            if failed or not is_of(stack, function_arn) or not self._has_time(pace, ends):
+        for stack in self._shuffled(first) + self._shuffled(others):
+            if not is_of(stack, function_arn) or not self._has_time(pace, ends):
                 continue
             pace()
             try:
-                is_gone[stack] = stack_is_gone(client, stack, function_arn, self._patience(ends))
+                is_gone[stack] = stack_is_gone(client, stack, function_arn, self._by(ends, PATIENCE))
             except FailedError as error:
                 logger.error("Asked about no more stacks: %s", error)  # noqa: TRY400  # the sentence says it all
-                failed = 1
-        return is_gone, len(stacks) - len(is_gone), failed
+                return is_gone, True
+        return is_gone, False
 
     def _ask_for(self, missing: list[Missing], queue: Queue, ends: float, context: Context) -> int | None:
         """Queue repairs, in order with their stacks' requests; give back how many, or None on failure."""
-        for one in missing[MOST_REPAIRS:]:
+        asked = [(one.association, one.asker) for one in missing if one.asker]
+        for association, _ in asked[MOST_REPAIRS:]:
             logger.warning(
-                "A later run has %s repaired: one run queues at most %d repairs",
-                one.association.id,
-                MOST_REPAIRS,
+                "A later run has %s repaired: one run queues at most %d repairs", association.id, MOST_REPAIRS
             )
-        for one in missing[:MOST_REPAIRS]:
+        for association, asker in asked[:MOST_REPAIRS]:
             # Another run's repair has another id, and finds the key there.
-            event = repair_event(
-                f"{context.aws_request_id}/{one.association.id}", one.askers[0], one.association
-            )
+            event = repair_event(f"{context.aws_request_id}/{association.id}", asker, association)
             try:
-                queue.put(event, self.clock.time(), self._until(ends))
+                queue.put(event, self.clock.time(), self._by(ends))
             except (FailedError, UnclearError) as error:
                 logger.error("Queued no more repairs: %s", error)  # noqa: TRY400  # the sentence says it all
                 return None
-        return min(len(missing), MOST_REPAIRS)
+        return len(asked[:MOST_REPAIRS])
 
 
-def _judged(found: list[Missing], is_gone: Mapping[str, bool]) -> list[Missing]:
-    """Leave out associations that only resources of gone stacks hold."""
-    return [judged for one in found if (judged := one.judged(is_gone)).holders]
+def _held(pages: Pages, since: float) -> set[Association]:
+    """Name the associations that resources hold, or have let go of within the last hour."""
+    return {held for held, entry in pages.entries.items() if entry.holders or entry.detached > since}
 
 
-def _is_there(association: Association, inside: Mapping[str, set[str] | None]) -> bool:
-    return association.key_id in (inside[association.plan_id] or ())
+def _counting(association: Association, pages: Pages, since: float) -> list[Holder]:
+    """Name the resources that count on an association; none while a request is under way."""
+    entry = pages.entries[association]
+    records = {holder: pages.records.get(holder, ResourceRecord()) for holder in sorted(entry.holders)}
+    notes = [note for record in records.values() for note in record.notes]
+    touched = any(max(note.issued, note.answer.at if note.answer else 0) > since for note in notes)
+    if touched or entry.detaching is not None:
+        return []
+    # A resource still counts on an association that it moved away from if moving back failed or was LOST.
+    return [holder for holder, record in records.items() if counts_on(record, association)]
 
 
-def _holding(pages: Pages, looked_at: Mapping[Association, AssociationRecord]) -> set[Holder]:
-    return {one for one, record in pages.records.items() if not looked_at.keys().isdisjoint(record.holds)}
-
-
-def _listed(inside: Mapping[str, set[str] | None]) -> set[Association]:
-    return {Association(key, plan) for plan, keys in inside.items() for key in keys or ()}
-
-
-def _touched(record: ResourceRecord) -> float:
-    """Tell when the function last got or answered a request of a resource, in epoch seconds."""
-    return max((max(note.issued, note.answer.at if note.answer else 0) for note in record.notes), default=0)
+def _missing(
+    association: Association,
+    counting: list[Holder],
+    pages: Pages,
+    inside: Mapping[str, set[str] | None],
+    is_gone: Mapping[str, bool],
+) -> Missing:
+    """Describe a missing association. Only a resource at rest, whose stack is there, asks for a repair."""
+    holders = [one for one in counting if not is_gone.get(one.stack_id)]
+    at_rest = [one for one in holders if not is_pending(pages.records[one])]
+    asker = next((one for one in at_rest if is_gone.get(one.stack_id) is False), None)
+    why_not = barred(pages.entries[association])
+    if not (why_not or at_rest):
+        why_not = "the last request of its resource never got an answer"
+    elif not (why_not or asker):
+        why_not = "CloudFormation has not said whether its stack is there"
+    plan_is_gone = inside[association.plan_id] is None
+    return Missing(association, holders, plan_is_gone, why_not, None if why_not or plan_is_gone else asker)
 
 
 def _tell(seen: Seen, function: str, *, repairs: bool) -> None:
@@ -362,7 +325,18 @@ def _tell_gone(holder: Holder, record: ResourceRecord, function: str) -> None:
 
 
 def _tell_missing(missing: Missing, *, repairs: bool) -> None:
-    why, todo = _advice(missing, repairs=repairs)
+    key, plan = missing.association
+    why = f"API key {key} is not in usage plan {plan}: somebody has removed it, or the key is deleted"
+    todo = "deploy the stack with another VerifyTrigger"
+    if missing.plan_is_gone:
+        why = f"there is no usage plan {plan}"
+        todo = "give the resource another UsagePlanId, or remove it, and deploy"
+    elif missing.why_not:
+        why += f". No repair touches it: {missing.why_not}"
+    elif repairs:
+        todo = "wait for its repair, which is queued"
+    else:
+        todo += ", or have it repaired (WatchRepairs)"
     logger.warning(
         "Missing: %s, held by %s: %s. What to do: %s",
         missing.association.id,
@@ -374,22 +348,6 @@ def _tell_missing(missing: Missing, *, repairs: bool) -> None:
             "holders": [holder._asdict() for holder in missing.holders],
         },
     )
-
-
-def _advice(missing: Missing, *, repairs: bool) -> tuple[str, str]:
-    """Say why an association is missing, and what to do."""
-    key, plan = missing.association
-    if missing.plan_is_gone:
-        todo = "give the resource another UsagePlanId, or remove it, and deploy"
-        return f"there is no usage plan {plan}", todo
-    why = f"API key {key} is not in usage plan {plan}: somebody has removed it, or the key is deleted"
-    todo = "deploy the stack with another VerifyTrigger"
-    if not missing.askers:
-        why_not = missing.barred or "the last request of its resource never got an answer"
-        return f"{why}. No repair touches it: {why_not}", todo
-    if repairs:
-        return why, "wait for its repair, which is queued"
-    return why, f"{todo}, or have it repaired (WatchRepairs)"
 
 
 def handler(event: object, context: Any) -> dict[str, Any]:

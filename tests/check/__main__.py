@@ -9,13 +9,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
+from tests.function import BrokenError
+
 from .cloudformation import check, check_at_rest, deploy, interrupted, is_quiet, settle, steps
 from .searches import SEARCHES, Search
-from .world import BrokenError, Choices, State, World, every, quiet
+from .world import Choices, World, every, quiet
 
 #: Plays to print for each broken promise.
 PLAYS: Final = 4
@@ -23,28 +25,22 @@ PLAYS: Final = 4
 
 @dataclass
 class Found:
-    """What a search has seen.
+    """What a search has seen."""
 
-    Attributes:
-        runs: How often something happened: an invocation of the function, or an event beside it.
-        states: The states seen.
-        complete: No state is left.
-        wrong: The plays for each broken promise; the first is the shortest.
-        seconds: How long it took.
-    """
-
-    runs: int = 0
+    runs: int = 0  # How often something happened: an invocation of the function, or an event beside it
     states: int = 0
     complete: bool = True
-    wrong: dict[str, list[str]] = field(default_factory=dict)
+    wrong: dict[str, list[str]] = field(
+        default_factory=dict
+    )  # The plays for each broken promise, short first
     seconds: float = 0.0
 
-    def note(self, what: str, state: State) -> None:
+    def note(self, what: str, world: World) -> None:
         """Note a broken promise."""
-        self.wrong.setdefault(what, []).append("; ".join(state.story))
+        self.wrong.setdefault(what, []).append("; ".join(world.story))
 
 
-def explore(name: str, most: float = math.inf, surprises: int | None = None, *, first: bool = False) -> Found:
+def explore(name: str, most: float = math.inf, surprises: float = math.inf, *, first: bool = False) -> Found:
     """Play all orders of a search's events, the short ones first.
 
     Args:
@@ -57,13 +53,12 @@ def explore(name: str, most: float = math.inf, surprises: int | None = None, *, 
     pairs = [("k", plan) for plan in search.outside]
     with quiet():
         start = begun(search)
-        if surprises is not None:
-            start.may["surprises"] = min(start.may["surprises"], surprises)
+        start.may["surprises"] = min(start.may["surprises"], surprises)
         seen, rested, todo = {start.key()}, set[bytes](), deque([start])
         while todo and found.runs < most and not (first and found.wrong):
-            state = todo.popleft()
-            for step in steps(state, search.templates, pairs):
-                run = partial(_after, state, step, interrupted(search.templates, pairs))
+            world = todo.popleft()
+            for step in steps(world, search.templates, pairs):
+                run = partial(_after, world, step, interrupted(search.templates, pairs))
                 for after, broken in every(run):
                     found.runs += 1
                     if broken:
@@ -71,8 +66,9 @@ def explore(name: str, most: float = math.inf, surprises: int | None = None, *, 
                     elif (key := after.key()) not in seen:
                         seen.add(key)
                         todo.append(after)
-            at_rest = replace(state.copied(), may={})
-            if is_quiet(state) and (key := at_rest.key()) not in rested:
+            at_rest = World(world)
+            at_rest.may = {}
+            if is_quiet(world) and (key := at_rest.key()) not in rested:
                 rested.add(key)
                 try:
                     check_at_rest(at_rest)
@@ -82,27 +78,25 @@ def explore(name: str, most: float = math.inf, surprises: int | None = None, *, 
     return found
 
 
-def begun(search: Search) -> State:
+def begun(search: Search) -> World:
     """The state in which a search begins."""
-    state = State()
-    world = World(state)
+    world = World()
     for name, template in search.start.items():
         deploy(world, name, template)
         settle(world)
         world.sleep(200)
-    state.may, state.story = {"surprises": 2, **search.may}, ()
-    return state
+    world.may, world.story = dict(search.may), ()
+    return world
 
 
 def _after(
-    state: State, step: Callable[[World], None], meanwhile: Callable[[World], None], choices: Choices
-) -> tuple[State, str]:
+    before: World, step: Callable[[World], None], meanwhile: Callable[[World], None], choices: Choices
+) -> tuple[World, str]:
     """Give back the state after a step, and the promise that it has broken."""
-    after = state.copied()
-    world = World(after, choices)
-    world.meanwhile = meanwhile
+    after = World(before, choices)
+    after.meanwhile = meanwhile
     try:
-        step(world)
+        step(after)
         check(after)
     except BrokenError as error:
         return after, str(error)
@@ -113,8 +107,10 @@ def main() -> int:
     """Run the searches; 0 if no promise is broken."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("searches", nargs="*", help=", ".join(SEARCHES))
-    parser.add_argument("--runs", type=float, default=40_000, help="of each search, at most")
-    parser.add_argument("--surprises", type=int, help="in each play, fewer than the search allows")
+    parser.add_argument("--runs", type=float, default=200_000, help="of each search, at most")
+    parser.add_argument(
+        "--surprises", type=float, default=math.inf, help="in each play, fewer than the search allows"
+    )
     asked = parser.parse_args()
     names = asked.searches or [*SEARCHES]
     print(f"{'search':<22} {'runs':>9} {'states':>8} {'seconds':>8}  complete  broken promises")

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple
 
+from tests.function import BrokenError, Pair
 from usage_plan_key.queue import VISIBILITY
 
-from .world import DATES, Asked, BrokenError, Pair, State, World, can_attach, pair
+from .world import DATES, Asked, World, can_attach, pair
 
 #: CloudFormation asks so often for a clean-up Delete.
 TRIES: Final = 3
@@ -79,12 +80,12 @@ class Stack(NamedTuple):
 
     def requests(self, world: World) -> dict[str, Asked]:
         """Each resource's request."""
-        return {one: world.state.requests[id_] for one, id_ in self.asked}
+        return {one: world.requests[id_] for one, id_ in self.asked}
 
 
 def deploy(world: World, name: str, template: Template) -> None:
     """Begin to deploy a template, all of its requests at once."""
-    stack = world.state.stacks.get(name) or Stack(name)
+    stack = world.stacks.get(name) or Stack(name)
     world.say(f"{name} deploys {', '.join(f'{one} {wants}' for one, wants in template.items()) or 'nothing'}")
     had, asked = dict(stack.resources), {}
     world.sleep(1)
@@ -100,8 +101,8 @@ def deploy(world: World, name: str, template: Template) -> None:
 
 def react(world: World) -> None:
     """CloudFormation takes note of answers, and goes on."""
-    for name in sorted(world.state.stacks):
-        stack = world.state.stacks[name]
+    for name in sorted(world.stacks):
+        stack = world.stacks[name]
         asked = stack.requests(world)
         fails = stack.phase == "deploying" and any(one.answer.startswith("FAILED") for one in asked.values())
         if fails:
@@ -111,7 +112,7 @@ def react(world: World) -> None:
 
 
 def _deployed(world: World, stack: Stack) -> None:
-    if stack.asked and world.may("cancels"):
+    if stack.asked and world.allows("cancels"):
         _put(world, stack, phase="waiting")  # Others of its resources are not done yet.
     else:
         _complete(world, stack.name)
@@ -119,13 +120,13 @@ def _deployed(world: World, stack: Stack) -> None:
 
 def _complete(world: World, name: str) -> None:
     """All resources of the deployment have succeeded; what they have replaced goes."""
-    stack = world.state.stacks[name]
+    stack = world.stacks[name]
     asked, had = stack.requests(world), dict(stack.before)
     now = {one: _believed(asked[one]) if one in asked else had[one] for one, _ in stack.target}
     gone = [
         Cleanup(one, was.id, was.wants) for one, was in had.items() if one not in now or now[one].id != was.id
     ]
-    world.state.kept |= {one.wants.pair for one in gone if one.wants.retain}
+    world.kept |= {one.wants.pair for one in gone if one.wants.retain}
     gone = [one for one in gone if not one.wants.retain]
     _clean_up(world, stack._replace(resources=tuple(now.items())), gone)
 
@@ -139,10 +140,10 @@ def _roll_back(world: World, stack: Stack) -> None:
         made = ":".join(asked.wants.pair)
         if not asked.answer:
             id_ = dict(stack.asked)[one]
-            world.state.requests[id_] = asked._replace(cancelled=True)
-            if any(id_ == late for *_, late in world.state.arriving):  # The function may never hear of it.
-                world.state.either |= asked.pairs & world.state.kept
-                world.state.kept -= asked.pairs
+            world.requests[id_] = asked._replace(cancelled=True)
+            if any(id_ == late for *_, late in world.arriving):  # The function may never hear of it.
+                world.either |= asked.pairs & world.kept
+                world.kept -= asked.pairs
         if asked.kind == "Create":
             later.append(Cleanup(one, made if asked.answer else f"{stack.name}-{one}-1ABCDEF", asked.wants))
             continue
@@ -182,13 +183,13 @@ def _clean_up(world: World, stack: Stack, gone: list[Cleanup]) -> None:
 
 
 def _cleaned_up(world: World, stack: Stack) -> None:
-    answers = [world.state.requests[id_].answer for _, id_ in stack.asked]
+    answers = [world.requests[id_].answer for _, id_ in stack.asked]
     failed = [one for one, answer in zip(stack.cleanup, answers, strict=True) if answer.startswith("FAILED")]
     again = [one._replace(failed=one.failed + 1) for one in failed if one.failed + 1 < TRIES]
     for one in failed:
         if one.failed + 1 == TRIES:
             world.say(f"{stack.name} gives up {one.id}")
-            world.state.left.add(pair(one.id))
+            world.left.add(pair(one.id))
     _clean_up(world, stack, again)
 
 
@@ -205,7 +206,7 @@ def _believed(asked: Asked) -> Resource:
 
 
 def _put(world: World, stack: Stack, **changes: Any) -> None:
-    world.state.stacks[stack.name] = stack._replace(**changes)
+    world.stacks[stack.name] = stack._replace(**changes)
 
 
 def _send(
@@ -216,57 +217,55 @@ def _send(
     old: Props | None = None,
     id_: str | None = None,
 ) -> str:
-    state = world.state
-    name = f"{'.'.join(who)}.{sum(asked.who == who for asked in state.requests.values()) + 1}"
-    date = world.choices.choose([*DATES] if world.may("misdated") else ["dated"])
+    name = f"{'.'.join(who)}.{sum(asked.who == who for asked in world.requests.values()) + 1}"
+    date = world.choices.choose([*DATES] if world.allows("misdated") else ["dated"])
     if date != "dated":
         world.spend("misdated")
-    asked = Asked(kind, who, wants, old, id_, int(state.now), date=date)
-    state.requests[name] = asked
-    state.arriving.append((state.now, 0, name))
+    asked = Asked(kind, who, wants, old, id_, int(world.now), date=date)
+    world.requests[name] = asked
+    world.arriving.append((world.now, 0, name))
     about = [f" {wants}" if kind != "Delete" else "", f" ({id_})" if id_ else "", f" {date}"]
     world.say(f"{name}: {kind}{''.join(about)}".removesuffix(" dated"))
     if asked.takes:
-        state.either |= asked.pairs & state.strangers  # It may be taken over.
-        state.strangers -= asked.pairs
+        world.either |= asked.pairs & world.strangers  # It may be taken over.
+        world.strangers -= asked.pairs
     return name
 
 
 # --- What happens next ---
 
 
-def steps(state: State, templates: Templates, pairs: list[Pair]) -> list[Callable[[World], None]]:
+def steps(world: World, templates: Templates, pairs: list[Pair]) -> list[Callable[[World], None]]:
     """Everything that may happen next."""
-    world = World(state)
-    if due := [one for one in state.arriving if one[0] <= state.now]:
+    if due := [one for one in world.arriving if one[0] <= world.now]:
         return [partial(_arrive, due=due[0])]
     found: list[Callable[[World], None]] = [partial(_serve, group=group) for group in world.groups()]
-    if not found and (at := _next(state)):
-        found.append(lambda world: world.sleep(at - world.state.now))
+    if not found and (at := _next(world)):
+        found.append(lambda world: world.sleep(at - world.now))
     found += [partial(_deploy, name=name, template=one) for name, one in _deployable(world, templates)]
     found += [
-        partial(_complete, name=name) for name, stack in state.stacks.items() if stack.phase == "waiting"
+        partial(_complete, name=name) for name, stack in world.stacks.items() if stack.phase == "waiting"
     ]
     found += meanwhiles(world, pairs)
     for what in ("denied", "deadly"):
         for operation in ("delete_usage_plan_key", "deliver"):
-            if world.may(f"{what} {operation}"):
+            if world.allows(f"{what} {operation}"):
                 found.append(partial(_forbid, what=what, operation=operation))
-    if state.denied:
-        found.append(lambda world: world.state.denied.clear())
-    if world.may("repairs"):
-        held = {(asked.who, one) for asked in state.requests.values() for one in asked.pairs}
+    if world.denied:
+        found.append(lambda world: world.denied.clear())
+    if world.allows("repairs"):
+        held = {(asked.who, one) for asked in world.requests.values() for one in asked.pairs}
         found += [partial(_repair, who=who, one=one) for who, one in sorted(held)]
     return found
 
 
-def _next(state: State) -> float:
+def _next(world: World) -> float:
     """When something happens by itself."""
     shown: dict[str, float] = {}
-    for message in state.messages:
+    for message in world.messages.values():
         shown[message.group] = max(shown.get(message.group, 0.0), message.visible)
-    times = [*shown.values(), *(due for due, *_ in state.arriving), *state.leaving.values()]
-    return min((time for time in times if time > state.now), default=0.0)
+    times = [*shown.values(), *(due for due, *_ in world.arriving), *world.leaving.values()]
+    return min((time for time in times if time > world.now), default=0.0)
 
 
 def _serve(world: World, group: str) -> None:
@@ -282,9 +281,9 @@ def _deploy(world: World, name: str, template: Template) -> None:
 def _deployable(world: World, templates: Templates) -> list[tuple[str, Template]]:
     found = []
     for name, choices in templates.items():
-        stack = world.state.stacks.get(name) or Stack(name)
+        stack = world.stacks.get(name) or Stack(name)
         has = {one: resource.wants for one, resource in stack.resources}
-        if stack.phase == "idle" and world.may(f"deploys of {name}"):
+        if stack.phase == "idle" and world.allows(f"deploys of {name}"):
             found += [(name, one) for one in choices if dict(one) != has]
     return found
 
@@ -292,7 +291,7 @@ def _deployable(world: World, templates: Templates) -> list[tuple[str, Template]
 def _forbid(world: World, what: str, operation: str) -> None:
     world.spend(f"{what} {operation}")
     world.say(f"from now on {operation} is {what}")
-    getattr(world.state, what).add(operation)
+    getattr(world, what).add(operation)
 
 
 def _repair(world: World, who: tuple[str, str], one: Pair) -> None:
@@ -303,17 +302,16 @@ def _repair(world: World, who: tuple[str, str], one: Pair) -> None:
 
 def meanwhiles(world: World, pairs: list[Pair]) -> list[Callable[[World], None]]:
     """Whatever may happen now, and also while the function serves a request."""
-    state = world.state
     found: list[Callable[[World], None]] = []
     for one in pairs:
-        if one in state.attached and world.may("detaches") and one not in state.strangers:
+        if one in world.attached and world.allows("detaches") and one not in world.strangers:
             found.append(partial(_detach_by_hand, one=one))
-        if world.may("attaches") and can_attach(world, one):
+        if world.allows("attaches") and can_attach(world, one):
             found.append(partial(_attach_by_hand, one=one))
-    if world.may("vanishes") and not state.vanished:
+    if world.allows("vanishes") and not world.vanished:
         found.append(_vanish)
-    if world.may("cancels"):
-        stacks = state.stacks.items()
+    if world.allows("cancels"):
+        stacks = world.stacks.items()
         found += [
             partial(_cancel, name=name) for name, one in stacks if one.phase in ("deploying", "waiting")
         ]
@@ -324,40 +322,37 @@ def _cancel(world: World, name: str) -> None:
     """Another resource of the stack fails, and CloudFormation gives up all requests under way."""
     world.spend("cancels")
     world.say(f"another resource of {name} fails")
-    _roll_back(world, world.state.stacks[name])
+    _roll_back(world, world.stacks[name])
 
 
 def _vanish(world: World) -> None:
-    state = world.state
     world.spend("vanishes")
     world.say("somebody deletes the key")
-    state.vanished = True
-    state.torn |= dict.fromkeys([("k", plan) for plan in world.api.plans], len(state.story))
+    world.vanished = True
+    world.torn |= dict.fromkeys([("k", plan) for plan in world.api.plans], len(world.story))
     world.api.keys.clear()
-    for some in (state.attached, state.leaving, state.left, state.kept, state.strangers):
+    for some in (world.attached, world.leaving, world.left, world.kept, world.strangers):
         some.clear()
 
 
 def _detach_by_hand(world: World, one: Pair) -> None:
-    state = world.state
     world.spend("detaches")
     world.say(f"somebody detaches {':'.join(one)}")
-    state.leaving.pop(one, None)
-    for some in (state.attached, state.left, state.kept):
+    world.leaving.pop(one, None)
+    for some in (world.attached, world.left, world.kept):
         some.discard(one)
-    state.torn[one] = len(state.story)
+    world.torn[one] = len(world.story)
 
 
 def _attach_by_hand(world: World, one: Pair) -> None:
-    state = world.state
     world.spend("attaches")
     world.say(f"somebody attaches {':'.join(one)}")
-    state.attached.add(one)
-    open_ = [asked for asked in state.requests.values() if not asked.answer and asked.takes]
+    world.attached.add(one)
+    open_ = [asked for asked in world.requests.values() if not asked.answer and asked.takes]
     taken = {some for asked in open_ for some in asked.pairs}
-    is_clear = one not in {*state.torn, *state.unclear, *state.unrecorded, *taken}
-    state.torn.pop(one, None)
-    (state.strangers if is_clear else state.either).add(one)
+    is_clear = one not in {*world.torn, *world.unclear, *world.unrecorded, *taken}
+    world.torn.pop(one, None)
+    (world.strangers if is_clear else world.either).add(one)
 
 
 def overlaps(world: World, templates: Templates) -> list[Callable[[World], None]]:
@@ -366,10 +361,10 @@ def overlaps(world: World, templates: Templates) -> list[Callable[[World], None]
     If the queue delivers a message twice, these are the ones that this function serves.
     """
     found: list[Callable[[World], None]] = []
-    if world.may("overlaps"):
+    if world.allows("overlaps"):
         found = [partial(_overlap, group=group) for group in world.groups()]
         found += [partial(_overlap, deployed=one) for one in _deployable(world, templates)]
-    if world.may("twice"):
+    if world.allows("twice"):
         found += [partial(_overlap, group=group, what="twice") for group in world.groups(flying=True)]
     return found
 
@@ -410,51 +405,51 @@ def _arrive(world: World, due: tuple[float, int, str]) -> None:
 
 
 def _all_arrive(world: World) -> None:
-    while due := [one for one in world.state.arriving if one[0] <= world.state.now]:
+    while due := [one for one in world.arriving if one[0] <= world.now]:
         _arrive(world, due[0])
 
 
 # --- The promises ---
 
 
-def check(state: State) -> None:
+def check(world: World) -> None:
     """The promises that hold at every moment."""
-    if gone := (state.strangers | state.kept) - state.attached:
+    if gone := (world.strangers | world.kept) - world.attached:
         raise BrokenError(f"it detached what it had not attached, or what is retained: {gone}")
-    lost = VISIBILITY * sum("dies" in what or "deliver" in what for what in state.met)
-    for id_, asked in state.requests.items():
+    lost = VISIBILITY * sum("dies" in what or "deliver" in what for what in world.met)
+    for id_, asked in world.requests.items():
         ends = asked.issued + asked.wants.timeout + LATE + lost
-        if not asked.answer and not asked.cancelled and state.now > ends:
+        if not asked.answer and not asked.cancelled and world.now > ends:
             raise BrokenError(f"{id_} has no answer in time")
-    if any(state.now > message.sent + LONGEST for message in state.messages):
+    if any(world.now > message.sent + LONGEST for message in world.messages.values()):
         raise BrokenError("a request holds up its stack")
 
 
-def is_quiet(state: State) -> bool:
+def is_quiet(world: World) -> bool:
     """Tell whether nothing is under way."""
-    busy = any(stack.phase in {*PHASES, "waiting"} for stack in state.stacks.values())
-    return not (state.messages or state.arriving or state.leaving or busy)
+    busy = any(stack.phase in {*PHASES, "waiting"} for stack in world.stacks.values())
+    return not (world.messages or world.arriving or world.leaving or busy)
 
 
-def check_at_rest(state: State) -> None:
+def check_at_rest(world: World) -> None:
     """All goes well from now on: what is stuck goes on, old requests come again, and all stacks are deleted.
 
-    It goes on with this very state.
+    It goes on with this very world.
     """
-    state.may, state.denied, state.deadly, world = {}, set(), set(), World(state)
+    world.may, world.denied, world.deadly = {}, set(), set()
     world.say("| all is well from now on")
-    for name, stack in sorted(state.stacks.items()):
+    for name, stack in sorted(world.stacks.items()):
         if stack.phase == "stuck":
             _continue(world, stack)
-            if state.stacks[name].phase == "stuck":
+            if world.stacks[name].phase == "stuck":
                 raise BrokenError(f"the rollback of {name} is stuck for ever")
-    _compare(state, "at rest")
+    _compare(world, "at rest")
     _repeat(world)
-    for name, stack in sorted(state.stacks.items()):
+    for name, stack in sorted(world.stacks.items()):
         if stack.phase == "idle":
             deploy(world, name, {})
             settle(world)
-    _compare(state, "when all is deleted")
+    _compare(world, "when all is deleted")
 
 
 def _continue(world: World, stack: Stack) -> None:
@@ -471,32 +466,32 @@ def _continue(world: World, stack: Stack) -> None:
 def settle(world: World) -> None:
     """Go on until all is quiet."""
     for _ in range(300):
-        found = steps(world.state, {}, [])
+        found = steps(world, {}, [])
         if not found:
             return
         found[0](world)
-        check(world.state)
+        check(world)
     raise BrokenError("it never comes to rest")
 
 
 def _repeat(world: World) -> None:
     """Each old request comes again, and changes nothing."""
-    state, attached = world.state, set(world.state.attached)
+    attached = set(world.attached)
     world.sleep(400)  # The queue would recognise it for five minutes.
-    for id_ in list(state.requests):
+    for id_ in list(world.requests):
         world.say(f"{id_} comes again")
-        state.arriving.append((state.now, 0, id_))
+        world.arriving.append((world.now, 0, id_))
         settle(world)
-        if state.attached != attached:
+        if world.attached != attached:
             raise BrokenError(f"{id_} comes again and changes something")
 
 
-def _compare(state: State, when: str) -> None:
-    live = [stack for stack in state.stacks.values() if stack.phase == "idle"]
+def _compare(world: World, when: str) -> None:
+    live = [stack for stack in world.stacks.values() if stack.phase == "idle"]
     resources = [one for stack in live for _, one in stack.resources]
-    believed = {pair(one.id) for one in resources if not one.lost} | state.kept
+    believed = {pair(one.id) for one in resources if not one.lost} | world.kept
     lost = {pair(one.id) for one in resources if one.lost}
-    if missing := believed - state.attached - {*state.torn}:
+    if missing := believed - world.attached - {*world.torn}:
         raise BrokenError(f"believed and not attached, {when}: {missing}")
-    if orphans := state.attached - believed - lost - state.strangers - state.either - state.left:
+    if orphans := world.attached - believed - lost - world.strangers - world.either - world.left:
         raise BrokenError(f"attached and nobody's, {when}: {orphans}")

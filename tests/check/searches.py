@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from .cloudformation import Props, Template
+from .cloudformation import Props, Template, Templates
 
 
 class Search(NamedTuple):
@@ -19,111 +19,77 @@ class Search(NamedTuple):
     """
 
     start: Mapping[str, Template]
-    templates: Mapping[str, tuple[Template, ...]]
-    may: Mapping[str, int]
+    templates: Templates
+    may: Mapping[str, float]
     outside: str = ""
 
 
-def _a(plan: str, on_existing: str = "Fail", trigger: str = "") -> Template:
-    return {"A": Props(plan, on_existing, trigger)}
+#: name | the plans of somebody else | what is deployed before | what each stack may deploy, and how often |
+#: what else may happen, once if it says no more. In `p` and `q` the key shares a stage, so it cannot be in
+#: both; `o` has another one. `A=p` is resource A with the key in plan p; words behind it are in `WORDS`.
+TABLE: Final = """
+create              | p  |             | X1 A=p                 | faults*2 cancels attaches vanishes
+create, Adopt       | p  |             | X1 A=p Adopt           | faults cancels attaches detaches
+create, twice       |    |             | X1 A=p                 | faults cancels twice surprises
+create, out of time | p  |             | X1 A=p 90s             | faults*2 cancels attaches
+verify              | p  | X A=p       | X1 A=p again           | faults cancels attaches detaches
+delete              | p  | X A=p       | X1                     | faults*2 later misdated attaches detaches
+delete, twice       |    | X A=p       | X1                     | faults later twice surprises
+move                |    | X A=q       | X1 A=p                 | faults*2 cancels later vanishes
+move, outsider      | pq | X A=q       | X1 A=p                 | faults cancels attaches detaches
+move, twice         |    | X A=q       | X1 A=p                 | faults cancels twice surprises
+move, out of time   |    | X A=q       | X1 A=p 90s             | faults*2 later
+move and back       |    | X A=q       | X2 A=p / A=q           | faults cancels
+take and move       | q  |             | X2 A=q Take / A=p Take | attaches faults cancels later
+replace             |    | X A=o       | X1 A=p                 | faults cancels later vanishes
+replace and back    |    | X A=o       | X2 A=p / A=o Adopt     | faults cancels later
+retain              |    | X A=p Retain, B=o | X2 B=o / A=p, B=o      | faults cancels
+rename              | p  | X A=p       | X1 B=p                 | faults cancels later attaches
+rename, elsewhere   |    | X A=p       | X1 B=o                 | faults*2 cancels
+shift               |    | X A=p, B=o  | X1 A=o                 | faults cancels later
+swap                |    | X A=p, B=o  | X1 A=o, B=p            | faults cancels
+two stacks          |    |             | X1 A=p; Z2 A=p Take /  | overlaps faults
+two stacks, refused |    |             | X1 A=p; Z2 A=p Take /  | faults-of-API-Gateway overlaps*2 surprises*3
+two stacks, later   |    | X A=p       | X1; Z2 A=p Adopt /     | overlaps later faults
+move, joined        |    | X A=q       | X1 A=p; Z1 A=p Adopt / | overlaps cancels
+move, met           |    | X A=q       | X1 A=p; Z2 A=p Take /  | overlaps faults
+given up | p | X A=p | X1 | denied-delete_usage_plan_key detaches repairs surprises*3
+deadly              |    |             | X1 A=p                 | deadly-deliver
+"""
+WORDS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "Adopt": {"on_existing": "Adopt"},
+    "Take": {"on_existing": "Take"},
+    "again": {"trigger": "again"},
+    "90s": {"timeout": 90},
+    "Retain": {"retain": True},
+}
 
 
-_BESIDE: Final = {"B": Props("o")}
-_X1: Final = {"deploys of X": 1}
-_X2: Final = {"deploys of X": 2}
-_OUTSIDER: Final = {"attaches": 1, "detaches": 1}
-_TWO: Final = {**_X1, "deploys of Z": 2, "overlaps": 1}
-#: In `p` and `q` the key shares a stage, so it cannot be in both; `o` has another one.
+def _template(text: str) -> Template:
+    found = {}
+    for one in filter(str.strip, text.split(",")):
+        named, *words = one.split()
+        name, _, plan = named.partition("=")
+        options: dict[str, Any] = {}
+        for word in words:
+            options |= WORDS[word]
+        found[name] = Props(plan, **options)
+    return found
+
+
+def _search(outside: str, start: str, deploys: str, may: str) -> Search:
+    may_happen: dict[str, float] = {"surprises": 2}
+    for what, _, count in (word.replace("-", " ").partition("*") for word in may.split()):
+        may_happen[what] = int(count or 1)
+    templates = {}
+    for name, count, texts in ((one[0], one[1], one[2:]) for one in map(str.strip, deploys.split(";"))):
+        may_happen[f"deploys of {name}"] = int(count)
+        templates[name] = tuple(_template(text) for text in texts.split("/"))
+    before = {start[0]: _template(start[1:])} if start else {}
+    return Search(before, templates, may_happen, outside)
+
+
 SEARCHES: Final[Mapping[str, Search]] = {
-    "create": Search(
-        {}, {"X": (_a("p"),)}, {**_X1, "faults": 2, "cancels": 1, "attaches": 1, "vanishes": 1}, "p"
-    ),
-    "create, Adopt": Search(
-        {}, {"X": (_a("p", "Adopt"),)}, {**_X1, **_OUTSIDER, "faults": 1, "cancels": 1}, "p"
-    ),
-    "create, twice": Search(
-        {}, {"X": (_a("p"),)}, {**_X1, "faults": 1, "cancels": 1, "twice": 1, "surprises": 1}
-    ),
-    "create, out of time": Search(
-        {}, {"X": ({"A": Props("p", timeout=90)},)}, {**_X1, "faults": 2, "cancels": 1, "attaches": 1}, "p"
-    ),
-    "verify": Search(
-        {"X": _a("p")},
-        {"X": (_a("p", trigger="again"),)},
-        {**_X1, **_OUTSIDER, "faults": 1, "cancels": 1},
-        "p",
-    ),
-    "delete": Search(
-        {"X": _a("p")}, {"X": ({},)}, {**_X1, **_OUTSIDER, "faults": 2, "later": 1, "misdated": 1}, "p"
-    ),
-    "delete, twice": Search(
-        {"X": _a("p")}, {"X": ({},)}, {**_X1, "faults": 1, "later": 1, "twice": 1, "surprises": 1}
-    ),
-    "move": Search(
-        {"X": _a("q")}, {"X": (_a("p"),)}, {**_X1, "faults": 2, "cancels": 1, "later": 1, "vanishes": 1}
-    ),
-    "move, outsider": Search(
-        {"X": _a("q")}, {"X": (_a("p"),)}, {**_X1, **_OUTSIDER, "faults": 1, "cancels": 1}, "pq"
-    ),
-    "move, twice": Search(
-        {"X": _a("q")}, {"X": (_a("p"),)}, {**_X1, "faults": 1, "cancels": 1, "twice": 1, "surprises": 1}
-    ),
-    "move, out of time": Search(
-        {"X": _a("q")}, {"X": ({"A": Props("p", timeout=90)},)}, {**_X1, "faults": 2, "later": 1}
-    ),
-    "move and back": Search({"X": _a("q")}, {"X": (_a("p"), _a("q"))}, {**_X2, "faults": 1, "cancels": 1}),
-    "take and move": Search(
-        {},
-        {"X": (_a("q", "Take"), _a("p", "Take"))},
-        {**_X2, "attaches": 1, "faults": 1, "cancels": 1, "later": 1},
-        "q",
-    ),
-    "replace": Search(
-        {"X": _a("o")}, {"X": (_a("p"),)}, {**_X1, "faults": 1, "cancels": 1, "later": 1, "vanishes": 1}
-    ),
-    "replace and back": Search(
-        {"X": _a("o")}, {"X": (_a("p"), _a("o", "Adopt"))}, {**_X2, "faults": 1, "cancels": 1, "later": 1}
-    ),
-    "retain": Search(
-        {"X": {"A": Props("p", retain=True), **_BESIDE}},
-        {"X": (_BESIDE, {"A": Props("p"), **_BESIDE})},
-        {**_X2, "faults": 1, "cancels": 1},
-    ),
-    "rename": Search(
-        {"X": _a("p")},
-        {"X": ({"B": Props("p")},)},
-        {**_X1, "faults": 1, "cancels": 1, "later": 1, "attaches": 1},
-        "p",
-    ),
-    "rename, elsewhere": Search({"X": _a("p")}, {"X": (_BESIDE,)}, {**_X1, "faults": 2, "cancels": 1}),
-    "shift": Search(
-        {"X": {"A": Props("p"), **_BESIDE}}, {"X": (_a("o"),)}, {**_X1, "faults": 1, "cancels": 1, "later": 1}
-    ),
-    "swap": Search(
-        {"X": {"A": Props("p"), **_BESIDE}},
-        {"X": ({"A": Props("o"), "B": Props("p")},)},
-        {**_X1, "faults": 1, "cancels": 1},
-    ),
-    "two stacks": Search({}, {"X": (_a("p"),), "Z": (_a("p", "Take"), {})}, {**_TWO, "faults": 1}),
-    "two stacks, refused": Search(
-        {},
-        {"X": (_a("p"),), "Z": (_a("p", "Take"), {})},
-        {**_TWO, "faults of API Gateway": 1, "overlaps": 2, "surprises": 3},
-    ),
-    "two stacks, later": Search(
-        {"X": _a("p")}, {"X": ({},), "Z": (_a("p", "Adopt"), {})}, {**_TWO, "later": 1, "faults": 1}
-    ),
-    "move, joined": Search(
-        {"X": _a("q")},
-        {"X": (_a("p"),), "Z": (_a("p", "Adopt"), {})},
-        {**_TWO, "deploys of Z": 1, "cancels": 1},
-    ),
-    "move, met": Search({"X": _a("q")}, {"X": (_a("p"),), "Z": (_a("p", "Take"), {})}, {**_TWO, "faults": 1}),
-    "given up": Search(
-        {"X": _a("p")},
-        {"X": ({},)},
-        {**_X1, "denied delete_usage_plan_key": 1, "detaches": 1, "repairs": 1, "surprises": 3},
-        "p",
-    ),
-    "deadly": Search({}, {"X": (_a("p"),)}, {**_X1, "deadly deliver": 1}),
+    name: _search(*about)
+    for name, *about in ([cell.strip() for cell in line.split("|")] for line in TABLE.strip().splitlines())
 }
