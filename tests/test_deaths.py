@@ -64,9 +64,12 @@ the fourth time it is answered FAILED
     FAILED 3 invocations died at this request. Look into the function's log; calls none; held
     free=A!wanted+attaching; delete A free -> attached nothing
 deaths before the answer and at its delivery count together, and after three nobody sends it again
-    queue; at create dies*2; at put dies*3; create A free = dies; again = dies; again = dies; again =
-    dies; again = dies; again = unsent; log ERROR Create alice:free, OnExisting Fail: functions have died
+    queue; at create dies*2; at put dies*2; create A free = dies; again = dies; again = dies; again =
+    dies; again = unsent; log ERROR Create alice:free, OnExisting Fail: functions have died
     at its delivery, so the answer is not sent again; held free=A -> attached free
+deaths before the answer, and then it was not delivered: it is sent again
+    queue; at create dies*4; at put cut; create A free = dies; again = dies; again = dies; again = dies;
+    again = fails; again = FAILED 3 invocations died at this request; delete A free -> attached nothing
 what was not delivered, and nobody died, is sent again for as long as CloudFormation waits
     queue; at put cut*5; create A free = fails; again = fails; again = fails; again = fails; again =
     fails; again = ATTACHED; again = ATTACHED -> attached free

@@ -91,6 +91,12 @@ an Update that succeeded is taken back, with the old id
 a move that died is taken back
     create A free P1; update A free pro P2; one: issue update A pro free P1; at create:free dies; serve
     one = dies; gone alice; again one = LOST -> attached nothing
+a change in place that succeeded is taken back though the key is gone, and the next deploy fails
+    create A free P1; update A free free P2 = VERIFIED; gone alice; update A free free P1 = LOST; update A
+    free free P2 = FAILED there is no API key alice; delete A free; held nothing -> attached nothing
+a change in place that succeeded is taken back though somebody has moved the key
+    create A free P1; update A free free P2 = VERIFIED; hand- free; hand+ pro; update A free free P1 = LOST;
+    delete A free; held nothing -> attached pro
 refused for another reason it is not lost
     create A free P1; update A free gold P2; hand- free; at create denied; update A gold free P1 = FAILED
     permission is missing; held free=A gold=A -> attached gold

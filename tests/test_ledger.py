@@ -130,6 +130,7 @@ class TestPages:
             "foreign": ["d1"],
             "retained": "alice:free",
             "digest": "d2",
+            "former": "d3",
         }
         association: dict[str, Any] = {
             "pk": PAGE_FREE,
@@ -151,6 +152,7 @@ class TestPages:
             foreign=frozenset({"d1"}),
             retained=FREE,
             digest="d2",
+            former="d3",
         )
         entry = AssociationRecord(frozenset({A}), Origin.TAKEN, frozenset({"r1"}), 9, True, 10)
         assert read(table, FREE) == Snapshot(record, {FREE: entry}, {PAGE_A: "v1", PAGE_FREE: "v2"})

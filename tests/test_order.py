@@ -7,7 +7,7 @@ from .story import played
 test_the_newest_request_wins = played("""
 a Create that a Delete has overtaken touches nothing
     late: issue create A free; arrive delete A #invented; serve late = FAILED Superseded: CloudFormation
-    has sent a newer request for this resource|this one touched nothing; calls none; held nothing ->
+    has sent a newer request for this resource; calls none; held nothing ->
     attached nothing
 a long wait that is cancelled gives way at its next look, at most 20 seconds later
     queue; at create throttled=600; create A free = waits 20; arrive delete A #invented; time 20; again

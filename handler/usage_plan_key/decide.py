@@ -213,7 +213,9 @@ def next_step(state: Snapshot, request: Request, facts: Facts) -> Step:
     if note is not None and note.answer is not None:
         state, deaths = _begun(state, request, facts)
         given = note.answer._replace(id=note.answer.id or request.answer_id)
-        return Step(Repeat(given, is_deadly=deaths >= rules.MOST_DEATHS), state, facts)
+        # What S3 did not take has been unmarked: nobody has died at that delivery.
+        is_deadly = facts.begins and note.begun is True and deaths >= rules.MOST_DEATHS
+        return Step(Repeat(given, is_deadly=is_deadly), state, facts)
     failure = facts.failure or _refusal(state, request, facts)
     # A repair gives way to any request, which waits behind it.
     gives_way = isinstance(request, Repair) and rules.is_pending(state.record)
@@ -282,8 +284,7 @@ def _refusal(state: Snapshot, request: Request, facts: Facts) -> FailedError | N
         return FailedError(f"The properties are not usable: {'; '.join(request.faults)}")
     if isinstance(request, Delete | Repair) or facts.there or not rules.is_superseded(state.record, request):
         return None
-    told = "" if facts.touched else "; this one touched nothing"
-    return SupersededError(f"Superseded: CloudFormation has sent a newer request for this resource{told}")
+    return SupersededError("Superseded: CloudFormation has sent a newer request for this resource")
 
 
 def _own_mark(state: Snapshot, facts: Facts) -> Step | None:

@@ -382,6 +382,7 @@ def _record_page(holder: Holder, record: ResourceRecord, now: int) -> dict[str, 
             "foreign": sorted(record.foreign),
             "retained": record.retained and record.retained.id,
             "digest": record.digest,
+            "former": record.former,
             # A holder without holds stays for a day, because of its fence.
             "expires": None if record.holds else now + REMEMBERED,
         }
@@ -416,6 +417,7 @@ def _record(page: Mapping[str, Any]) -> ResourceRecord:
         foreign=frozenset(_list(page.get("foreign", []))),
         retained=Association.parse(page.get("retained", "")),
         digest=page.get("digest", ""),
+        former=page.get("former", ""),
     )
 
 

@@ -166,7 +166,8 @@ class Hold(NamedTuple):
     Attributes:
         request: The RequestId that took hold of it, or that last succeeded with it.
         belief: What CloudFormation believes of it.
-        left: When it became LEFT, in epoch seconds.
+        left: When a request last succeeded with it, or with another one in its place, in epoch seconds: since
+            then CloudFormation can have left it, or its properties.
         marked_by: The RequestId that has marked the association, to detach it.
         key_name: The KeyName of the last answer.
     """
@@ -217,6 +218,7 @@ class ResourceRecord(NamedTuple):
         foreign: Digests of the foreign ids in Updates. A former provider's id may hold a key's value.
         retained: The association of a failed Create, if an earlier life of the resource held it.
         digest: The digest of the properties that last succeeded.
+        former: The digest of those that succeeded before them; empty once a rollback has gone back to them.
     """
 
     holds: Mapping[Association, Hold] = _NONE
@@ -225,6 +227,7 @@ class ResourceRecord(NamedTuple):
     foreign: frozenset[str] = frozenset()
     retained: Association | None = None
     digest: str = ""
+    former: str = ""
 
     @property
     def newest(self) -> Note | None:

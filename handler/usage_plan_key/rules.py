@@ -422,15 +422,18 @@ def barred(entry: AssociationRecord) -> str:
 def may_be_lost(record: ResourceRecord, request: CreateOrUpdate, now: int) -> bool:
     """Tell whether this takes back a change, so that it succeeds although it cannot have the key.
 
-    A rollback's Update brings the properties of the last SUCCESS. Or it wants an association that a
-    successful Update left within the last day, and no Delete has come for it. Under UpdateReplacePolicy
-    Retain no Delete ever comes, so after a day an Update goes back on purpose.
+    A rollback's Update brings the properties of the last SUCCESS. Or, within a day, it goes back: to those of
+    the SUCCESS before, or to an association that a successful Update left, and no Delete has come for it.
+    Under UpdateReplacePolicy Retain no Delete ever comes, so after a day an Update goes back on purpose.
     """
+    if not isinstance(request, Update):
+        return False
     hold = record.holds.get(request.wanted)
-    left = hold is not None and hold.belief is Belief.LEFT and hold.left > now - REMEMBERED
-    return isinstance(request, Update) and (
-        left or (bool(request.digest) and request.digest == record.digest)
-    )
+    if hold is not None and hold.left > now - REMEMBERED:
+        stays = hold.belief is not Belief.GOING and "" != request.digest == record.former
+        if hold.belief is Belief.LEFT or stays:
+            return True
+    return "" != request.digest == record.digest
 
 
 # --- Moving between plans that share a stage ---
@@ -584,8 +587,8 @@ def answered(record: ResourceRecord, request: Request, answer: Response) -> Reso
     # The page stores no foreign id: the event brings it, and a former provider's may be a key's value.
     is_foreign = request.identified is None and answer.id == request.physical_id
     noted = answer._replace(id="", value=None) if is_foreign else answer._replace(value=None)
-    # Functions may die at the delivery too, so `deaths` goes on.
-    record = record.noted(note._replace(answer=noted, begun=note.begun and False, until=0))
+    # Functions may die at the delivery too, so the mark stands until then.
+    record = record.noted(note._replace(answer=noted, until=0))
     if isinstance(request, Delete):
         return record
     if answer.success and isinstance(request, Create | Update):
@@ -609,8 +612,10 @@ def _failed(record: ResourceRecord, request: Request) -> ResourceRecord:
 def _succeeded(record: ResourceRecord, request: Create | Update, answer: Response) -> ResourceRecord:
     if request.identified != request.wanted:
         record = _believe(record, [request.identified], Event.LEFT, left=answer.at)
-    record = _believe(record, [request.wanted], Event.SUCCEEDED, request=request.id, key_name=answer.key_name)
-    return record._replace(digest=request.digest)
+    changes = {"request": request.id, "key_name": answer.key_name, "left": answer.at}
+    record = _believe(record, [request.wanted], Event.SUCCEEDED, **changes)
+    goes_back = request.digest in (record.digest, record.former)
+    return record._replace(digest=request.digest, former="" if goes_back else record.digest)
 
 
 def listed(holders: Iterable[Holder], asks: Holder) -> str:

@@ -32,7 +32,7 @@ create              | p  |             | X1 A=p                 | faults*2 cance
 create, Adopt       | p  |             | X1 A=p Adopt           | faults cancels attaches detaches
 create, twice       |    |             | X1 A=p                 | faults cancels twice surprises
 create, out of time | p  |             | X1 A=p 90s             | faults*2 cancels attaches
-verify              | p  | X A=p       | X1 A=p again           | faults cancels attaches detaches
+verify              | p  | X A=p       | X1 A=p again           | faults cancels attaches detaches vanishes
 delete              | p  | X A=p       | X1                     | faults*2 later misdated attaches detaches
 delete, twice       |    | X A=p       | X1                     | faults later twice surprises
 move                |    | X A=q       | X1 A=p                 | faults*2 cancels later vanishes
