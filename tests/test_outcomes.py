@@ -53,6 +53,9 @@ a key that is not there
 an Update that fails answers with its own id, and keeps what it had
     create A free; update A free nope = FAILED there is no usage plan nope; held free=A; beliefs A
     free=known; delete A free -> attached nothing
+unusable properties, and the ledger refuses the answer once: the properties are the reason
+    queue; create A free; at write denied; update A free nothing = FAILED The properties are not usable:
+    UsagePlanId is missing; delete A free -> attached nothing
 unusable properties: all faults in one answer, and nothing is touched
     create A nothing = FAILED UsagePlanId is missing|KeyId is missing; calls none; held nothing; delete A
     #A; create A free; update A free nothing = FAILED The properties are not usable: UsagePlanId is

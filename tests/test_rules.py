@@ -197,6 +197,7 @@ def test_a_begun_one_that_is_begun_again_has_died_and_one_that_goes_back_has_not
     (back,) = rules.gone_back(died, create(), why, NOW, NOW + 5).notes
     assert back == Note("c", 1, begun=False, deaths=1, refusals=1, until=NOW + 5)
     assert rules.gone_back(arrived(create()), create()).notes == (Note("c", 1),)
+    assert rules.gone_back(ResourceRecord(), create()) == ResourceRecord(), "nobody has noted it"
 
 
 @pytest.mark.parametrize("entry", [by(THIS), by(SIBLING, detaching=NOW)])

@@ -48,7 +48,7 @@ from typing import Final, NamedTuple
 from . import rules
 from .errors import BlockedError, FailedError, MissingError, OutOfTimeError, SupersededError, TurnOverError
 from .model import Association, Hold, Holder, Key, Origin, Outcome, Response, Rival, Snapshot, Standing
-from .request import Create, CreateOrUpdate, Delete, Invalid, OnExisting, Repair, Request, Update
+from .request import CreateOrUpdate, Delete, Invalid, OnExisting, Repair, Request
 
 #: The Reason of every failed Delete has this label before the associations.
 STAYS: Final = "Still attached"
@@ -241,11 +241,12 @@ def _served(state: Snapshot, request: Request, facts: Facts) -> Step:
             return _repair(state, request, facts)
         case Delete():
             return _delete(state, request, facts)
-        case Create() | Update():
+        case Invalid():  # The first write of its answer has failed.
+            return _answer(state, request, facts, _unusable(request))
+        case _:
             if facts.failure is not None:
                 return _failed(state, request, facts, facts.failure)
             return _present(state, request, facts) if facts.there else _absent(state, request, facts)
-    raise TypeError(request)  # `_refusal` has answered an invalid one.
 
 
 def _noted(state: Snapshot, request: Request, facts: Facts) -> tuple[Snapshot, Facts]:
@@ -260,7 +261,7 @@ def _noted(state: Snapshot, request: Request, facts: Facts) -> tuple[Snapshot, F
                 state = rules.not_there(state, one)
             case Kind.DETACHED:
                 state = rules.detached(state, request.holder, one, facts.now)
-            case Kind.STAYED:
+            case _:  # STAYED
                 state = rules.still_attached(state, one)
     return state, facts._replace(results=())
 
@@ -281,10 +282,14 @@ def _refusal(state: Snapshot, request: Request, facts: Facts) -> FailedError | N
             "CloudFormation's time for this request (ServiceTimeout) was over before its turn came"
         )
     if isinstance(request, Invalid):
-        return FailedError(f"The properties are not usable: {'; '.join(request.faults)}")
+        return _unusable(request)
     if isinstance(request, Delete | Repair) or facts.there or not rules.is_superseded(state.record, request):
         return None
     return SupersededError("Superseded: CloudFormation has sent a newer request for this resource")
+
+
+def _unusable(request: Invalid) -> FailedError:
+    return FailedError(f"The properties are not usable: {'; '.join(request.faults)}")
 
 
 def _own_mark(state: Snapshot, facts: Facts) -> Step | None:
