@@ -175,7 +175,8 @@ class DynamoDb:
     def has_answer(self, event: Mapping[str, Any]) -> bool:
         """Tell whether the ledger has an answer to a request."""
         page = self.items.get(f"holder#{event['StackId']}#{event['LogicalResourceId']}", {})
-        return event["RequestId"] in page.get("answers", {"M": {}})["M"]
+        notes = (note["M"] for note in page.get("notes", {"L": []})["L"])
+        return any(note["id"]["S"] == event["RequestId"] and "answer" in note for note in notes)
 
     @staticmethod
     def _holds(change: Mapping[str, Any], item: Mapping[str, Any] | None) -> bool:

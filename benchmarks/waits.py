@@ -9,7 +9,6 @@ from typing import Final
 
 from emulators.fake import Key
 from emulators.rules import BUSY, Refusal
-from usage_plan_key.service import IN_PLACE
 
 from .model import Account, Sent
 from .storms import INVENTED
@@ -97,8 +96,6 @@ class Cancelled:
 def cancelled(creates: int, stuck: int, refusal: Refusal, account: Account) -> Cancelled:
     """Create stacks whose only key API Gateway refuses; delete each at any time within CloudFormation's hour.
 
-    The Deletes begin when all Creates have had their first turn: before that none of them waits hidden.
-
     Args:
         creates: How many.
         stuck: How many more are there that CloudFormation waits for.
@@ -116,9 +113,8 @@ def cancelled(creates: int, stuck: int, refusal: Refusal, account: Account) -> C
         stack, key = create.resource
         deletes.append(account.send("Delete", stack, key, key, "free", id_))
 
-    begun = IN_PLACE * (creates + stuck) / 2  # Two functions give each Create so many seconds.
     for number in range(creates):
-        world.at(world.dice.uniform(begun, 3600), partial(delete, _refused(number, refusal, account)))
+        world.at(world.dice.uniform(0, 3600), partial(delete, _refused(number, refusal, account)))
     account.run()
     return Cancelled(
         deletes=len(deletes),

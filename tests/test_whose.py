@@ -57,9 +57,6 @@ no repair of what is being detached
     queue; create A free; at delete lost denied; update A free pro = FAILED permission; held
     free=A+detaching+away; repair A free = not a request is detaching it; calls none; update A free free =
     REPAIRED; held free=A -> attached free
-no repair by a RequestId that has its answer
-    queue; one: create A free; one: repair A free = not its RequestId is one that the function has
-    answered -> attached free
 a repair at which functions die
     queue; create A free; hand- free; at create dies*4; fix: repair A free = dies; again fix = dies; again
     fix = dies; again fix = dies; again fix = not 3 invocations died -> attached nothing

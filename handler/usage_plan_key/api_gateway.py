@@ -336,7 +336,7 @@ class ApiGateway:
             logger.info("%s: %s, trying again", step.what, code(error))
             # So it is for the account's other requests too; what has gone back before closes it for a moment.
             is_first, pause = step.deadline.patience > 0, step.deadline.roll(*BUSY_PAUSE)
-            if verdict.busy and (is_first or verdict.after):
+            if is_first or verdict.after:
                 closed = min(verdict.after, CLOSED_FOR if is_first else pause) or pause
                 self.opens = step.deadline.clock.time() + closed
         return verdict

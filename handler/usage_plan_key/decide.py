@@ -34,10 +34,10 @@ row that fits decides:
                     else                                                let go, Answer, or Back
     Delete          one that it releases is ours, and no other's        mark, Detach that one
                     else                                                let go, Answer
-    Repair          it may not be repaired                              Done
+    Repair          it may not be repaired                              Answer, to the log
                     nobody has looked                                   Look
                     not there                                           mark, Attach
-                    else                                                Done
+                    else                                                Answer, to the log
 """
 
 from __future__ import annotations
@@ -122,13 +122,7 @@ class GoOn(NamedTuple):
     """Ask again at once: the step has more pages than one transaction takes."""
 
 
-class Done(NamedTuple):
-    """End a repair, which nobody waits for."""
-
-    why_not: str = ""
-
-
-Act = Answer | Repeat | Back | Look | Attach | Detach | Finish | Wait | GoOn | Done
+Act = Answer | Repeat | Back | Look | Attach | Detach | Finish | Wait | GoOn
 
 
 class Kind(Enum):
@@ -503,7 +497,9 @@ def _repair(state: Snapshot, request: Repair, facts: Facts) -> Step:
         return Step(Attach(wanted, may_be_there=has_begun), state, facts._replace(touched=True))
     if not (why_not or facts.by_us):
         why_not = "its key is there again"
-    return Step(Done(why_not), state.with_record(rules.ended(state.record, request)), facts)
+    # Nobody waits for it but the log.
+    response = Response(success=not why_not, id=request.physical_id, reason=why_not, at=facts.now)
+    return Step(Answer(response), state.with_record(rules.ended(state.record, request)), facts)
 
 
 # --- The end ---

@@ -377,7 +377,7 @@ class Provider:
         level = logging.INFO if turn.redelivered else logging.DEBUG
         logger.log(level, "Its turn has come: %s", _described(request))
         deadline = self._in_turn(turn)
-        fenced = message is None or message.fenced
+        fenced = message is None or message.fenced or isinstance(request, Repair)
         service = self._service(turn, deadline, fenced=fenced)
         try:
             self._check(request)  # A message that somebody else has sent has not passed `on_event`.
@@ -388,7 +388,7 @@ class Provider:
             if not deadline.is_over:
                 # With less time than the guard's, it would strike at once and answer FAILED.
                 deadline.but(ends=math.inf).allow(f"Could not serve {type(request).__name__}", BEFORE_CALL)
-            if isinstance(request, Repair):  # It fences nothing, and nobody waits for an answer.
+            if isinstance(request, Repair):  # Nobody waits for an answer.
                 service.repair(request)
             else:
                 self._respond(turn, service, partial(self._deliver, turn, background))

@@ -21,7 +21,6 @@ from .decide import (
     Attach,
     Back,
     Detach,
-    Done,
     Facts,
     Finish,
     Kind,
@@ -108,13 +107,7 @@ class Service:
             NotSentError: Functions have died at the delivery of its answer.
         """
         try:
-            match self._served():
-                case Repeat(given):
-                    return self._with_value(given)
-                case Answer(response):
-                    return response
-                case Done():  # A repair has no answer.
-                    raise TypeError(self._request)
+            return self._served()
         except (TurnOverError, NotSentError):
             raise
         except FailedError as failed:
@@ -129,27 +122,19 @@ class Service:
         Raises:
             TurnOverError: The repair waits for API Gateway, and comes again in its place.
         """
-        what, why_not = f"{request.wanted.id} for {request.holder}", ""
+        what = f"{request.wanted.id} for {request.holder}"
         try:
-            match self._served():
-                case Done(why_not):
-                    pass
-                case Repeat():
-                    why_not = "its RequestId is one that the function has answered"
-                case Answer(response):
-                    why_not = response.reason
+            response = self._served()
         except TurnOverError:
             raise
-        except FailedError as failed:
-            why_not = str(failed)
         except Exception:
             # Nobody waits for a repair, but its stack's requests wait behind it.
             logger.exception("Not repaired: %s: an internal error, please report it", what)
             return
-        if why_not:
-            logger.warning("Not repaired: %s: %s", what, why_not)
-        else:
+        if response.success:
             logger.info("Repaired: %s", what)
+        else:
+            logger.warning("Not repaired: %s: %s", what, response.reason)
 
     def rest(self) -> None:
         """Note that the answer was not delivered, and that no function has died at it."""
@@ -185,7 +170,7 @@ class Service:
         logger.error("Could not write the answer down: %s", failed)
         return answer
 
-    def _served(self) -> Answer | Repeat | Done:
+    def _served(self) -> Response:
         """Ask, write, act, and ask again, until the request has its answer."""
         request = self._request
         # Nobody waits for a request whose time is over, so it changes nothing; but a Create fences: it marks
@@ -202,7 +187,7 @@ class Service:
                     why = facts.failure or failed
                     if isinstance(why, TurnOverError):
                         raise why from failed
-                    return Answer(self._unwritten(self._failed(str(why)), failed))
+                    return self._unwritten(self._failed(str(why)), failed)
                 # What was written or not, the pages tell; the results of the acts so far still count.
                 facts = facts._replace(
                     failure=facts.failure or failed, touched=True, results=(*facts.results, *self._in_vain())
@@ -211,9 +196,15 @@ class Service:
                 continue
             facts = step.facts
             match step.act:
-                case Answer() | Repeat() | Done():
-                    self._tell(step)
-                    return step.act
+                case Answer(response):
+                    self._tell(step, response)
+                    return response
+                case Repeat(given, is_deadly):
+                    if is_deadly:
+                        dead = "functions have died at its delivery, so the answer is not sent again"
+                        raise NotSentError(dead)
+                    logger.info("The function answered this request before; the same answer goes out again")
+                    return self._with_value(given)
                 case Back(why):
                     raise why
                 case _:
@@ -380,34 +371,29 @@ class Service:
             raise
         change(partial(rules.detached, holder=marker, association=association, now=self._now()))
 
-    def _tell(self, step: Step) -> None:
+    def _tell(self, step: Step, response: Response) -> None:
         """Log what an operator has to hear of, and what no answer says."""
-        request, facts = self._request, step.facts
-        match step.act:
-            case Repeat(_, is_deadly):
-                if is_deadly:
-                    raise NotSentError("functions have died at its delivery, so the answer is not sent again")
-                logger.info("The function answered this request before; the same answer goes out again")
-            case Answer(response) if response.outcome == Outcome.LOST:
+        facts = step.facts
+        match self._request:
+            case _ if response.outcome == Outcome.LOST:
                 logger.error(
                     "LOST: %s. CloudFormation goes on as if the key were attached. "
                     "The resource's next Update fails",
                     facts.lost,
                 )
-            case Answer(response) if isinstance(request, CreateOrUpdate) and request.include_value:
+            case Delete(shown_id=shown_id) if response.success and not facts.touched:
+                logger.info("This resource does not hold %s, so Delete changes nothing", shown_id)
+            case Repair(wanted=wanted) if facts.by_us and wanted not in step.pages.record.holds:
+                # An operator's LetGo came in between.
+                logger.error(
+                    "Attached, and the resource does not hold it any more: detach %s by hand", wanted.id
+                )
+            case Create(include_value=True) | Update(include_value=True) as request:
                 if response.success and response.value is None:
                     # The key stays attached. If Fn::GetAtt asks for Value, CloudFormation rolls back.
                     logger.error(
                         "API Gateway does not return the value of API key %s, so the answer has none",
                         request.wanted.key_id,
-                    )
-            case Answer(response) if isinstance(request, Delete) and response.success and not facts.touched:
-                logger.info("This resource does not hold %s, so Delete changes nothing", request.shown_id)
-            case Done() if facts.by_us and isinstance(request, Repair):
-                if request.wanted not in step.pages.record.holds:  # An operator's LetGo came in between.
-                    logger.error(
-                        "Attached, and the resource does not hold it any more: detach %s by hand",
-                        request.wanted.id,
                     )
 
     def _with_value(self, given: Response) -> Response:
