@@ -316,7 +316,7 @@ def main() -> int:
         )
         for name, killer in killers.items():
             print(_crashing_row(name, killer.result(), base.seconds))
-        lines = {"through the queue": queued_500(waves).history}
+        lines = {"this resource": queued_500(waves).history}
         lines |= {future.result().name: future.result().history for future in others[-1][1]}
         pool.submit(dashboard.draw).result()
     PLOT.write_text(svg("500 keys in one stack: attached over time", lines, 300.0, 500))

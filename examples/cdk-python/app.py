@@ -22,11 +22,12 @@ UsagePlanKey(ApiKey(stack, "Acme"), "InPlan", plan=free)
 UsagePlanKey(stack, "Umbrella", plan=pro, api_key=ApiKey(stack, "UmbrellaKey"))
 
 # The function's ARN from SSM, and everything else that can be said.
+arn = StringParameter.value_for_string_parameter(stack, "/usage-plan-key/function-arn")
 UsagePlanKey(
     ApiKey(stack, "Globex"),
     "InPlan",
     plan=pro,
-    service_token=StringParameter.value_for_string_parameter(stack, "/usage-plan-key/function-arn"),
+    service_token=arn,
     service_timeout=Duration.minutes(20),
     on_existing=OnExisting.TAKE,
     verify_trigger="1",

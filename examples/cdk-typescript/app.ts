@@ -28,7 +28,10 @@ new UsagePlanKey(new ApiKey(stack, 'Globex'), 'InPlan', {
 });
 
 // A secret holds the key's value.
-const initech = new UsagePlanKey(new ApiKey(stack, 'Initech'), 'InPlan', { plan: free, includeValue: true });
+const initech = new UsagePlanKey(new ApiKey(stack, 'Initech'), 'InPlan', {
+  plan: free,
+  includeValue: true,
+});
 new Secret(stack, 'InitechSecret', { secretStringValue: initech.value });
 
 app.synth();
