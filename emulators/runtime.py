@@ -78,8 +78,7 @@ class Function:
     @property
     def pid(self) -> int:
         """Find the Python process, which is the emulator's child."""
-        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        (pid,) = (int(pid) for listed in children for pid in listed.read_text().split())
+        (pid,) = _children(self.process)
         return pid
 
     @property
@@ -100,25 +99,15 @@ def function(
     runtime: Path = RUNTIME,
     start: str = START,
 ) -> Iterator[Function]:
-    """Run a function.
+    """Run a handler of the artifact, with these variables besides Lambda's, and a time-out in seconds.
 
-    Args:
-        artifact: The folder that Lambda has as /var/task.
-        environment: Variables besides those that Lambda sets.
-        handler: As in template.yaml.
-        timeout: The function's time-out, in seconds.
-        python: Its interpreter.
-        runtime: The folder of awslambdaric for that interpreter.
-        start: The code that the interpreter runs.
+    The interpreter `python` has its awslambdaric in the folder `runtime`, and runs the code `start`.
     """
     if not RIE.is_file():
-        raise StartError(
-            f"{RIE} is missing: run `make test`, on Linux (Lambda's emulator is made for no other system)"
-        )
-    ports = [free_port(), free_port()]
-    emulator: list[str | Path] = [RIE, "--log-level", "info"]
-    for name, port in zip(("runtime-interface-emulator", "runtime-api"), ports, strict=True):
-        emulator += [f"--{name}-address", f"127.0.0.1:{port}"]
+        raise StartError(f"{RIE} is missing: run `make test`, on Linux (RIE is made for no other system)")
+    port, inner = free_port(), free_port()
+    emulator: list[str | Path] = [RIE, "--log-level", "info", "--runtime-api-address", f"127.0.0.1:{inner}"]
+    emulator += ["--runtime-interface-emulator-address", f"127.0.0.1:{port}"]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         output = Path(folder, "output")
         with output.open("wb") as sink:
@@ -131,10 +120,8 @@ def function(
                     "AWS_LAMBDA_FUNCTION_NAME": "usage-plan-key",
                     "AWS_LAMBDA_FUNCTION_TIMEOUT": str(timeout),
                     "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512",
-                    "AWS_REGION": "eu-central-1",
-                    "AWS_DEFAULT_REGION": "eu-central-1",
-                    "AWS_ACCESS_KEY_ID": "testing",
-                    "AWS_SECRET_ACCESS_KEY": "testing",
+                    **dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), "eu-central-1"),
+                    **dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "testing"),
                     **environment,
                 },
                 stdin=subprocess.DEVNULL,
@@ -143,11 +130,15 @@ def function(
                 start_new_session=True,
             )
         try:
-            running = Function(process, ports[0], output)
+            running = Function(process, port, output)
             _wait(running)
             yield running
         finally:
-            _stop(process)
+            # At once; the function is in a process group of its own.
+            for pid in (*_children(process), process.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait()
 
 
 def _wait(running: Function) -> None:
@@ -159,17 +150,9 @@ def _wait(running: Function) -> None:
     raise StartError(f"Lambda's emulator did not start:\n{running.log}")
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Kill it and its children at once; the function is in a process group of its own."""
-    children = [
-        int(pid)
-        for listed in Path(f"/proc/{process.pid}/task").glob("*/children")
-        for pid in listed.read_text().split()
-    ]
-    for pid in [*children, process.pid]:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    process.wait()
+def _children(process: subprocess.Popen[bytes]) -> list[int]:
+    lists = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return [int(pid) for listed in lists for pid in listed.read_text().split()]
 
 
 class Api(Server):
@@ -234,19 +217,15 @@ class _Handler(Handler):
             answered = self._ask_gateway(api.gateway, asked)
         except ClientError as error:
             said, status = error.response["Error"], error.response.get("ResponseMetadata", {})
-            return status.get("HTTPStatusCode", 400), {
-                "code": said["Code"],
-                "message": said.get("Message", ""),
-            }
+            told = {"code": said["Code"], "message": said.get("Message", "")}
+            return status.get("HTTPStatusCode", 400), told
         return answered.pop("ResponseMetadata")["HTTPStatusCode"], answered
 
     def _ask_gateway(self, gateway: ApiGateway, asked: dict[str, Any]) -> dict[str, Any]:
         url = urlsplit(self.path)
         match self.command, [unquote(part) for part in url.path.split("/")[2:]]:
             case "POST", [plan, "keys"]:
-                return gateway.create_usage_plan_key(
-                    usagePlanId=plan, keyId=asked["keyId"], keyType=asked["keyType"]
-                )
+                return gateway.create_usage_plan_key(usagePlanId=plan, **asked)
             case "GET", [plan, "keys", key]:
                 return gateway.get_usage_plan_key(usagePlanId=plan, keyId=key)
             case "DELETE", [plan, "keys", key]:

@@ -46,11 +46,7 @@ def aws() -> Iterator[Aws]:
 
 
 def build(path: Path, *, wheels: Path | None = None, umask: int = 0o022, **environment: str) -> str:
-    """Build the artifact with the project's own step, from the packages that the set-up has fetched.
-
-    Returns:
-        Its complaint: empty if there is an artifact.
-    """
+    """Build the artifact as sam does, from the packages that the set-up has fetched; return a complaint."""
     fetched = (wheels or Path(sys.prefix) / "wheels").as_uri()  # a URI, because pip splits it at spaces
     path_ = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     given = {**os.environ, "PATH": path_, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": fetched, **environment}

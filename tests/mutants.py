@@ -16,11 +16,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final, NamedTuple
+from typing import Final
 
 import pytest
 from mutmut.configuration import config
@@ -34,7 +35,7 @@ PACKAGE: Final = Path("usage_plan_key")
 #: Percent of a sample's behaviour mutants that the tests have to kill: survivors.md explains the others.
 GOAL: Final = 97.0
 #: Some tests wait, so two cores have work for four.
-WORKERS: Final = 4
+WORKERS: Final = "4"
 #: Seconds of CPU time that one test may take: a change that makes the code loop for ever ends there.
 LONGEST_TEST: Final = 20.0
 #: The exit status of a killed mutant's process: a test failed, or its time was up. mutmut also counts 255,
@@ -43,14 +44,6 @@ KILLED: Final = (1, -signal.SIGXCPU, -signal.SIGKILL)
 #: A line of survivors.md: the function, the changed line or its beginning and an ellipsis, and why no test
 #: notices.
 EXPLAINED: Final = re.compile(r"^- `(\w+\.\w+)` `(.+?)(…?)`: (.+)$", re.MULTILINE)
-
-
-class Survivor(NamedTuple):
-    """A change that no test notices."""
-
-    line: int
-    function: str
-    change: str
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -72,97 +65,67 @@ def pytest_runtest_protocol() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
-def copied(folder: Path) -> None:
-    """Copy the files that the tests need, with the package at the top: mutmut names a module by its path."""
-    shutil.copytree(
-        ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "build"), dirs_exist_ok=True
-    )
-    shutil.copytree(folder / "handler" / PACKAGE, folder / PACKAGE)
+def run(modules: list[str], sample: int, seed: int) -> Iterator[tuple[str, str, int | None]]:
+    """Draw a sample of the modules' mutants, and run mutmut; yield each module, name and exit status.
+
+    The package goes to the top of the copy, because mutmut names a module by its path.
+    """
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "build")
+    shutil.copytree(ROOT, Path.cwd(), ignore=ignored, dirs_exist_ok=True)
+    shutil.copytree(Path("handler") / PACKAGE, PACKAGE)
+    sources = {module: PACKAGE / f"{module}.py" for module in modules}
+    every = [
+        f"{PACKAGE}.{module}.{name}"
+        for module, path in sources.items()
+        for name in mutate_file_contents(str(path), path.read_text()).mutant_names
+    ]
+    names = random.Random(seed).sample(every, min(sample or len(every), len(every)))
+    print(f"{len(names)} mutants, --seed {seed}", flush=True)
+    os.nice(10)
+    mutmut = [sys.executable, "-m", "mutmut", "run", "--max-children", WORKERS, *sorted(names)]
+    if subprocess.run(mutmut, stdin=subprocess.DEVNULL, check=False).returncode:
+        sys.exit("mutmut failed")
+    for module, path in sources.items():
+        data = SourceFileMutationData(path=path)
+        data.load()
+        yield from ((module, name, code) for name, code in data.exit_code_by_key.items() if name in names)
 
 
-def as_survivor(module: str, name: str) -> Survivor:
-    """Find mutmut's change, and its place."""
-    path = PACKAGE / f"{module}.py"
-    function, class_name = orig_function_and_class_names_from_key(name)
-    changed = get_diff_for_mutant(name, path=path).splitlines()[3:]
-    before, after = ([line[1:].strip() for line in changed if line[0] == sign] for sign in "-+")
-    at, lines = 0, [line.strip() for line in path.read_text().splitlines()]
-    for begins in (f"class {class_name}" if class_name else "", f"def {function}(", before[0]):
-        at = next((number for number in range(at, len(lines)) if lines[number].startswith(begins)), at)
-    return Survivor(at + 1, f"{module}.{function}", " ".join(after) or f"without {' '.join(before)}")
-
-
-def drawn(modules: list[str], sample: int, seed: int) -> list[str]:
-    """Draw a sample of the modules' mutants, by mutmut's names."""
-    names: list[str] = []
-    for module in modules:
-        path = PACKAGE / f"{module}.py"
-        made = mutate_file_contents(str(path), path.read_text()).mutant_names
-        names += [f"{PACKAGE}.{module}.{name}" for name in made]
-    return sorted(random.Random(seed).sample(names, min(sample or len(names), len(names))))
-
-
-def tried(module: str, names: list[str]) -> tuple[int, list[Survivor]]:
-    """Count a module's mutants in the sample, and name the survivors."""
-    data = SourceFileMutationData(path=PACKAGE / f"{module}.py")
-    data.load()
-    codes = {name: code for name, code in data.exit_code_by_key.items() if name in names}
-    return len(codes), sorted(as_survivor(module, name) for name, code in codes.items() if code not in KILLED)
-
-
-def why(found: Survivor) -> str:
-    """Give survivors.md's reason; empty for none."""
-    for function, change, more, reason in EXPLAINED.findall((ROOT / "tests" / "survivors.md").read_text()):
-        if function == found.function and (
-            found.change.startswith(change) if more else found.change == change
-        ):
-            return str(reason)
-    return ""
-
-
-def told(modules: list[str], names: list[str]) -> Iterator[str]:
-    """Print each survivor with its reason, and the counts; yield each shortfall."""
-    found = {module: tried(module, names) for module in modules}
-    unexplained = 0
-    for module, (_, survivors) in found.items():
-        for survivor in survivors:
-            reason = why(survivor)
-            print(f"handler/{PACKAGE}/{module}.py:{survivor.line} {survivor.function}: {survivor.change}")
-            print(f"    {reason or 'NOT EXPLAINED'}")
-            unexplained += not reason
-    print(f"\n{'module':16}{'mutants':>9}{'killed':>9}{'survived':>10}")
-    for module, (count, survivors) in found.items():
-        print(f"{module:16}{count:9}{count - len(survivors):9}{len(survivors):10}")
-    explained = sum(len(survivors) for _, survivors in found.values()) - unexplained
-    percent = 100 * (1 - unexplained / max(1, len(names) - explained))
-    print(f"{percent:.1f} % of {len(names) - explained} killed; {explained} survivors are explained")
-    if percent < GOAL:
-        yield f"The tests kill less than {GOAL:.0f} % of the mutants that tests/survivors.md does not explain"
+def explained(module: str, name: str) -> bool:
+    """Print a survivor's place and change, and survivors.md's reason; tell whether it has one."""
+    function, _ = orig_function_and_class_names_from_key(name)
+    changed = get_diff_for_mutant(name, path=PACKAGE / f"{module}.py").splitlines()[3:]
+    before, after = (" ".join(line[1:].strip() for line in changed if line[0] == sign) for sign in "-+")
+    change = after or f"without {before}"
+    reasons = [
+        reason
+        for where, begins, more, reason in EXPLAINED.findall((ROOT / "tests" / "survivors.md").read_text())
+        if where == f"{module}.{function}" and (change.startswith(begins) if more else change == begins)
+    ]
+    print(f"{module}.{function}: {change}\n    {'; '.join(reasons) or f'NOT EXPLAINED; it was: {before}'}")
+    return bool(reasons)
 
 
 def main() -> int:
-    """Draw and make the mutants, run the tests, and report the results."""
+    """Make the mutants, run the tests, and report the results."""
     every = [Path(path).stem for path in config().only_mutate]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("modules", nargs="*", choices=[*every, []], metavar="module", help=", ".join(every))
     parser.add_argument("--sample", type=int, default=300, help="so many mutants; 0 for all")
     parser.add_argument("--seed", type=int, default=secrets.randbelow(1_000_000))
     asked = parser.parse_args()
-    modules = asked.modules or every
     with TemporaryDirectory() as folder, chdir(folder):
-        copied(Path(folder))
-        names = drawn(modules, asked.sample, asked.seed)
-        print(f"{len(names)} mutants, --seed {asked.seed}", flush=True)
-        os.nice(10)
-        if code := subprocess.run(
-            [sys.executable, "-m", "mutmut", "run", "--max-children", str(WORKERS), *names],
-            stdin=subprocess.DEVNULL,
-            check=False,
-        ).returncode:
-            return code
-        faults = list(told(modules, names))
-    print("\n".join(["", *faults]))
-    return bool(faults)
+        tried = [*run(asked.modules or every, asked.sample, asked.seed)]
+        survivors = [(module, name) for module, name, code in tried if code not in KILLED]
+        unexplained = sum(not explained(module, name) for module, name in sorted(survivors))
+    for module, count in Counter(module for module, *_ in tried).items():
+        print(f"{module:16}{count:9} mutants{sum(module == its for its, _ in survivors):9} survivors")
+    counted = len(tried) - len(survivors) + unexplained
+    percent = 100 * (1 - unexplained / max(1, counted))
+    print(f"{percent:.1f} % of {counted} killed; {len(survivors) - unexplained} survivors are explained")
+    if percent < GOAL:
+        print(f"The tests kill less than {GOAL:.0f} % of the mutants that survivors.md does not explain")
+    return percent < GOAL
 
 
 if __name__ == "__main__":

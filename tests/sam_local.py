@@ -21,7 +21,6 @@ from contextlib import suppress
 from ipaddress import ip_network
 from pathlib import Path
 
-from emulators.fake import ApiGateway
 from emulators.runtime import ROOT, Api
 
 from .answers import EVENTS
@@ -29,101 +28,49 @@ from .test_events import IN_FREE, SITUATIONS, whole
 from .test_runtime import gateway
 
 FUNCTION = "UsagePlanKeyFunction"
-#: Events in order on one API: they attach, verify and detach a key.
-LIFE = ("create", "update-verify", "delete")
-#: Events that need no API.
-ALONE = ("create-bad-property", "delete-after-failed-create")
 
 
-class Sam:
-    """The command, in this repository."""
+def ran(*command: str) -> str:
+    """Run a command in this repository; return its standard output."""
+    aws = {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "SAM_CLI_TELEMETRY": "0"}
+    aws |= dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "testing")
+    print(" ".join(command), flush=True)
+    environment = os.environ | aws
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"It failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
 
-    def __init__(self, command: str, options: list[str]) -> None:
-        self._command, self._options = command, options
 
-    def __call__(self, *arguments: str) -> str:
-        """Run a subcommand; return its standard output."""
-        began = time.monotonic()
-        aws = {"AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "SAM_CLI_TELEMETRY": "0"}
-        aws |= dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "testing")
-        done = _run(self._command, *arguments, environment=os.environ | aws)
-        if done.returncode:
-            sys.exit(f"sam {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
-        print(f"{time.monotonic() - began:5.1f} s  sam {' '.join(arguments)}", flush=True)
-        return done.stdout
+def bridge() -> str:
+    """Ask Docker for the address that containers have for this machine. No other machine reaches that."""
+    form = "{{json (index .IPAM.Config 0)}}"
+    network = json.loads(ran("docker", "network", "inspect", "bridge", "--format", form))
+    # A daemon that has made the bridge itself may leave the gateway out: it is the first address.
+    return network.get("Gateway") or str(ip_network(network["Subnet"])[1])
 
-    def check(self, name: str, variables: Path | None = None, attached: ApiGateway | None = None) -> None:
-        """Invoke the function with a file, under samconfig.toml's variables or others; check its answer."""
-        more = ["--env-vars", str(variables)] if variables else []
-        printed = self("local", "invoke", FUNCTION, "--event", f"events/{name}.json", *more, *self._options)
-        answer, expected = json.loads(printed.strip().splitlines()[-1]), whole(name)
+
+def check(sam: str, api: Api, variables: Path) -> None:
+    """Validate, build, and invoke each file in its situation; end at the first unexpected answer."""
+    ran(sam, "validate", "--lint")
+    ran(sam, "build")
+    for name, (before, attached, _, then) in SITUATIONS.items():
+        api.gateway.attached = attached | ({IN_FREE} if "create" in before else set())
+        invoke = ("local", "invoke", FUNCTION, "--event", f"events/{name}.json", "--env-vars", str(variables))
+        answer, expected = json.loads(ran(sam, *invoke).strip().splitlines()[-1]), whole(name)
         for reasoned in (expected, answer):  # A container's log stream has a name of its own.
             if "Reason" in reasoned:
                 reasoned["Reason"] = reasoned["Reason"].rpartition(" (log stream: ")[0]
-        if answer != expected:
-            sys.exit(f"{name}: {json.dumps(answer, indent=2)}\ninstead of {json.dumps(expected, indent=2)}")
-        if attached and attached.attached != SITUATIONS[name][3]:
-            sys.exit(f"After {name}, attached is {attached.attached}")
-        print(f"         {answer['Status']} {answer.get('Data', {}).get('Outcome', '')}", flush=True)
-
-
-def _run(*command: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
-
-
-def main() -> None:
-    """Do it all; ends with an error at the first answer that is not the expected one."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--sam", default=shutil.which("sam"), help="the command")
-    parser.add_argument("--skip-pull-image", action="store_true", help="the base image is here already")
-    parser.add_argument(
-        "--api",
-        metavar="FILE",
-        type=Path,
-        help="serve the strict API Gateway alone, for sam local invoke --env-vars FILE",
-    )
-    options = parser.parse_args()
-    if options.api:
-        _serve(options.api)
-        return
-    if not options.sam:
-        sys.exit("There is no sam on PATH, and none was named (--sam)")
-    sam = Sam(options.sam, ["--skip-pull-image"] if options.skip_pull_image else [])
-    sam("validate", "--lint")
-    sam("build")
-    for name in ALONE:
-        sam.check(name)
-    api_gateway = gateway()
-    # A container reaches this machine's servers only at the bridge's address. No other machine reaches that.
-    with tempfile.TemporaryDirectory() as folder, Api(api_gateway, _bridge()) as api:
-        variables = Path(folder, "env.json")
-        _write_variables(variables, api.url)
-        for name in LIFE:
-            sam.check(name, variables, api_gateway)
-        for name in EVENTS.keys() - {*LIFE, *ALONE}:
-            before, attached, _, _ = SITUATIONS[name]
-            api_gateway.attached = attached | ({IN_FREE} if before else set())
-            sam.check(name, variables, api_gateway)
+        if (answer, api.gateway.attached) != (expected, then):
+            sys.exit(f"{name}: {answer}\ninstead of {expected}\nAttached: {api.gateway.attached}")
     print(f"All {len(EVENTS)} files were answered as they should be")
 
 
-def _write_variables(file: Path, url: str) -> None:
-    given = json.loads((ROOT / "env.json").read_text())
-    given[FUNCTION]["AWS_ENDPOINT_URL_API_GATEWAY"] = url
-    file.write_text(json.dumps(given, indent=2))
-
-
-def _serve(variables: Path) -> None:
+def serve(api: Api, variables: Path) -> None:
     """Serve until Ctrl-C, and print the attached keys at each change."""
+    print(f"A strict API Gateway listens on {api.url}; {variables} leads sam there. Ctrl-C ends it")
     said = None
-    with Api(gateway(), _bridge()) as api, suppress(KeyboardInterrupt):
-        _write_variables(variables, api.url)
-        print(
-            f"A strict API Gateway listens on {api.url}; {variables} leads sam there. Ctrl-C ends it",
-            flush=True,
-        )
+    with suppress(KeyboardInterrupt):
         while True:
             if api.gateway.attached != said:
                 said = set(api.gateway.attached)
@@ -131,15 +78,26 @@ def _serve(variables: Path) -> None:
             time.sleep(0.2)
 
 
-def _bridge() -> str:
-    """Ask Docker for the address that containers have for this machine."""
-    form = "{{json (index .IPAM.Config 0)}}"
-    done = _run("docker", "network", "inspect", "bridge", "--format", form)
-    if done.returncode:
-        sys.exit(f"Docker is needed, and it does not answer: {done.stderr.strip()}")
-    network = json.loads(done.stdout)
-    # A daemon that has made the bridge itself may leave the gateway out: it is the first address.
-    return network.get("Gateway") or str(ip_network(network["Subnet"])[1])
+def main() -> None:
+    """Start the strict API Gateway, and lead sam there."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--sam", default=shutil.which("sam"), help="the command")
+    serves = "only serve the strict API Gateway, for sam local invoke --env-vars FILE"
+    parser.add_argument("--api", metavar="FILE", type=Path, help=serves)
+    options = parser.parse_args()
+    if not options.api and not options.sam:
+        sys.exit("There is no sam on PATH, and none was named (--sam)")
+    given = json.loads((ROOT / "env.json").read_text())
+    with tempfile.TemporaryDirectory() as folder, Api(gateway(), bridge()) as api:
+        given[FUNCTION]["AWS_ENDPOINT_URL_API_GATEWAY"] = api.url
+        variables = options.api or Path(folder, "env.json")
+        variables.write_text(json.dumps(given, indent=2))
+        if options.api:
+            serve(api, variables)
+        else:
+            check(options.sam, api, variables)
 
 
 if __name__ == "__main__":

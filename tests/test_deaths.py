@@ -28,8 +28,6 @@ a move back
     create A free; update A free pro; time 60; update A free free
 an Update in place that releases a leftover
     create A free; update A free gold; update A free free
-a Delete
-    create A free; delete A free
 a Delete after a move
     create A free; update A free pro; delete A pro
 a cancelled Create's Delete, with several holds
@@ -95,9 +93,6 @@ a Delete lets go of what a dead move has marked
 a dead Delete's work is finished at once by its holder's next request
     create B free; at delete dies; delete B free = dies; update B #former free = ATTACHED; held free=B ->
     attached free
-a dead Delete's work is finished at once by its holder's next request, whatever that wants
-    create B free; at delete dies; delete B free = dies; update B #former gold = ATTACHED; held gold=B ->
-    attached gold
 by a queue, others come back until then
     queue; create B free; at delete dies; delete B free = dies; create A free = waits 1-2; calls none;
     held free=B+detaching; time 151; again = ATTACHED; calls delete=1 create=1 -> attached free
@@ -105,10 +100,6 @@ out of time, it names the holder that it has waited for, and changes nothing
     seconds 900; create B free; at delete dies; delete B free = dies; seconds 300; create A free = FAILED
     Could not attach API key alice to usage plan free|B of stack one is detaching it; held
     free=B+detaching -> attached free
-superseded while it waits, it touches nothing
-    queue; create B free; at delete dies; delete B free = dies; create A free = waits 1-2; arrive delete A
-    #invented; time 2; again request-3 = FAILED Superseded; calls none; held free=B+detaching -> attached
-    free
 a stale mark whose finishing is refused stays with its marker, and the request fails
     seconds 90; create B free; at delete dies denied; delete B free = dies; time 300; create A free =
     FAILED apigateway:DELETE; held free=B; delete B free -> attached nothing

@@ -31,18 +31,12 @@ refused: the Reason names what it did not try, too
 refused half way: the Reason does not name what is detached
     create A free; update A #other bob:free; at delete ok denied; delete A #invented = FAILED Still
     attached: API key bob in usage plan free (; held bob:free=A; delete A #invented -> attached nothing
-busy to the end: how often it tried, and what stays
-    create A free; at delete busy*; delete A free = FAILED gave up after|Still attached: API key alice in
-    usage plan free; held free=A -> attached free
 a conflict that nothing explains is tried three times
     create A free; at delete odd*3; delete A free = FAILED Conflict|Still attached; calls delete=3; held
     free=A -> attached free
 nobody knows whether it is detached: the mark stays, and another Delete finishes it
     create A free; at delete lost denied; delete A free = FAILED apigateway:DELETE; held free=A+detaching;
     delete A free; held nothing -> attached nothing
-three, one after the other, by a queue
-    queue; create A free; update A #former bob:free; update A #other gold; delete A #invented; held
-    nothing; calls delete=3 -> attached nothing
 """)
 
 test_what_is_left_retained_or_cancelled = played("""
@@ -61,9 +55,6 @@ a superseded Create spares nothing: the newer one's Delete is to come
 Express mode: no Delete follows a failed Create, and the next one does not take it for retained
     at create lost denied; create A free = FAILED permission; create A gold = ATTACHED; delete A gold;
     held nothing -> attached nothing
-the same Create once more, which fails again
-    at create lost denied; create A free = FAILED permission; at get denied; create A free = FAILED
-    permission; delete A free; held nothing -> attached nothing
 what a failed Update may have attached is remembered for longer than its answer
     create A free; at create lost denied; update A free gold = FAILED permission; time 172800; update A
     free free; beliefs A free=known; delete A free; held nothing -> attached nothing
@@ -94,9 +85,6 @@ a move that died is taken back
 a change in place that succeeded is taken back though the key is gone, and the next deploy fails
     create A free P1; update A free free P2 = VERIFIED; gone alice; update A free free P1 = LOST; update A
     free free P2 = FAILED there is no API key alice; delete A free; held nothing -> attached nothing
-a change in place that succeeded is taken back though somebody has moved the key
-    create A free P1; update A free free P2 = VERIFIED; hand- free; hand+ pro; update A free free P1 = LOST;
-    delete A free; held nothing -> attached pro
 refused for another reason it is not lost
     create A free P1; update A free gold P2; hand- free; at create denied; update A gold free P1 = FAILED
     permission is missing; held free=A gold=A -> attached gold

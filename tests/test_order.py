@@ -20,9 +20,6 @@ issued more than a minute ahead it counts as issued now
 issued less than a minute ahead it keeps its time
     create A free; update A free free ahead=50 = VERIFIED; late: issue update A free gold; serve late =
     FAILED Superseded -> attached free
-a late request does not move the fence back
-    late: issue update A #former gold; new: issue update A #former free; arrive new; arrive late; serve
-    late = FAILED Superseded; serve new = ATTACHED -> attached free
 one that nobody has fenced at its arrival is fenced when its turn comes
     queue; create A gold; late: issue create A free; put late; serve late = ATTACHED; beliefs A gold=known
     free=given -> attached free gold
@@ -43,8 +40,6 @@ SUCCESS stays SUCCESS, whatever came later, and nothing is touched
 FAILED stays FAILED, though it would succeed by now
     one: issue create A nope; serve one = FAILED there is no usage plan nope; plan nope c:prod; again one
     = FAILED there is no usage plan nope; calls none -> attached nothing
-a foreign id is answered again, and stands in no page
-    one: issue delete A #s3cr3t-s3cr3t-s3cr3t:free; serve one; again one -> attached nothing
 a value that nobody can look up is left out
     one: issue create A free Value; serve one; at get denied; again one = ATTACHED; hand- free; again one
     = ATTACHED -> attached nothing
@@ -62,9 +57,6 @@ unusable properties, too
 too late, a Create fences all the same: it begins a life, and its Delete may follow
     create A gold; late: issue create A free; time 3700; serve late = FAILED was over; beliefs A
     gold=known; delete A #invented; held gold=A -> attached gold
-too late, an Update fences nothing
-    create A gold; late: issue update A gold free; time 3700; serve late = FAILED was over; beliefs A
-    gold=given -> attached gold
 too late, a Create that nobody has fenced is fenced, and an Update is not
     queue; create A gold; up: issue update A gold free; put up; late: issue create A free; put late; time
     3700; serve up = FAILED was over; beliefs A gold=given; serve late = FAILED was over; beliefs A
@@ -99,9 +91,6 @@ refused: it was there before, no permission, others hold it
 a redelivery before its time asks nobody, and writes nothing
     queue; at create throttled=60; create A free = waits 20; time 20; again = waits 20; calls none; ledger
     1R 0W; time 40; again = ATTACHED -> attached free
-a redelivery that is refused again, throttled
-    queue; at create throttled*; create A free = waits 1-2; time 2; again = waits 1-4; calls create=1;
-    ledger 1R 2W; at create -> attached nothing
 a redelivery that is answered already
     queue; create A free; again = ATTACHED; calls none; ledger 1R 1W; again = ATTACHED; ledger 1R 1W ->
     attached free

@@ -35,9 +35,6 @@ this, before, absent: a repair that may have been served makes it ours
 this, before, absent: a refused repair leaves hold and origin
     hand+ free; create A free Adopt; hand- free; at create denied; update A free free Adopt = FAILED
     permission; held free=A!before; beliefs A free=known -> attached nothing
-this, before, absent: repaired it is ours, though the Update fails for a leftover
-    hand+ free; create A free Adopt; update A free gold; hand- free; at delete denied; update A free free
-    Adopt = FAILED apigateway:DELETE; held free=A gold=A -> attached free gold
 sibling, absent: held together, and repaired
     create B free; hand- free; create A free = REPAIRED; held free=A,B -> attached free
 sibling among strangers, present, Fail: joined
@@ -48,11 +45,6 @@ strangers, before, taken, Take still said by the last one
 a plan that is not there: named with the region, and nothing is held
     create A nope = FAILED Could not attach API key alice to usage plan nope in eu-west-1: there is no
     usage plan nope in eu-west-1. Check the id; held nothing; beliefs A -> attached nothing
-a key that is not there
-    create A carol:free = FAILED there is no API key carol in eu-west-1; held nothing -> attached nothing
-an Update that fails answers with its own id, and keeps what it had
-    create A free; update A free nope = FAILED there is no usage plan nope; held free=A; beliefs A
-    free=known; delete A free -> attached nothing
 unusable properties, and the ledger refuses the answer once: the properties are the reason
     queue; create A free; at write denied; update A free nothing = FAILED The properties are not usable:
     UsagePlanId is missing; delete A free -> attached nothing
@@ -63,9 +55,6 @@ unusable properties: all faults in one answer, and nothing is touched
 """)
 
 test_api_gateway_refuses = played("""
-a bad request
-    at create bad; create A free = FAILED API key alice to usage plan free in eu-west-1|bad request:
-    Bad|Check KeyId and UsagePlanId; held nothing -> attached nothing
 a joiner that cannot look holds nothing
     create B free; at get denied; create A free = FAILED apigateway:GET; held free=B -> attached free
 broken to the end, and perhaps attached: the hold stays, and its Delete detaches it
@@ -89,8 +78,6 @@ test_include_value = played("""
 none at all: the answer has none, and an ERROR says so
     at create bare; at get bare; create A free Value = ATTACHED; calls create=1 get=1; log ERROR API
     Gateway does not return the value of API key alice, so the answer has none -> attached free
-nobody asked for it: nobody looks
-    at create bare; create A free = ATTACHED; calls create=1 -> attached free
 nobody can look for it: the key is attached, and the Create fails; its Delete detaches it
     at create bare; at get denied; create A free Value = FAILED apigateway:GET; held free=A; beliefs A
     free=failed; delete A free -> attached nothing

@@ -5,7 +5,6 @@ import runpy
 import shutil
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 from samtranslator.yaml_helper import yaml_parse
@@ -13,6 +12,8 @@ from samtranslator.yaml_helper import yaml_parse
 from .conftest import ROOT
 
 release = runpy.run_path(str(ROOT / ".ci" / "release.py"))["release"]
+TEMPLATE = yaml_parse((ROOT / "template.yaml").read_text())
+ABOUT = TEMPLATE["Metadata"]["AWS::ServerlessRepo::Application"]
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +24,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_sums_are_those_of_every_file(made: Path) -> None:
-    lines = [line.split("  ") for line in (made / "SHA256SUMS").read_text().splitlines()]
-    files = {path.name: path for path in made.iterdir() if path.name != "SHA256SUMS"}
-    assert lines == sorted(
-        ([hashlib.sha256(path.read_bytes()).hexdigest(), name] for name, path in files.items()),
-        key=lambda line: line[1],
-    )
-    about = yaml_parse((ROOT / "template.yaml").read_text())["Metadata"]["AWS::ServerlessRepo::Application"]
-    assert made.name == f"usage-plan-key-{about['SemanticVersion']}"
-    assert files.keys() == {f"{made.name}.zip", "template.yaml", about["LicenseUrl"], about["ReadmeUrl"]}
-    for name in (about["LicenseUrl"], about["ReadmeUrl"]):
-        assert files[name].read_bytes() == (ROOT / name).read_bytes()
+    assert made.name == f"usage-plan-key-{ABOUT['SemanticVersion']}"
+    names = sorted([f"{made.name}.zip", "template.yaml", ABOUT["LicenseUrl"], ABOUT["ReadmeUrl"]])
+    assert sorted(path.name for path in made.iterdir()) == sorted([*names, "SHA256SUMS"])
+    sums = [f"{hashlib.sha256((made / name).read_bytes()).hexdigest()}  {name}" for name in names]
+    assert (made / "SHA256SUMS").read_text().splitlines() == sums
 
 
 def test_a_copy_with_other_times_and_modes_has_the_same_bytes(made: Path, tmp_path: Path) -> None:
@@ -50,11 +45,12 @@ def test_the_template_is_the_projects_but_for_code_and_build(made: Path) -> None
         for entry in zipped.infolist():
             assert zipped.read(entry) == (ROOT / "handler" / entry.filename).read_bytes()
             assert (entry.external_attr >> 16, entry.compress_type) == (0o100644, zipfile.ZIP_DEFLATED)
-        names = zipped.namelist()
-    ours, packed = (yaml_parse((folder / "template.yaml").read_text()) for folder in (ROOT, made))
+    packed = yaml_parse((made / "template.yaml").read_text())
     for name in ("UsagePlanKeyFunction", "WatchFunction"):
-        function: dict[str, Any] = ours["Resources"][name]
-        function["Properties"]["CodeUri"] = f"{made.name}.zip"
-        del function["Metadata"]["BuildMethod"]
-        assert function["Properties"]["Handler"].rpartition(".")[0].replace(".", "/") + ".py" in names
-    assert packed == ours
+        function = packed["Resources"][name]
+        assert function["Properties"]["CodeUri"] == f"{made.name}.zip"
+        module = function["Properties"]["Handler"].removesuffix(".handler").replace(".", "/")
+        assert f"{module}.py" in zipped.namelist()
+        function["Properties"]["CodeUri"] = "handler/"
+        function["Metadata"]["BuildMethod"] = "makefile"
+    assert packed == TEMPLATE

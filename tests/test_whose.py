@@ -8,13 +8,6 @@ test_whose_a_key_is = played("""
 another stack attached it for a hold that is taken back: taking back is letting go, so it is detached
     queue; at create {create Z free Take = REPAIRED; delete Z free Take}denied; create A free = FAILED
     permission; held nothing; calls create=2 get=1 delete=1 -> attached nothing
-the same in a move: the rollback is not wedged
-    queue; create A free; at create:pro ok {create Z pro Take = REPAIRED; delete Z pro Take}denied; update
-    A free pro = FAILED permission; held free=A+away; attached nothing; update A free free = REPAIRED;
-    held free=A -> attached free
-another stack attached it for a hold that is taken back, and still holds it
-    queue; at create {create Z free Take = REPAIRED}denied; create A free = FAILED permission; held
-    free=Z; delete Z free Take -> attached nothing
 the hold that is taken back cannot be detached: it stays held, and its Delete detaches it
     queue; at create {create Z free Take = REPAIRED; delete Z free Take}denied; at delete denied; create A
     free = FAILED permission; held free=A; beliefs A free=failed; delete A free; held nothing -> attached
@@ -22,18 +15,12 @@ the hold that is taken back cannot be detached: it stays held, and its Delete de
 a newer request wants what a failed one took: it stays, and the newer one has it
     queue; at create {create Z free Take = REPAIRED; delete Z free Take; new: arrive update A free
     free}denied; create A free = FAILED; held free=A; serve new = VERIFIED -> attached free
-an undone move finds the key in its old plan, by somebody else's hand: it is theirs
-    create A pro; at create:free ok {hand+ pro}ok; update A pro free = FAILED usage plan pro (Pro); held
-    pro=A!before; delete A pro -> attached pro
 a hold whose write was carried out, its reply lost, and its repetition denied: nobody's own
     queue; at write lost denied; create A free = FAILED Could not write the ledger; calls none; hand+
     free; delete A free; held nothing -> attached free
 a key that is there while a dead request has only held it was there before
     create A free; at delete dies; update A free pro = dies; hand- free; hand+ pro; create B pro Adopt =
     ADOPTED; held free=A+detaching+away pro=A,B!before; delete B pro -> attached pro
-the same, and Fail
-    create A free; at delete dies; update A free pro = dies; hand- free; hand+ pro; create B pro = FAILED
-    it is there already; held free=A+detaching+away pro=A!before -> attached pro
 no repair of what was deleted, answered or not
     queue; create A free; at delete denied*3; delete A free = FAILED Still attached; delete A free =
     FAILED; delete A free = FAILED; hand- free; time 7200; repair A free = not no answer has said that it
@@ -66,12 +53,6 @@ a repair with an internal error
 an operator lets go of it while a repair attaches it: an ERROR says what to do
     queue; create A free; hand- free; at create ok{letgo A; excuse free}; repair A free; held nothing; log
     ERROR Attached, and the resource does not hold it any more: detach alice:free by hand -> attached free
-an operator lets go of what a stack has left: nothing is detached
-    queue; create A free; create B free; letgo A; held free=B; excuse free; letgo B; held nothing ->
-    attached free
-no repair of what a failed request may have attached
-    queue; at create lost denied; create A free = FAILED permission; hand- free; repair A free = not no
-    answer has said -> attached nothing
 a repair in order more than a day after its answer
     queue; create A free; update A free nope = FAILED there is no; time 180000; hand- free; repair A free;
     held free=A -> attached free
@@ -84,18 +65,12 @@ a repair that another plan blocks
 a repair that API Gateway is too busy for comes again
     queue; create A free; hand- free; at create busy*; fix: repair A free = waits; at create; time 3;
     again fix; held free=A -> attached free
-a repair that died, and comes again
-    queue; create A free; hand- free; at create dead; fix: repair A free = dies; again fix; held free=A;
-    delete A free -> attached nothing
 a 202 that comes into force later: who adopts it waits, and attaches it anew
     create A free; at delete later=5; delete A free; create Z free Adopt = ATTACHED; held free=Z; delete Z
     free -> attached nothing
 a 202 that comes into force later, by a queue
     queue; create A free; at delete later=5; delete A free; create Z free Take = waits 1-2; time 20; again
     = ATTACHED; held free=Z -> attached free
-a 202 that comes into force later, and it is replaced there and back
-    create A free; update A free gold; at delete later=5; update A gold gold; delete A free; update A gold
-    free = ATTACHED; delete A gold; held free=A -> attached free
 a key that stays for a minute after its detaching, and Fail
     create A free; delete A free; hand+ free; create Z free = FAILED it is there already; held nothing ->
     attached free
