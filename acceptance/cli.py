@@ -20,10 +20,10 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from . import clean, cost
 from .embedded import ACCOUNT, embedded
-from .questions import NOT_ASKED, QUESTIONS, Question
-from .report import FAILED, NOT_HERE, OK, PATH, Report, Step, collect, redacted
+from .questions import QUESTIONS, Question
+from .report import FAILED, NOT_ASKED, OK, PATH, Report, Step, collect, redacted
 from .stories import STORIES, play
-from .world import OTHERS, ROOT, TAG, LackingError, Place, World, WrongError, zipped
+from .world import OTHERS, ROOT, TAG, NotAskedError, Place, World, WrongError, zipped
 
 SETTING_UP, CLEANING_UP = 300, 420
 """Seconds on AWS, about."""
@@ -31,7 +31,7 @@ SETTING_UP, CLEANING_UP = 300, 420
 
 ANNOUNCED = """\
 In the account {account}, in {region}, this makes stacks whose names begin with {name},
-with the tag {tag}: a REST API, 15 usage plans, {keys} API keys, a bucket,
+with the tag {tag}: a REST API, 17 usage plans, {keys} API keys, a bucket,
 the function's stack, and stacks with Custom::UsagePlanKey. It touches nothing else.
 For some seconds API Gateway may throttle others in the region.
 It takes about {minutes:.0f} minutes and costs ${dollars:.2f} at most. In the end it deletes everything."""
@@ -160,7 +160,7 @@ class Progress:
         result = act()
         seconds = time.monotonic() - began
         self._left -= estimate
-        if result != NOT_HERE:
+        if result != NOT_ASKED:
             self._took, self._thought = self._took + seconds, self._thought + estimate
         left = self._left * (self._took / self._thought if self._thought else 1)
         said = f"{left / 60:.0f} min" if left > 90 else f"{max(left, 0):.0f} s"
@@ -171,7 +171,7 @@ class Progress:
 def run(place: Place, account: str, keys: int, path: Path = PATH, *, yes: bool, is_embedded: bool) -> int:
     """Play everything, and clean up whatever happens."""
     world = World(place, secrets.token_hex(3), keys)
-    report = Report(place.region, is_embedded, keys, not_asked=NOT_ASKED)
+    report = Report(place.region, is_embedded, keys)
     total = SETTING_UP + sum(story.seconds for story in STORIES) + sum(each.seconds for each in QUESTIONS)
     text = ANNOUNCED.format(
         account=account,
@@ -239,8 +239,8 @@ def attempted(
     def result() -> str:
         try:
             act()
-        except LackingError as lack:
-            step.result, step.why = NOT_HERE, str(lack)
+        except NotAskedError as error:
+            step.result, step.why = NOT_ASKED, str(error)
         except Exception as error:  # noqa: BLE001  # the next one is played all the same
             step.why = redact("; ".join([str(error) or repr(error), *getattr(error, "__notes__", ())]))
         else:

@@ -16,6 +16,8 @@ REQUESTS: Final = 2000
 MONTH: Final = 30 * 24
 ALARM, METRIC, SQS, THOUSAND = 0.10, 0.30, 0.50 / 1_000_000, 0.014
 """Dollars: an alarm a month, a metric a month, a request of SQS, a thousand requests in all."""
+SENDS: Final = 3000
+"""More messages than questions.py sends in its two seconds."""
 METRICS: Final = 30
 """More than the function has."""
 POLLS: Final = 5 * 180
@@ -32,4 +34,4 @@ FUNCTION_A_DAY: Final = f"${24 * (ALARMS * ALARM / MONTH + POLLS * SQS):.2f}"
 def at_most() -> float:
     """Add up what a run takes, in dollars."""
     an_hour = (ALARMS * ALARM + METRICS * METRIC) / MONTH + 2 * POLLS * SQS
-    return HOURS * an_hour + REQUESTS / 1000 * THOUSAND
+    return HOURS * an_hour + REQUESTS / 1000 * THOUSAND + SENDS * SQS

@@ -1,4 +1,4 @@
-"""An AWS on this machine: MiniStack, with API Gateway's own rules before it.
+"""An AWS on this machine: MiniStack, mended, with API Gateway's own rules before it.
 
 The run is a user with the policy of docs/acceptance.md, and MiniStack holds the user to it.
 """
@@ -20,12 +20,6 @@ from emulators.ministack import REGION, Aws, running
 from .world import ROOT, Place, zipped
 
 ACCOUNT = "000000000000"
-ONCE = "MiniStack kills the function when its configuration changes, and does not invoke it again"
-LACKS = {
-    "move_back": "MiniStack sends no Update back after a successful replacing Update, and deletes the new id",
-    "cut": ONCE,
-    "crash": ONCE,
-}
 
 
 def policy(account: str, region: str) -> str:
@@ -65,7 +59,6 @@ def place(port: int, certificate: Path, api: str, keys: tuple[str, str]) -> Plac
         patience=60,
         late=2,
         parameters={"ApiGatewayEndpoint": api, "ResponseHost": f"localhost:{port}"},
-        lacks=LACKS,
     )
 
 

@@ -17,18 +17,20 @@ from typing import Any, Final, NamedTuple
 
 from botocore.exceptions import ClientError
 
-from .world import HERE, LackingError, World, template_of
+from .world import HERE, NotAskedError, World, template_of
 
 KEYS = 5
 """Keys for the experiments: the first ones of those that single stories have used."""
 QUOTA = 10
 """Usage plans for each key: https://docs.aws.amazon.com/apigateway/latest/developerguide/limits.html"""
+SENDING = 2
+"""Seconds for which a queue gets messages."""
 HIDDEN = 5
 """Seconds for which the probe hides a message; its queue's visibility time-out is 30."""
 
 
 class Seen(NamedTuple):
-    """What was seen, and whether it is what the code assumes; None if neither can be said."""
+    """What was seen, and whether it is what the code assumes; None if it does not tell."""
 
     text: str
     held: bool | None
@@ -215,7 +217,7 @@ def quota(world: World) -> Seen:
         world.delete("quota")
     last = said[-1]
     if last == "ok":
-        return Seen(f"all {len(said)} are taken", None)
+        return Seen(f"all {len(said)} are taken", held=False)
     return Seen(
         f"{said.count('ok')} are taken, then {last}",
         last.startswith("429 LimitExceededException") and "no Retry-After" in last,
@@ -228,7 +230,7 @@ def quota(world: World) -> Seen:
 def rollback_id(world: World) -> Seen:
     """Read in the function's log which id the rollback of `move_back` had."""
     if "rollback" not in world.found:
-        raise LackingError("the story that rolls a move back was not played to its end")
+        raise NotAskedError("the story that rolls a move back was not played to its end")
     return Seen(world.found["rollback"], held=True)
 
 
@@ -269,7 +271,7 @@ def idle(world: World) -> Seen:
     """Count how often Lambda has polled the function's queue in vain."""
     points = world.metrics().get("NumberOfEmptyReceives")
     if not points:
-        raise LackingError("CloudWatch has no figures yet")
+        return Seen("CloudWatch has no figures yet", None)
     usual = median(points)
     return Seen(f"{usual:.0f} times in a minute (the median of {len(points)})", usual <= 15)
 
@@ -281,7 +283,7 @@ def probed(world: World) -> list[dict[str, Any]]:
     """Send messages of ten groups to the probe, of which one is hidden; read what it has written down."""
     if not world.probed:
         if "probe" in world.stacks:
-            raise LackingError("the probe has not seen its messages")
+            raise NotAskedError("the probe has not seen its messages")
         world.deploy("probe", template_of(HERE / "probe.yaml"))
         outputs, since = world.outputs("probe"), time.time()
         sent = [("hidden", f"hide {HIDDEN}"), ("hidden", "after")]
@@ -336,6 +338,32 @@ def blocks(world: World) -> Seen:
     return Seen("the next one came meanwhile" if early else "nothing of its group came meanwhile", not early)
 
 
+def sends(world: World) -> Seen:
+    """Send to a FIFO queue without high throughput, as fast as ten threads can."""
+    properties = {"FifoQueue": True, "ContentBasedDeduplication": True}
+    world.deploy("sends", {"Resources": {"Queue": {"Type": "AWS::SQS::Queue", "Properties": properties}}})
+    try:
+        client, url = world.place.client("sqs", retries=False), world.resources("sends")["Queue"]
+        ends = time.monotonic() + SENDING
+
+        def send(group: str) -> Counter[str]:
+            said = Counter[str]()
+            while time.monotonic() < ends:
+                body = f"{group} {said.total()}"
+                call = partial(client.send_message, QueueUrl=url, MessageBody=body, MessageGroupId=group)
+                said[told(call)] += 1
+            return said
+
+        with ThreadPoolExecutor(10) as pool:
+            said = sum(pool.map(send, map(str, range(10))), Counter[str]())
+    finally:
+        world.delete("sends")
+    taken = said.pop("ok", 0) / SENDING
+    refused = f"refused: {counted(said)}" if said else "none refused"
+    held = 200 < taken < 400 if said else False if taken > 400 else None
+    return Seen(f"{taken:.0f} a second taken, {refused}", held)
+
+
 def counted(said: Counter[str]) -> str:
     """Say each text and how often it came."""
     return "; ".join(text + f" ({number} times)" * (number > 1) for text, number in said.most_common())
@@ -375,10 +403,10 @@ QUESTIONS: Final = [
     Question("Does a message that is reported as failed stay hidden as told?", "yes", 1, reported),
     Question("Does a hidden message hold back its group?", "yes", 1, blocks),
     Question("How often does Lambda poll an idle queue?", "15 times a minute", 5, idle),
-]
-NOT_ASKED: Final = {
-    "How many sends a second does a FIFO queue take without high throughput?": (
-        "AWS says it: 300 calls a second for each action."
-        " https://docs.aws.amazon.com/AWSSimpleQueueService/latest/SQSDeveloperGuide/quotas-messages.html"
+    Question(
+        "How many sends a second does a FIFO queue take without high throughput?",
+        "300, then it refuses",
+        120,
+        sends,
     ),
-}
+]

@@ -19,7 +19,7 @@ from typing import Any, Final
 from .world import ROOT
 
 PATH: Final = Path("build", "acceptance.json")
-OK, FAILED, NOT_HERE = "ok", "FAILED", "not here"
+OK, FAILED, NOT_ASKED = "ok", "FAILED", "not asked"
 SECRET: Final = [
     (re.compile(r"https?://\S+\?\S+"), "URL"),
     (re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b"), "UUID"),
@@ -28,6 +28,8 @@ SECRET: Final = [
 ]
 LINES: Final = 20
 """Log lines of a story at most."""
+DEATH: Final = re.compile(r"Task timed out|\[ERROR\]|Runtime exited|Worker process died")
+"""What Lambda writes into the log of a function that died; the last one is MiniStack's."""
 
 
 def redacted(text: str, names: Mapping[str, str]) -> str:
@@ -76,7 +78,6 @@ class Report:
     interrupted: bool = False
     stories: list[Step] = field(default_factory=list)
     questions: list[Step] = field(default_factory=list)
-    not_asked: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, list[float]] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
 
@@ -103,15 +104,13 @@ class Report:
             )
             lines += [filled(more) for more in [step.why, *step.warnings] if more]
         for step in self.questions:
-            held = {True: "seen, as assumed", False: "seen, NOT AS ASSUMED", None: "not answered"}[step.held]
+            held = {True: "seen, as assumed", False: "seen, NOT AS ASSUMED", None: "seen"}[step.held]
             lines += [
                 "",
                 step.title,
                 filled(f"assumed: {step.assumed}"),
-                filled(f"{held}: {step.seen or step.why}"),
+                filled(f"{held}: {step.seen}" if step.seen else f"{step.result}: {step.why}"),
             ]
-        for question, why in self.not_asked.items():
-            lines += ["", question, filled(f"not asked: {why}")]
         lines.append("")
         for name, values in self.metrics.items():
             lines.append(f"{name}: {sum(values):.0f} in all, {max(values):.0f} a minute at most")
@@ -144,7 +143,7 @@ def collect(steps: list[Step], log: list[tuple[float, str]], redact: Callable[[s
                 answers[str(said["outcome"])] += 1
             if said.get("level") in ("WARNING", "ERROR", "CRITICAL"):
                 warnings[redact(f"{said['level']} {said.get('message')}")] += 1
-            elif not said and ("Task timed out" in line or "[ERROR]" in line):
+            elif not said and DEATH.search(line):
                 warnings[redact(line.strip())] += 1
         step.answers = dict(answers.most_common())
         step.warnings = [

@@ -52,8 +52,8 @@ class WrongError(Exception):
     """Raised when something is not as promised."""
 
 
-class LackingError(Exception):
-    """Raised when this AWS cannot play a story, or answer a question."""
+class NotAskedError(Exception):
+    """Raised when a question cannot be asked, because something before it has failed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +74,6 @@ class Place:
     """Seconds until AWS shows what has happened: a detach is a 202, and a log's lines come late."""
     parameters: Mapping[str, str] = field(default_factory=dict)
     """Further parameters of template.yaml."""
-    lacks: Mapping[str, str] = field(default_factory=dict)
-    """What this AWS cannot play, and why."""
 
     def client(self, service: str, *, retries: bool = True) -> Any:
         """Make a client, or the same as before; without retries for experiments."""

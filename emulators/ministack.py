@@ -47,6 +47,7 @@ Template = dict[str, Any]
 Process = subprocess.Popen[bytes]
 
 REGION = "eu-central-1"
+MENDED = str(Path(__file__).with_name("mended.py"))
 CODE_BUCKET, ANSWER_BUCKET = "code", "answers"
 PATIENCE = 60
 """Seconds until a wait fails; each step takes two at most."""
@@ -321,6 +322,7 @@ def _process(directory: Path, port: int, certificate: Path, key: Path) -> Iterat
         "MINISTACK_SSL_CERT": str(certificate),
         "MINISTACK_SSL_KEY": str(key),
         "LAMBDA_EXECUTOR": "local",
+        "LAMBDA_ASYNC_RETRY_BASE_SECONDS": "3",
         "AUTH": "true",
         # Otherwise it listens for MQTT on all interfaces, and removes containers of the machine's Docker:
         "IOT_MTLS_ENABLED": "0",
@@ -333,8 +335,9 @@ def _process(directory: Path, port: int, certificate: Path, key: Path) -> Iterat
     }
     output = directory / "ministack.log"
     with output.open("wb") as sink:
-        # Not `-m ministack`, which also takes port 443 if it may.
-        server = ["-m", "hypercorn", "--workers", "0", "--bind", f"127.0.0.1:{port}", "ministack.app:app"]
+        # Not `-m ministack`, which also takes port 443 if it may. With -P, `import ministack` does not find
+        # this file.
+        server = ["-P", MENDED, "--workers", "0", "--bind", f"127.0.0.1:{port}", "ministack.app:app"]
         process = subprocess.Popen(
             [sys.executable, *server, "--config", "python:ministack.core.hypercorn_conf"],
             cwd=directory,

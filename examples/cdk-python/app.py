@@ -34,7 +34,12 @@ UsagePlanKey(
 )
 
 # A secret holds the key's value.
-initech = UsagePlanKey(ApiKey(stack, "Initech"), "InPlan", plan=free, include_value=True)
+initech = UsagePlanKey(
+    ApiKey(stack, "Initech"),
+    "InPlan",
+    plan=free,
+    include_value=True,
+)
 Secret(stack, "InitechSecret", secret_string_value=initech.value)
 
 app.synth()

@@ -16,12 +16,18 @@ const pro = api.addUsagePlan('Pro', { apiStages, throttle: { rateLimit: 50, burs
 new UsagePlanKey(new ApiKey(stack, 'Acme'), 'InPlan', { plan: free });
 
 // Or under the stack, with the customer's name.
-new UsagePlanKey(stack, 'Umbrella', { plan: pro, apiKey: new ApiKey(stack, 'UmbrellaKey') });
+new UsagePlanKey(stack, 'Umbrella', {
+  plan: pro,
+  apiKey: new ApiKey(stack, 'UmbrellaKey'),
+});
 
 // The function's ARN from SSM, and everything else that can be said.
 new UsagePlanKey(new ApiKey(stack, 'Globex'), 'InPlan', {
   plan: pro,
-  serviceToken: StringParameter.valueForStringParameter(stack, '/usage-plan-key/function-arn'),
+  serviceToken: StringParameter.valueForStringParameter(
+    stack,
+    '/usage-plan-key/function-arn',
+  ),
   serviceTimeout: Duration.minutes(20),
   onExisting: OnExisting.TAKE,
   verifyTrigger: '1',
