@@ -369,7 +369,7 @@ class TestDying:
         with pytest.raises(Death):
             world.serve()
         (entry,) = world.held.values()
-        assert entry.detaching == int(ends) + MOST_SKEW
+        assert entry.detaching.until == int(ends) + MOST_SKEW
 
     def test_behind_a_call_that_has_hung_a_request_goes_back_and_is_not_answered(self, world: World) -> None:
         """With less time left than the guard's, the guard would strike at once."""

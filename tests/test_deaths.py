@@ -100,6 +100,10 @@ out of time, it names the holder that it has waited for, and changes nothing
     seconds 900; create B free; at delete dies; delete B free = dies; seconds 300; create A free = FAILED
     Could not attach API key alice to usage plan free|B of stack one is detaching it; held
     free=B+detaching -> attached free
+a stale mark has one finisher, and its marker and all others wait for that one
+    queue; create A free; at delete dies; one: issue delete A free; serve one = dies; time 151; at delete
+    {again one = waits 1-2; create Y free Adopt = waits 1-2}; create Z free = ATTACHED; calls delete=1 create=1;
+    time 2; again one; calls none; held free=Z -> attached free
 a stale mark whose finishing is refused stays with its marker, and the request fails
     seconds 90; create B free; at delete dies denied; delete B free = dies; time 300; create A free =
     FAILED apigateway:DELETE; held free=B; delete B free -> attached nothing
@@ -108,8 +112,7 @@ a stale mark whose finishing loses its reply stays a mark
     FAILED apigateway:DELETE; held free=B+detaching; delete B free -> attached nothing
 a stale mark that its marker finishes first is left to it
     seconds 90; create B free; at delete dies; two: issue delete B free; serve two = dies; time 300; at
-    read ok*2 {again two; create C free = ATTACHED}; create A free = JOINED; held free=A,C -> attached
-    free
+    read ok {again two; create C free = ATTACHED}; create A free = JOINED; held free=A,C -> attached free
 """)
 
 test_two_at_the_same_time = played("""
@@ -123,7 +126,7 @@ a joiner during a repair does not put back what the repair has cleared
     hand+ free; create A free Adopt; hand- free; at get {update A free free Adopt = REPAIRED}; create B
     free = JOINED; delete A free; delete B free -> attached nothing
 what was there before two resources is neither's
-    hand+ free; at create {create B free Adopt = JOINED}; create A free Adopt; held free=A,B!before;
+    hand+ free; at get {create B free Adopt = ADOPTED}; create A free Adopt = JOINED; held free=A,B!before;
     delete A free; delete B free -> attached free
 a joiner of a hold that comes to nothing: what is there was there before
     hand+ free; queue; at create busy*; create A free = waits; at create; time 2; create Z free Adopt =

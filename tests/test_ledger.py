@@ -27,6 +27,7 @@ from usage_plan_key.model import (
     Belief,
     Hold,
     Holder,
+    Mark,
     Note,
     Origin,
     ResourceRecord,
@@ -139,7 +140,7 @@ class TestPages:
             "origin": "taken",
             "holders": [{"stack": A.stack_id, "resource": "A"}],
             "attaching": ["r1"],
-            "detaching": 9,
+            "detaching": {"by": "r2", "until": 9},
             "away": True,
             "detached": 10,
         }
@@ -154,7 +155,7 @@ class TestPages:
             digest="d2",
             former="d3",
         )
-        entry = AssociationRecord(frozenset({A}), Origin.TAKEN, frozenset({"r1"}), 9, True, 10)
+        entry = AssociationRecord(frozenset({A}), Origin.TAKEN, frozenset({"r1"}), Mark("r2", 9), True, 10)
         assert read(table, FREE) == Snapshot(record, {FREE: entry}, {PAGE_A: "v1", PAGE_FREE: "v2"})
 
         def change(_: Snapshot) -> Snapshot:

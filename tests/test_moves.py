@@ -17,10 +17,13 @@ several plans block it, all of them its own: it leaves them all
     create A free; plan alpha a:beta; update A free alpha = ATTACHED; update A alpha pro = FAILED usage
     plan free (Free) for the API stage a:prod already; attached free alpha; delete A free; update A alpha
     pro = MOVED -> attached pro
+what an Update has left whose answer nobody took goes with the next Update
+    create A free; update A free gold; update A free beta = ATTACHED; held free=A beta=A; delete A free;
+    delete A beta -> attached nothing
 others that superseded Updates left are moved away from too
     create A free; plan alpha a:beta; plan omega c:prod; plan pro a:prod a:beta c:prod; update A free
-    alpha; update A free omega; update A free pro = MOVED; calls create=2 get=1 plan=1 plans=1 delete=3;
-    held alpha=A+away omega=A+away free=A+away pro=A; delete A pro; held nothing -> attached nothing
+    alpha; update A free omega; calls create=1 delete=1; update A free pro = MOVED; calls create=2 get=1
+    plan=1 plans=1 delete=2; held free=A+away pro=A; delete A pro; held nothing -> attached nothing
 under UpdateReplacePolicy Retain the old one goes with the present one
     create A free; update A free pro; delete A pro; held nothing; calls delete=1 -> attached nothing
 taken, then moved

@@ -17,6 +17,7 @@ from usage_plan_key.model import (
     Belief,
     Hold,
     Holder,
+    Mark,
     Note,
     Origin,
     ResourceRecord,
@@ -200,7 +201,7 @@ def test_a_begun_one_that_is_begun_again_has_died_and_one_that_goes_back_has_not
     assert rules.gone_back(ResourceRecord(), create()) == ResourceRecord(), "nobody has noted it"
 
 
-@pytest.mark.parametrize("entry", [by(THIS), by(SIBLING, detaching=NOW)])
+@pytest.mark.parametrize("entry", [by(THIS), by(SIBLING, detaching=Mark("r", NOW))])
 def test_a_detaching_that_somebody_else_has_finished_changes_nothing(entry: AssociationRecord) -> None:
     state = Snapshot(ResourceRecord(), {FREE: entry})
     assert rules.detached(state, THIS, FREE, NOW) == state

@@ -71,6 +71,18 @@ a 202 that comes into force later: who adopts it waits, and attaches it anew
 a 202 that comes into force later, by a queue
     queue; create A free; at delete later=5; delete A free; create Z free Take = waits 1-2; time 20; again
     = ATTACHED; held free=Z -> attached free
+a 202 that comes into force later, while another request sets about attaching the key
+    create A free; at delete later=10; delete A free; at create {create Z free Adopt = REPAIRED}denied;
+    create C free = FAILED; time 15; held free=Z -> attached free
+Adopt and Take look before they attach: a lost reply would make the key ours
+    hand+ free; create A free Adopt = ADOPTED; calls get=1; create C free Take = JOINED; calls get=1;
+    create B pro Adopt = FAILED plan free; held free=A,C!before -> attached free
+what was taken over and moved is ours once another resource attaches it anew
+    hand+ free; create A free Take = ADOPTED; update A free free Take P1 = TAKEN; update A free pro Take
+    old=Take = MOVED; hand- pro; create Z free Adopt = REPAIRED; delete A free; delete A pro; delete Z free
+    -> attached nothing
+without a queue, a Create whose Delete is served before it ends is superseded
+    at create ok{delete A #invented}; create A free = FAILED Superseded; held nothing -> attached nothing
 a key that stays for a minute after its detaching, and Fail
     create A free; delete A free; hand+ free; create Z free = FAILED it is there already; held nothing ->
     attached free

@@ -47,7 +47,7 @@ from typing import Final, NamedTuple
 
 from . import rules
 from .errors import BlockedError, FailedError, MissingError, OutOfTimeError, SupersededError, TurnOverError
-from .model import Association, Hold, Holder, Key, Origin, Outcome, Response, Rival, Snapshot, Standing
+from .model import Association, Hold, Holder, Key, Mark, Origin, Outcome, Response, Rival, Snapshot, Standing
 from .request import CreateOrUpdate, Delete, Invalid, OnExisting, Repair, Request
 
 #: The Reason of every failed Delete has this label before the associations.
@@ -224,7 +224,7 @@ def next_step(state: Snapshot, request: Request, facts: Facts) -> Step:
         died = FailedError(f"{deaths} invocations died at this request. Look into the function's log")
         return _answer(state, request, facts, died)
     # A repair detaches nothing.
-    if failure is None and not isinstance(request, Repair) and (step := _own_mark(state, facts)):
+    if failure is None and not isinstance(request, Repair) and (step := _own_mark(state, request, facts)):
         return step
     return _served(state, request, facts)
 
@@ -277,7 +277,8 @@ def _refusal(state: Snapshot, request: Request, facts: Facts) -> FailedError | N
         )
     if isinstance(request, Invalid):
         return _unusable(request)
-    if isinstance(request, Delete | Repair) or facts.there or not rules.is_superseded(state.record, request):
+    is_there = facts.there and request.wanted in state.record.holds
+    if isinstance(request, Delete | Repair) or is_there or not rules.is_superseded(state.record, request):
         return None
     return SupersededError("Superseded: CloudFormation has sent a newer request for this resource")
 
@@ -286,20 +287,21 @@ def _unusable(request: Invalid) -> FailedError:
     return FailedError(f"The properties are not usable: {'; '.join(request.faults)}")
 
 
-def _own_mark(state: Snapshot, facts: Facts) -> Step | None:
+def _own_mark(state: Snapshot, request: Request, facts: Facts) -> Step | None:
     """Go on with a detaching of this resource at which a function died."""
     for held in rules.unfinished(state.record):
         if state.entry(held).detaching is not None:
-            # `away` says whose mark it is: a move's stays, and the hold with it.
-            state = state.with_entry(held, detaching=facts.dies)
-            return Step(Detach(held), state, facts._replace(touched=True))
+            return _marked(state, request, facts, held)
     return None
 
 
 def _marked(
     state: Snapshot, request: Request, facts: Facts, association: Association, *, moving: bool = False
 ) -> Step:
-    """Mark an association, and detach it."""
+    """Mark an association, and detach it; wait while another resource's request finishes an earlier mark."""
+    mark = state.entry(association).detaching
+    if mark and mark.until >= facts.now and mark.by != request.id and state.record.note(mark.by) is None:
+        return Step(Wait(association, "another request is detaching it"), state, facts)
     state = rules.mark(state, request, association, facts.dies)
     if moving:
         state = state.with_entry(association, away=True)
@@ -316,8 +318,10 @@ def _absent(state: Snapshot, request: CreateOrUpdate, facts: Facts) -> Step:
     stands = rules.standing(entry, holder)
     if entry.detaching is not None:
         (marker,) = entry.holders  # The last holder sets the mark, which keeps others from joining.
-        if entry.detaching >= facts.now:
+        if entry.detaching.until >= facts.now and entry.detaching.by != request.id:
             return Step(Wait(wanted, f"{marker} is detaching it"), state, facts)
+        # Of all who wait for it, one takes it up: its mark is on condition that the old one stands.
+        state = state.with_entry(wanted, detaching=Mark(request.id, facts.dies))
         return Step(Finish(marker, wanted), state, facts)
     if stands is Standing.STRANGERS and request.on_existing is OnExisting.FAIL:
         return _failed(state, request, facts, rules.held_by_others(request, entry))
@@ -325,9 +329,11 @@ def _absent(state: Snapshot, request: CreateOrUpdate, facts: Facts) -> Step:
         state = state.held(holder, wanted, Hold(request.id))
         facts = facts._replace(touched=True)
     has_begun = request.id in entry.attaching
-    # Its own hold alone says that nothing is there yet, and API Gateway says so too if something is.
-    is_new = state.record.holds[wanted].request == request.id and not entry.others(holder)
-    if facts.there is None and not has_begun and not (is_new and entry.origin is Origin.WANTED):
+    # With `Fail`, its own hold alone says that nothing is there yet, and API Gateway says so too if something
+    # is. `Adopt` and `Take` expect it there: after a lost reply it would pass for the function's own.
+    own_only = state.record.holds[wanted].request == request.id and not entry.others(holder)
+    is_new = own_only and entry.origin is Origin.WANTED and request.on_existing is OnExisting.FAIL
+    if facts.there is None and not has_begun and not is_new:
         return Step(Look(wanted), state, facts)
     if step := _make_room(state, request, facts):
         return step
@@ -344,7 +350,7 @@ def _make_room(state: Snapshot, request: CreateOrUpdate, facts: Facts) -> Step |
         if known is None or not rules.may_move(state, request, known.association):
             return None
         return _marked(state, request, facts, known.association, moving=True)
-    rest = [rival for rival in facts.rivals if not _leaves(state, request, facts, rival.association)]
+    rest = [rival for rival in facts.rivals if not _leaves(state, facts, rival.association)]
     for rival in rest:
         if not rules.may_move(state, request, rival.association):
             return _failed(state, request, facts, _blocked(state, request, rival))
@@ -357,10 +363,10 @@ def _make_room(state: Snapshot, request: CreateOrUpdate, facts: Facts) -> Step |
     return Step(Wait(request.wanted, why), state, facts)
 
 
-def _leaves(state: Snapshot, request: Request, facts: Facts, association: Association) -> bool:
+def _leaves(state: Snapshot, facts: Facts, association: Association) -> bool:
     """Tell whether a key that is there may be one that leaves: DeleteUsagePlanKey answers 202."""
-    entry = rules.not_attached(state, request, association).entry(association)
-    return entry.nobodys and entry.leaves(facts.now)
+    entry = state.entry(association)  # That another request is attaching it proves nothing.
+    return (entry.away or entry.origin is Origin.WANTED) and entry.leaves(facts.now)
 
 
 def _blocked(state: Snapshot, request: CreateOrUpdate, rival: Rival) -> BlockedError:
@@ -375,7 +381,7 @@ def _present(state: Snapshot, request: CreateOrUpdate, facts: Facts) -> Step:
     """Succeed with a key that is there, or refuse it."""
     wanted, outcome = request.wanted, Outcome.LOST
     if facts.lost is None:
-        if not facts.by_us and _leaves(state, request, facts, wanted):
+        if not facts.by_us and _leaves(state, facts, wanted):
             return Step(Wait(wanted, LEAVES), state, facts._replace(there=None))
         outcome = rules.outcome(state, request, attached=facts.by_us)
         if not facts.by_us:
@@ -444,7 +450,7 @@ def _is_wanted_anew(state: Snapshot, request: CreateOrUpdate) -> bool:
 def _put_back(state: Snapshot, request: CreateOrUpdate, facts: Facts, moved: Association) -> Step:
     """Attach a key again that the request has moved away."""
     if facts.found_back == moved:
-        if _leaves(state, request, facts, moved):
+        if _leaves(state, facts, moved):
             return Step(Wait(moved, LEAVES), state, facts._replace(found_back=None))
         facts = facts._replace(found_back=None, tried=facts.tried | {moved})
         state = rules.left_to_others(state, moved)

@@ -22,6 +22,7 @@ from .model import (
     Belief,
     Hold,
     Holder,
+    Mark,
     Note,
     Origin,
     ResourceRecord,
@@ -433,6 +434,10 @@ def _note(page: Mapping[str, Any]) -> Note:
     return Note(**{**page, **numbers, "answer": given})
 
 
+def _mark(page: Mapping[str, Any]) -> Mark:
+    return Mark(page["by"], int(page["until"]))
+
+
 def _entry_page(association: Association, entry: AssociationRecord, now: int) -> dict[str, Any]:
     if not entry.holders and not entry.detached:
         return {"pk": _pk(association)}
@@ -441,7 +446,7 @@ def _entry_page(association: Association, entry: AssociationRecord, now: int) ->
         {
             "holders": holders,
             "attaching": sorted(entry.attaching),
-            "detaching": entry.detaching,
+            "detaching": entry.detaching and entry.detaching._asdict(),
             "away": entry.away,
             "detached": entry.detached,
             "expires": None if entry.holders else now + DETACHED_KEPT,
@@ -456,7 +461,7 @@ def _entry(page: Mapping[str, Any]) -> AssociationRecord:
         holders=frozenset(Holder(one["stack"], one["resource"]) for one in _list(page.get("holders", []))),
         origin=Origin(page["origin"]),
         attaching=frozenset(_list(page.get("attaching", []))),
-        detaching=int(page["detaching"]) if "detaching" in page else None,
+        detaching=_mark(page["detaching"]) if "detaching" in page else None,
         away=page.get("away", False),
         detached=int(page.get("detached", 0)),
     )

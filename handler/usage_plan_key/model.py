@@ -261,6 +261,13 @@ class Origin(StrEnum):
     """The same, and an Update with `Take` has taken it over."""
 
 
+class Mark(NamedTuple):
+    """A request has begun to detach an association. Its function can run until a time, in epoch seconds."""
+
+    by: str
+    until: int
+
+
 class AssociationRecord(NamedTuple):
     """An association's page in the ledger. The marks lie over the origin, and come off again.
 
@@ -268,8 +275,8 @@ class AssociationRecord(NamedTuple):
         holders: The resources that hold it.
         origin: Whose the key is.
         attaching: The requests that have begun to attach it and have not learned the end.
-        detaching: Its last holder has begun to detach it. The function can run until this time, in epoch
-            seconds. An older mark comes from a death.
+        detaching: Its last holder has begun to detach it, or another request finishes that. A mark of the
+            past comes from a death.
         away: That holder has moved, or moves, to another association, and still holds this one.
         detached: When the function last detached it, in epoch seconds; 0 if it has not.
     """
@@ -277,7 +284,7 @@ class AssociationRecord(NamedTuple):
     holders: frozenset[Holder] = frozenset()
     origin: Origin = Origin.WANTED
     attaching: frozenset[str] = frozenset()
-    detaching: int | None = None
+    detaching: Mark | None = None
     away: bool = False
     detached: int = 0
 

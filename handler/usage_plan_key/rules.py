@@ -34,6 +34,7 @@ from .model import (
     AssociationRecord,
     Belief,
     Holder,
+    Mark,
     Note,
     Origin,
     Outcome,
@@ -355,9 +356,11 @@ def attaching(state: Snapshot, request: Request, association: Association) -> Sn
 
 
 def attached(state: Snapshot, request: Request, association: Association) -> Snapshot:
-    """Note that this request has attached a key: it is ours, or as it was before a move."""
+    """Note that this request has attached a key: it is ours, or as it was before this resource's move."""
     entry = not_attached(state, request, association).entry(association)
-    origin = entry.origin if entry.away else Origin.OURS
+    hold = state.record.holds.get(association)
+    is_undone = entry.away and hold is not None and hold.marked_by
+    origin = entry.origin if is_undone else Origin.OURS
     state = state.with_entry(association, attaching=entry.attaching, origin=origin, away=False, detached=0)
     return _unmarked(state, association)
 
@@ -498,21 +501,16 @@ def left_alone(entry: AssociationRecord, request: CreateOrUpdate) -> str:
 
 
 def mark(state: Snapshot, request: Request, association: Association, until: int) -> Snapshot:
-    """Mark an association that the function is about to detach, or mark it anew."""
-    record = state.record.holding(association, marked_by=request.id)
-    return state.with_record(record).with_entry(association, detaching=until)
+    """Mark an association that the function is about to detach, or renew a mark."""
+    if state.entry(association).detaching is None:  # `away` says whose mark it is: a move's stays.
+        state = state.with_record(state.record.holding(association, marked_by=request.id))
+    return state.with_entry(association, detaching=Mark(request.id, until))
 
 
 def unfinished(record: ResourceRecord) -> list[Association]:
     """Name the associations whose detaching may be unfinished: what succeeded has finished its own."""
     notes = {note.id: note for note in record.notes if not (note.answer and note.answer.success)}
     return [held for held, hold in record.holds.items() if hold.marked_by in notes]
-
-
-def renewed(state: Snapshot, association: Association, until: int, now: int) -> Snapshot:
-    """Take up a detaching whose function can no longer run; others start their wait anew."""
-    ended = (state.entry(association).detaching or now) < now
-    return state.with_entry(association, detaching=until) if ended else state
 
 
 def detached(state: Snapshot, holder: Holder, association: Association, now: int) -> Snapshot:
@@ -531,6 +529,12 @@ def detached(state: Snapshot, holder: Holder, association: Association, now: int
 def still_attached(state: Snapshot, association: Association) -> Snapshot:
     """Take off the marks after API Gateway has clearly refused to detach."""
     return _unmarked(state.with_entry(association, detaching=None, away=False), association)
+
+
+def given_up(state: Snapshot, association: Association) -> Snapshot:
+    """End a mark: nobody knows whether the key is out of the plan, and whoever comes next may finish it."""
+    mark = state.entry(association).detaching
+    return state.with_entry(association, detaching=mark._replace(until=0)) if mark else state
 
 
 def has_to_detach(state: Snapshot, holder: Holder, association: Association, *, take: bool) -> bool:
@@ -560,10 +564,11 @@ def releases(state: Snapshot, request: Delete) -> list[Association]:
 
 
 def leftovers(record: ResourceRecord, request: CreateOrUpdate) -> list[Association]:
-    """Name the associations that an Update also releases: a superseded one left them, no id named them."""
-    if not (isinstance(request, Update) and request.in_place):
+    """Name the associations that an Update also releases: an earlier one left them, no id named them."""
+    if not isinstance(request, Update) or request.identified is None:
         return []
-    return [held for held, hold in record.holds.items() if held != request.wanted and hold.belief in UNNAMED]
+    stay = (request.wanted, request.identified)
+    return [held for held, hold in record.holds.items() if held not in stay and hold.belief in UNNAMED]
 
 
 def abandon(state: Snapshot, holder: Holder) -> Snapshot:

@@ -353,21 +353,17 @@ class Service:
         return facts._replace(failure=failure, tried=facts.tried | {association})
 
     def _finish(self, marker: Holder, association: Association) -> None:
-        """Finish a detaching in its marker's name, unless somebody else has taken it up."""
-        until, now = int(self.deadline.dies) + MOST_SKEW, self._now()
+        """Finish a detaching in its marker's name."""
 
-        def change(rule: partial[Snapshot]) -> Snapshot:
-            return self._ledger.change(marker, [association], rule, self._ledgers)[1]
+        def change(rule: partial[Snapshot]) -> None:
+            self._ledger.change(marker, [association], rule, self._ledgers)
 
         self._seen = None
-        after = change(partial(rules.renewed, association=association, until=until, now=now))
-        if after.entry(association).detaching != until:
-            return
         try:
             self._detach(association)
         except FailedError as failed:
-            if failed.nothing_changed:
-                change(partial(rules.still_attached, association=association))
+            rule = rules.still_attached if failed.nothing_changed else rules.given_up
+            change(partial(rule, association=association))
             raise
         change(partial(rules.detached, holder=marker, association=association, now=self._now()))
 
