@@ -10,7 +10,7 @@ READY := .venv/ready
 export PIP_USER := 0
 unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH
 
-.PHONY: help demo acceptance test cdk coverage mutants campaign check benchmark honest cold sam-local lint build \
+.PHONY: help demo acceptance test cdk coverage mutants check benchmark honest cold sam-local lint build \
     release audit clean
 
 help: ## print this list
@@ -52,9 +52,6 @@ coverage: $(READY) ## the tests; fails if a line or a branch of handler/ is not 
 
 mutants: $(READY) ## find changes of the code that no test notices; an hour
 	@$(BIN)/python -m tests.mutants $(ARGS)
-
-campaign: $(READY) ## play every fault at every call of whole deployments; ten minutes
-	CAMPAIGN_SHARE=1 $(BIN)/python -m pytest tests/test_campaign.py $(ARGS)
 
 check: $(READY) ## play every order of events in small worlds; 15 minutes
 	@PYTHONPATH=.:handler $(BIN)/python -m tests.check $(ARGS)

@@ -596,9 +596,12 @@ class Account:
             self.billed += self.world.now - began
 
     def _wait_for_room(self) -> None:
-        """Try again for as long as Lambda throttles the function."""
-        pause, most = NO_ROOM
-        while self.world.dice.random() < self.without_room:
+        """Try again for as long as Lambda throttles the function.
+
+        Half an hour at most: after CloudFormation's time a Delete fails, and no stack here sends another.
+        """
+        (pause, most), ends = NO_ROOM, self.world.now + 1800
+        while self.world.now < ends and self.world.dice.random() < self.without_room:
             self.world.sleep(pause)
             pause = min(2 * pause, most)
 

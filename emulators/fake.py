@@ -9,7 +9,7 @@
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import SimpleNamespace
@@ -57,34 +57,32 @@ class ApiGateway:
         self.exceptions = _exceptions()
         self.meta = SimpleNamespace(region_name="eu-central-1")
 
-    # The rules call these.
+    def present(self, plan: str, key: str) -> rules.Present:
+        """Describe the state for the rules."""
+        plans = {other: self._stages(other) for other in self.plans_of(key)} if key in self.keys else None
+        return rules.Present(self._stages(plan) if plan in self.plans else None, plans)
 
-    def stages(self, plan: str) -> Collection[str] | None:
-        """See `rules.World`."""
-        known = self.plans.get(plan)
-        return None if known is None else [f"{api}:{stage}" for api, stage in known.stages]
+    def plans_of(self, key: str) -> list[str]:
+        """List the plans that the key is in; the oldest one comes first."""
+        return [plan for plan in self.plans if (key, plan) in self.attached and key in self.keys]
 
-    def has_key(self, key: str) -> bool:
-        """See `rules.World`."""
-        return key in self.keys
-
-    def plans_of(self, key: str) -> Collection[str]:
-        """See `rules.World`; the oldest plan comes first."""
-        return [plan for plan in self.plans if (key, plan) in self.attached] if key in self.keys else []
+    def _stages(self, plan: str) -> list[str]:
+        return [f"{api}:{stage}" for api, stage in self.plans[plan].stages]
 
     # The methods of boto3's client.
 
     def create_usage_plan_key(self, *, usagePlanId: str, keyId: str, keyType: str) -> dict[str, Any]:
         """CreateUsagePlanKey."""
         with self._changing("CreateUsagePlanKey") as operation:
-            _raise(rules.create(self, usagePlanId, keyId, keyType), operation)
+            present = self.present(usagePlanId, keyId)
+            _raise(rules.create(present, usagePlanId, keyType, self.shared_stage), operation)
             self.attached.add((keyId, usagePlanId))
         return _answer(201, **self._usage_plan_key(keyId))
 
     def get_usage_plan_key(self, *, usagePlanId: str, keyId: str) -> dict[str, Any]:
         """GetUsagePlanKey."""
         operation = self._call("GetUsagePlanKey")
-        _raise(rules.get(self, usagePlanId, keyId), operation)
+        _raise(rules.get(self.present(usagePlanId, keyId), usagePlanId), operation)
         return _answer(200, **self._usage_plan_key(keyId))
 
     def get_usage_plan_keys(
@@ -100,7 +98,7 @@ class ApiGateway:
     def delete_usage_plan_key(self, *, usagePlanId: str, keyId: str) -> dict[str, Any]:
         """DeleteUsagePlanKey."""
         with self._changing("DeleteUsagePlanKey") as operation:
-            _raise(rules.delete(self, usagePlanId, keyId), operation)
+            _raise(rules.get(self.present(usagePlanId, keyId), usagePlanId), operation)
             self.attached.remove((keyId, usagePlanId))
         return _answer(202)
 

@@ -10,12 +10,11 @@ import json
 import re
 import ssl
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
 from http.client import HTTPSConnection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from . import rules, tls
@@ -32,8 +31,7 @@ OPERATIONS = {
 }
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """A call about usage plan keys, and the status of its answer."""
 
     operation: str
@@ -42,57 +40,12 @@ class Call:
     status: int
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """An answer on its way back."""
 
     status: int
     headers: list[tuple[str, str]]
     body: bytes
-
-    @classmethod
-    def of(cls, refusal: Refusal) -> "Answer":
-        """Write a refusal as an error of the REST JSON protocol."""
-        headers = [("Content-Type", "application/json"), ("x-amzn-ErrorType", refusal.code)]
-        if refusal.retry_after is not None:
-            headers.append(("Retry-After", str(refusal.retry_after)))
-        return cls(refusal.status, headers, json.dumps({"message": refusal.message}).encode())
-
-
-class Present:
-    """The emulator's present state, read with a client that may see all of it: a `rules.World`."""
-
-    shared_stage = rules.SHARED_STAGES[0]
-
-    def __init__(self, api: Any) -> None:
-        """Take a boto3 client for the emulator's API Gateway."""
-        self._api = api
-
-    def stages(self, plan: str) -> Collection[str] | None:
-        """See `rules.World`."""
-        found = self._found(self._api.get_usage_plan, usagePlanId=plan)
-        return found and [f"{stage['apiId']}:{stage['stage']}" for stage in found["apiStages"]]
-
-    def has_key(self, key: str) -> bool:
-        """See `rules.World`."""
-        return bool(self._found(self._api.get_api_key, apiKey=key))
-
-    def plans_of(self, key: str) -> Collection[str]:
-        """See `rules.World`."""
-        plans = [plan["id"] for plan in self._api.get_usage_plans(limit=500)["items"]]
-        get = self._api.get_usage_plan_key
-        return [plan for plan in plans if self._found(get, usagePlanId=plan, keyId=key)]
-
-    def leave_plans(self, key: str) -> None:
-        """Take a key that is deleted out of its plans, as AWS does (floci-io/floci #1883)."""
-        for plan in self.plans_of(key):
-            self._api.delete_usage_plan_key(usagePlanId=plan, keyId=key)
-
-    def _found(self, get: Callable[..., Any], **what: str) -> Any:
-        try:
-            return get(**what)
-        except self._api.exceptions.NotFoundException:
-            return None
 
 
 class Handler(tls.Handler):
@@ -102,14 +55,13 @@ class Handler(tls.Handler):
 
     def do_GET(self) -> None:
         """Serve any method alike."""
-        answer = self._serve(self.body())
-        self.reply(answer.status, answer.headers, answer.body)
+        self.reply(*self._serve(self.body()))
 
     do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = do_GET
 
     def _serve(self, body: bytes) -> Answer:
         if refusal := self.server.bucket.take():
-            return Answer.of(refusal)
+            return _refused(refusal)
         url = urlsplit(self.path)
         if match := USAGE_PLAN_KEYS.fullmatch(url.path):
             plan, key = (part and unquote(part) for part in match.groups())
@@ -117,20 +69,22 @@ class Handler(tls.Handler):
                 asked = json.loads(body or b"{}")
                 return self._usage_plan_key(operation, plan, key or asked.get("keyId"), asked, body)
         if self.command == "DELETE" and (match := API_KEY.fullmatch(url.path)):
-            self.server.present.leave_plans(unquote(match[1]))
+            self.server.leave_plans(unquote(match[1]))
         answer = self._hand_on(body)
         key_id = parse_qs(url.query).get("keyId")
         if self.command == "GET" and url.path == "/usageplans" and key_id and answer.status == 200:
-            return _of_key(self.server.present, answer, key_id[0])
+            plans = self.server.present("", key_id[0]).plans or ()
+            kept = [plan for plan in json.loads(answer.body)["item"] if plan["id"] in plans]
+            return answer._replace(body=json.dumps(json.loads(answer.body) | {"item": kept}).encode())
         return answer
 
     def _hand_on(self, body: bytes) -> Answer:
         """Hand this request on to the emulator; return its answer."""
-        server = self.server
         headers = {name: value for name, value in self.headers.items() if name.lower() not in FRAMING}
-        with closing(
-            HTTPSConnection("localhost", server.emulator, timeout=30, context=server.trusting)
-        ) as connection:
+        emulator = HTTPSConnection(
+            "localhost", self.server.emulator, timeout=30, context=self.server.trusting
+        )
+        with closing(emulator) as connection:
             connection.request(self.command, self.path, body or None, headers)
             response = connection.getresponse()
             content = response.read()
@@ -140,26 +94,29 @@ class Handler(tls.Handler):
     def _usage_plan_key(
         self, operation: str, plan: str, key: str, asked: dict[str, Any], body: bytes
     ) -> Answer:
-        world, proxy = self.server.present, self.server
-        changes = operation != "GetUsagePlanKey"
-        refusal = proxy.one_at_a_time.enter() if changes else None
-        if refusal:
-            answer = Answer.of(refusal)
-        else:
+        proxy = self.server
+        gate = None if operation == "GetUsagePlanKey" else proxy.one_at_a_time
+        refusal = gate.enter() if gate else None
+        if refusal is None:
             try:
+                present = proxy.present(plan, key)
                 if operation == "CreateUsagePlanKey":
-                    refusal = rules.create(world, plan, key, asked.get("keyType", ""))
+                    refusal = rules.create(present, plan, asked.get("keyType", ""), proxy.shared_stage)
                 else:
-                    refusal = rules.get(world, plan, key)
-                answer = Answer.of(refusal) if refusal else self._hand_on(body)
+                    refusal = rules.get(present, plan)
+                answer = _refused(refusal) if refusal else self._hand_on(body)
             finally:
-                time.sleep(proxy.one_at_a_time.leave() if changes else 0)
+                time.sleep(gate.leave() if gate else 0)
+        else:
+            answer = _refused(refusal)
         proxy.calls.append(Call(operation, key, plan, answer.status))
         return answer
 
 
 class Proxy(tls.Server):
     """The proxy, which all connections share: its URL, and its calls so far."""
+
+    shared_stage = rules.SHARED_STAGES[0]
 
     def __init__(self, api: Any, emulator: int, certificate: Path, seconds: float = 0.03) -> None:
         """Stand before the emulator at this local port; a create or a delete takes `seconds`.
@@ -168,14 +125,36 @@ class Proxy(tls.Server):
         """
         super().__init__(Handler)
         self.url, self.calls = self.place, list[Call]()
-        self.present, self.emulator = Present(api), emulator
+        self.emulator, self._api = emulator, api
         self.one_at_a_time, self.bucket = OneAtATime(seconds, time.monotonic), Bucket(time.monotonic)
         self.trusting = ssl.create_default_context(cafile=certificate)
 
+    def present(self, plan: str, key: str) -> rules.Present:
+        """Read the emulator's present state."""
+        stages = {
+            each["id"]: [f"{stage['apiId']}:{stage['stage']}" for stage in each["apiStages"]]
+            for each in self._api.get_usage_plans(limit=500)["items"]
+        }
+        get = self._api.get_usage_plan_key
+        of_key = [id_ for id_ in stages if self._has(get, usagePlanId=id_, keyId=key)]
+        known = self._has(self._api.get_api_key, apiKey=key)
+        return rules.Present(stages.get(plan), {id_: stages[id_] for id_ in of_key} if known else None)
 
-def _of_key(world: rules.World, answer: Answer, key: str) -> Answer:
-    """Leave out of a page the plans that the key is not in."""
-    plans = world.plans_of(key)
-    page = json.loads(answer.body)
-    page["item"] = [plan for plan in page["item"] if plan["id"] in plans]
-    return Answer(answer.status, answer.headers, json.dumps(page).encode())
+    def leave_plans(self, key: str) -> None:
+        """Take a key that is deleted out of its plans, as AWS does (floci-io/floci #1883)."""
+        for plan in self.present("", key).plans or ():
+            self._api.delete_usage_plan_key(usagePlanId=plan, keyId=key)
+
+    def _has(self, get: Callable[..., object], **what: str) -> bool:
+        try:
+            return bool(get(**what))
+        except self._api.exceptions.NotFoundException:
+            return False
+
+
+def _refused(refusal: Refusal) -> Answer:
+    """Write a refusal as an error of the REST JSON protocol."""
+    headers = [("Content-Type", "application/json"), ("x-amzn-ErrorType", refusal.code)]
+    if refusal.retry_after is not None:
+        headers.append(("Retry-After", str(refusal.retry_after)))
+    return Answer(refusal.status, headers, json.dumps({"message": refusal.message}).encode())

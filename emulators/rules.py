@@ -17,30 +17,14 @@ missing key share one text, because AWS confuses the two: no code can tell anyth
 The functions are pure. `OneAtATime` and `Bucket` keep state, and take their clock as an argument.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from math import ceil, inf
 from threading import Lock
-from typing import Protocol
+from typing import NamedTuple
 
 Clock = Callable[[], float]
 """Seconds, monotonic."""
-
-
-class World(Protocol):
-    """The part of API Gateway's present state that the rules read."""
-
-    shared_stage: "Refusal"
-    """One of `SHARED_STAGES`."""
-
-    def stages(self, plan: str) -> Collection[str] | None:
-        """List the stages that the plan covers, each `api:stage`; None for an unknown plan."""
-
-    def has_key(self, key: str) -> bool:
-        """Tell whether this is the id of an API key."""
-
-    def plans_of(self, key: str) -> Collection[str]:
-        """List the plans that the key is in."""
 
 
 @dataclass(frozen=True)
@@ -57,44 +41,39 @@ BAD_TYPE = Refusal(400, "BadRequestException", "API Key Type should be 'API_KEY'
 NOT_FOUND = Refusal(404, "NotFoundException", "Invalid Usage Plan ID specified")
 DUPLICATE = Refusal(409, "ConflictException", "The API Key is already part of this Usage Plan")
 SHARED_STAGES = [
-    Refusal(409, "ConflictException", "The API Key is in a Usage Plan with the same API stage"),
-    Refusal(400, "BadRequestException", "The API Key is in a Usage Plan with the same API stage"),
+    Refusal(status, code, "The API Key is in a Usage Plan with the same API stage")
+    for status, code in ((409, "ConflictException"), (400, "BadRequestException"))
 ]
-BUSY = Refusal(
-    409,
-    "ConflictException",
-    "Unable to complete operation due to concurrent modification. Please try again later.",
-)
+MODIFIED = "Unable to complete operation due to concurrent modification. Please try again later."
+BUSY = Refusal(409, "ConflictException", MODIFIED)
 
 
-def too_many(seconds: float) -> Refusal:
-    """Refuse a call until the bucket has a token in so many seconds, rounded up for `Retry-After`."""
-    return Refusal(429, "TooManyRequestsException", "Too Many Requests", max(1, ceil(seconds)))
+class Present(NamedTuple):
+    """API Gateway's present state, as far as a rule reads it; a stage is `api:stage`."""
+
+    stages: Collection[str] | None
+    """The stages that the plan covers; None for an unknown plan."""
+    plans: Mapping[str, Collection[str]] | None
+    """The stages of each plan that the key is in; None for an unknown key."""
 
 
-def create(world: World, plan: str, key: str, key_type: str) -> Refusal | None:
+def create(
+    present: Present, plan: str, key_type: str, shared_stage: Refusal = SHARED_STAGES[0]
+) -> Refusal | None:
     """CreateUsagePlanKey."""
     if key_type != "API_KEY":
         return BAD_TYPE
-    stages = world.stages(plan)
-    if stages is None or not world.has_key(key):
+    if present.stages is None or present.plans is None:
         return NOT_FOUND
-    plans = world.plans_of(key)
-    if plan in plans:
+    if plan in present.plans:
         return DUPLICATE
-    if any(set(stages) & set(world.stages(other) or ()) for other in plans):
-        return world.shared_stage
-    return None
+    shares = any({*present.stages} & {*stages} for stages in present.plans.values())
+    return shared_stage if shares else None
 
 
-def get(world: World, plan: str, key: str) -> Refusal | None:
-    """GetUsagePlanKey."""
-    return None if plan in world.plans_of(key) else NOT_FOUND
-
-
-def delete(world: World, plan: str, key: str) -> Refusal | None:
-    """DeleteUsagePlanKey."""
-    return get(world, plan, key)
+def get(present: Present, plan: str) -> Refusal | None:
+    """GetUsagePlanKey and DeleteUsagePlanKey."""
+    return None if plan in (present.plans or ()) else NOT_FOUND
 
 
 class OneAtATime:
@@ -140,6 +119,7 @@ class Bucket:
             self._tokens = min(self._burst, self._tokens + (now - self._filled) * self._rate)
             self._filled = now
             if self._tokens < 1:
-                return too_many((1 - self._tokens) / self._rate)
+                seconds = ceil((1 - self._tokens) / self._rate)
+                return Refusal(429, "TooManyRequestsException", "Too Many Requests", max(1, seconds))
             self._tokens -= 1
             return None

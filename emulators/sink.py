@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import select
 import socket
 import tempfile
 import threading
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from .tls import Handler, Server, self_signed
 
@@ -22,8 +20,7 @@ Reply = int | bytes | Literal["hang", "close"]
 LONGEST_HANG = 5.0
 
 
-@dataclass(frozen=True)
-class Put:
+class Put(NamedTuple):
     """A PUT as it came, with the names of its headers in lower case."""
 
     path: str
@@ -43,23 +40,21 @@ class Sink(Server):
 
     def __init__(self, *replies: Reply, certificate: bytes | None = None) -> None:
         """Bind a free port of 127.0.0.1, with a certificate of its own or another sink's."""
-        self.replies = list(replies)
-        self.puts: list[Put] = []
+        self.replies, self.puts = list(replies), list[Put]()
         self.connections: list[socket.socket] = []
         """Every connection that a client made."""
         self._folder = tempfile.TemporaryDirectory()
         self.certificate = Path(self._folder.name, "sink.pem")
         """Clients trust it as SSL_CERT_FILE."""
         self.certificate.write_bytes(certificate or b"".join(self_signed()))
-        self._came = threading.Condition()
-        self._stopped = threading.Event()
+        self._came, self._stopped = threading.Condition(), threading.Event()
         super().__init__(_Handler, certificate=self.certificate)
 
     @property
     def url(self) -> str:
         """Make a ResponseURL that leads here, pre-signed like CloudFormation's, at this moment."""
         signed = f"X-Amz-Date={datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-        return f"https://127.0.0.1:{self.server_port}/stack%7Cresource?{signed}&{SIGNATURE}"
+        return f"{self.place}/stack%7Cresource?{signed}&{SIGNATURE}"
 
     @property
     def answers(self) -> list[dict[str, Any]]:
@@ -86,15 +81,14 @@ class Sink(Server):
         return connection, address
 
     def take(self, put: Put) -> Reply:
-        """Record a PUT, and say how to reply."""
+        """Record a PUT, and say how to reply; a reply that hangs does so until the end."""
         with self._came:
             self.puts.append(put)
             self._came.notify_all()
-            return self.replies.pop(0) if self.replies else 200
-
-    def hang(self) -> None:
-        """Wait for the end."""
-        self._stopped.wait(LONGEST_HANG)
+            reply = self.replies.pop(0) if self.replies else 200
+        if reply == "hang":
+            self._stopped.wait(LONGEST_HANG)
+        return reply
 
 
 #: This part makes a pre-signed URL a secret.
@@ -108,42 +102,33 @@ class _Handler(Handler):
     def do_PUT(self) -> None:
         """Record it, and reply as the sink says."""
         headers = {name.lower(): value for name, value in self.headers.items()}
-        match self.server.take(Put(self.path, headers, self.body())):
-            case int() as status:
-                self.reply(status, [("location", "/elsewhere")] if 300 <= status < 400 else [])
-                return
-            case "hang":
-                self.server.hang()
-            case bytes() as raw:
-                self.wfile.write(raw)
+        reply = self.server.take(Put(self.path, headers, self.body()))
+        if isinstance(reply, int):
+            self.reply(reply, [("location", "/elsewhere")] if 300 <= reply < 400 else [])
+            return
+        if isinstance(reply, bytes):
+            self.wfile.write(reply)
         self.close_connection = True
 
 
 class Proxy(Server):
-    """A proxy that tunnels, for HTTPS_PROXY. It listens only inside `with`."""
+    """A proxy for HTTPS_PROXY, with a sink behind it. It listens only inside `with`."""
 
-    def __init__(self) -> None:
+    def __init__(self, sink: Sink) -> None:
         """Bind a free port of 127.0.0.1."""
         super().__init__(_Tunnel)
-        self.connects: list[tuple[str, str | None]] = []
+        self.sink, self.connects = sink, list[tuple[str, str | None]]()
         """The target of each tunnel, and its Proxy-Authorization."""
-        self.netloc = f"127.0.0.1:{self.server_port}"
 
 
 class _Tunnel(Handler):
     server: Proxy
 
     def do_CONNECT(self) -> None:
-        """Carry bytes both ways until one side has no more."""
+        """Go on as the sink would."""
         self.server.connects.append((self.path, self.headers["proxy-authorization"]))
-        host, _, port = self.path.rpartition(":")
-        with socket.create_connection((host, int(port))) as target:
-            self.send_response_only(200)
-            self.end_headers()
-            self.wfile.flush()
-            ends = {self.connection: target, target: self.connection}
-            while True:
-                for end in select.select(list(ends), [], [], 5)[0]:
-                    if not (data := end.recv(65536)):
-                        return
-                    ends[end].sendall(data)
+        self.send_response_only(200)
+        self.end_headers()
+        self.wfile.flush()
+        with self.server.sink.secured(self.connection) as connection:
+            self.server.sink.finish_request(connection, self.client_address)

@@ -93,11 +93,13 @@ class Server(ThreadingHTTPServer):
     def get_request(self) -> tuple[socket.socket, Any]:
         """Accept, and leave the handshake to the connection's own thread."""
         connection, address = super().get_request()
-        if self._context:
-            connection = self._context.wrap_socket(
-                connection, server_side=True, do_handshake_on_connect=False
-            )
-        return connection, address
+        return self.secured(connection), address
+
+    def secured(self, connection: socket.socket) -> socket.socket:
+        """Speak TLS on a connection, if the server has a certificate."""
+        if self._context is None:
+            return connection
+        return self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing of a client that goes away: it may."""

@@ -31,7 +31,7 @@ def undisturbed() -> Iterator[None]:
 @pytest.fixture(params=rules.SHARED_STAGES, ids=lambda refusal: f"stage conflict {refusal.status}")
 def either_conflict(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let API Gateway refuse a second plan for a stage with either code."""
-    for world in (fake.ApiGateway, proxy.Present):
+    for world in (fake.ApiGateway, proxy.Proxy):
         monkeypatch.setattr(world, "shared_stage", request.param)
 
 

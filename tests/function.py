@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,24 +11,21 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
 
-import pytest
 from botocore.exceptions import ClientError
 
 from emulators import fake
 from emulators.dynamodb import DynamoDb
-from emulators.fake import Key, Plan
-from tests.memory import Clock, Inline
+from tests.memory import Inline
 from usage_plan_key import decide, retry
 from usage_plan_key.api_gateway import ApiGateway
 from usage_plan_key.custom_resource import CustomResource
 from usage_plan_key.decide import Answer, Back, Facts, GoOn, Repeat, Step
 from usage_plan_key.ledger import Table
-from usage_plan_key.model import Association, AssociationRecord, Holder, Note, ResourceRecord, Snapshot
-from usage_plan_key.provider import Provider, about
-from usage_plan_key.queue import VISIBILITY, Queue
+from usage_plan_key.model import Holder, Snapshot
+from usage_plan_key.provider import Provider
+from usage_plan_key.queue import VISIBILITY
 from usage_plan_key.request import SIGNED_FOR, Request
 from usage_plan_key.retry import Clock as AnyClock
-from usage_plan_key.retry import Deadline
 
 STACK = "arn:aws:cloudformation:eu-west-1:1:stack/{}/0"
 SIGNATURE = "marked-signature"
@@ -51,11 +47,6 @@ def cancelled(*codes: str) -> ClientError:
     error = refusal(400, "TransactionCanceledException")
     error.response["CancellationReasons"] = [{"Code": code} for code in codes]
     return error
-
-
-BUSY = refusal(409, "ConflictException", "Please try again later.")
-DOWN = refusal(503, "ServiceUnavailable")
-QUOTA = refusal(429, "LimitExceededException", "Maximum number reached")
 
 
 class Death(BaseException):
@@ -213,147 +204,13 @@ def decided(pages: Snapshot, request: Request, facts: Facts) -> Step:
 
 
 @contextmanager
-def still() -> Iterator[None]:
-    """No dice, and no timer threads."""
+def still(guarded: Callable[[CustomResource], object] = lambda resource: None) -> Iterator[None]:
+    """No dice, and no timer threads; `guarded` hears of each request that the guard would watch."""
     with (
         mock.patch.object(retry, "random", SimpleNamespace(uniform=lambda low, high: high)),
-        mock.patch.object(CustomResource, "_set_timeout"),
+        mock.patch.object(CustomResource, "_set_timeout", guarded),
     ):
         yield
-
-
-class Sqs:
-    """A queue that records its messages; raises the errors in `fails` at its next calls."""
-
-    def __init__(self) -> None:
-        self.sent: list[dict[str, Any]] = []
-        self.aside: list[dict[str, Any]] = []
-        self.given_back: list[dict[str, int]] = []
-        """For each call, the seconds for which each receipt's message is hidden."""
-        self.fails: list[Exception] = []
-
-    def send_message(self, **message: Any) -> dict[str, str]:
-        if self.fails:
-            raise self.fails.pop(0)
-        (self.sent if message["QueueUrl"] == "https://queue" else self.aside).append(message)
-        return {"MessageId": "sent"}
-
-    def change_message_visibility_batch(
-        self, *, QueueUrl: str, Entries: list[dict[str, Any]]
-    ) -> dict[str, Any]:
-        # https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_ChangeMessageVisibilityBatch.html
-        if self.fails:
-            raise self.fails.pop(0)
-        assert QueueUrl == "https://queue"
-        assert 1 <= len(Entries) == len({entry["Id"] for entry in Entries}) <= 10
-        self.given_back.append({entry["ReceiptHandle"]: entry["VisibilityTimeout"] for entry in Entries})
-        return {"Successful": [{"Id": entry["Id"]} for entry in Entries]}
-
-
-class World(Services):
-    """The function and its queue, with a fate for each CreateUsagePlanKey."""
-
-    def __init__(self) -> None:
-        super().__init__(Clock())
-        self.clock: Clock
-        self.api.plans = {"free": Plan("Free", (("api", "prod"),))}
-        self.api.keys = {name: Key(name, f"value-of-{name}") for name in ("alice", "bob", "carol", "dora")}
-        self.sqs = Sqs()
-        self.table = Table(self.db, "ledger")  # type: ignore[arg-type]  # a fake
-        self.answers: list[dict[str, Any]] = []
-        self.prepared = 0  # How often the function made the sender ready
-        self.unreachable = False
-        self.at_delivery: Callable[[], object] = lambda: None
-        self.seconds = 90.0
-        self.stacks: dict[str, str | Exception] = {}
-        """The status that CloudFormation gives for each stack, or its error."""
-        queue = Queue(self.sqs, "https://queue", "https://undelivered")  # type: ignore[arg-type]  # a fake
-        self.function = self.provider(table=self.table, queue=queue, cloudformation=lambda: self)
-        self.at_create: list[BaseException] = []
-        self.before_create: Callable[[], object] = lambda: None
-
-    def get_remaining_time_in_millis(self) -> int:
-        return int((min(self.ends, self.clock.now + self.seconds) - self.clock.now) * 1000)
-
-    def describe_stacks(self, *, StackName: str) -> dict[str, Any]:
-        said = self.stacks.get(
-            StackName, ClientError({"Error": {"Code": "ValidationError", "Message": "?"}}, "DescribeStacks")
-        )
-        if isinstance(said, Exception):
-            raise said
-        return {"Stacks": [{"StackStatus": said}]} if said else {}
-
-    def call(self, operation: str, make: Callable[[], Any], about: Pair | None = None) -> Any:
-        if operation == "create_usage_plan_key":
-            self.before_create()
-            if self.at_create:
-                raise self.at_create.pop(0)
-        return make()
-
-    def prepare(self) -> None:
-        self.prepared += 1
-
-    def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:
-        assert about.get()["RequestId"] == request.id
-        self.at_delivery()
-        if self.unreachable:
-            raise OSError
-        self.answers.append(json.loads(body))
-
-    def arrives(self, name: str, kind: str = "Create", stack: str = "one", **more: Any) -> dict[str, Any]:
-        holder = Holder(STACK.format(stack), name.title())
-        wants = {"KeyId": name, "UsagePlanId": "free"}
-        asked = event(kind, f"{kind}-{stack}-{name}", holder, wants, self.clock.now, **more)
-        assert self.function.on_event(asked, self) is None
-        return asked
-
-    def records(self, *receives: int, first: float | None = None) -> list[dict[str, Any]]:
-        """Make a batch of the messages so far; `receives` and `first` say how often and since when."""
-        counts = receives or [1] * len(self.sqs.sent)
-        return [
-            record(
-                message["MessageBody"],
-                number,
-                ApproximateReceiveCount=str(count),
-                ApproximateFirstReceiveTimestamp=str(int(1000 * (first or self.clock.now))),
-                MessageGroupId=message["MessageGroupId"],
-            )
-            for number, (message, count) in enumerate(zip(self.sqs.sent, counts, strict=True))
-        ]
-
-    def batch(self, records: list[dict[str, Any]]) -> list[str]:
-        """Serve a batch within the function's time; return the messages that it reports as failed."""
-        self.ends = self.clock.now + self.seconds
-        try:
-            return [
-                item["itemIdentifier"] for item in self.function.on_batch(records, self)["batchItemFailures"]
-            ]
-        finally:
-            self.ends = math.inf
-
-    def serve(self, *receives: int, first: float | None = None) -> list[str]:
-        """Serve the messages so far."""
-        records = self.records(*receives, first=first)
-        self.sqs.sent.clear()
-        return self.batch(records)
-
-    @property
-    def holders(self) -> dict[Holder, ResourceRecord]:
-        """The resources' pages."""
-        return self.table.pages(Deadline(ends=math.inf, clock=self.clock)).records
-
-    @property
-    def held(self) -> dict[Association, AssociationRecord]:
-        """The pages of associations that somebody holds."""
-        pages = self.table.pages(Deadline(ends=math.inf, clock=self.clock)).entries
-        return {association: entry for association, entry in pages.items() if entry.holders}
-
-    def note(self, id_: str) -> Note:
-        """What the ledger knows of a request."""
-        return next(note for record in self.holders.values() for note in record.notes if note.id == id_)
-
-    def served(self) -> list[tuple[str, str]]:
-        return [(answer["LogicalResourceId"], answer["Status"]) for answer in self.answers]
 
 
 def record(body: str, number: int = 0, **attributes: str) -> dict[str, Any]:
@@ -364,27 +221,3 @@ def record(body: str, number: int = 0, **attributes: str) -> dict[str, Any]:
         "attributes": usual | attributes,
         "body": body,
     }
-
-
-def received(record: dict[str, Any], count: int = 2) -> dict[str, Any]:
-    """Make the same message, received so often."""
-    return {**record, "attributes": {**record["attributes"], "ApproximateReceiveCount": str(count)}}
-
-
-def denied(operation: str) -> ClientError:
-    return ClientError({"Error": {"Code": "AccessDenied", "Message": "no"}}, operation)
-
-
-def log(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
-    return [
-        (line.levelname, line.message) for line in caplog.records if line.name == "usage_plan_key.provider"
-    ]
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    log = logging.getLogger("usage_plan_key")
-    level = log.level
-    log.setLevel(logging.NOTSET)  # app's own tests leave a level behind.
-    yield World()
-    log.setLevel(level)

@@ -52,7 +52,6 @@ from copy import deepcopy
 from dataclasses import replace
 from io import StringIO
 from random import Random
-from types import SimpleNamespace
 from typing import Any, Final
 from unittest import mock
 
@@ -77,6 +76,7 @@ from tests.function import (
 )
 from usage_plan_key import service
 from usage_plan_key.api_gateway import ApiGateway
+from usage_plan_key.custom_resource import GUARD_TIME, CustomResource
 from usage_plan_key.errors import IncompleteError, UndeliveredError
 from usage_plan_key.ledger import Pages, Table
 from usage_plan_key.model import Association, Holder, Origin
@@ -108,10 +108,8 @@ REFUSALS: Final[dict[str, BaseException]] = {
     "busy": refusal(409, "ConflictException", rules.BUSY.message),
     "odd": refusal(409, "ConflictException", "Conflict"),
     "throttled": refusal(429, "TooManyRequestsException", "Too Many Requests"),
-    "quota": refusal(429, "LimitExceededException", "Limit exceeded"),
     "broken": refusal(500, "InternalFailure", "Broken"),
     "denied": refusal(403, "AccessDeniedException", "Not authorized"),
-    "unauthorized": refusal(401, "UnauthorizedException", "Not authorized"),
     "bad": refusal(400, "BadRequestException", "Bad"),
     "slow": refusal(400, "ProvisionedThroughputExceededException"),
     "progress": refusal(400, "TransactionInProgressException"),
@@ -131,6 +129,7 @@ REPLIES: Final[dict[str, Any]] = {
     "empty": {},
     "short": {"Responses": [{}]},
     "null": {"Responses": [None, None]},
+    "newer": {"Responses": [{"Item": {"format": {"N": "99"}}}] * 2},
 }
 #: The property that an option of a request sets.
 OPTIONS: Final = {
@@ -140,8 +139,8 @@ OPTIONS: Final = {
     "for": "ServiceTimeout",
     "nonsense": "Nonsense",
 }
-#: What may become of its reply once it is carried out.
-LOSSES: Final = {"lost": REFUSALS["cut"], "dead": REFUSALS["dies"], "crashed": REFUSALS["crash"]}
+#: What it may meet once it is carried out.
+LOSSES: Final = {"lost": "cut", "dead": "dies", "crashed": "crash", "hung": "hangs"}
 
 
 class Story(Services):
@@ -170,9 +169,10 @@ class Story(Services):
         self.seconds, self.is_queued, self.has_ledger = 900.0, False, True
         self.is_arriving = False
         self.moments: Iterator[int] | None = None
-        """The function dies after so many moments, before and after its calls."""
-        self.died = False
+        """At the end of so many moments, before and after its calls, the function dies or hangs."""
+        self.ending: Callable[[], None] = self._die
         self.depth = 0
+        self.guard: CustomResource
         self.ids = itertools.count(1)
         self.told: list[str] = []
         self._function()
@@ -307,19 +307,18 @@ class Story(Services):
     def _answered(self, id_: str, answer: dict[str, Any]) -> None:
         """Check an answer's form, and that it is true, and the same as before."""
         asked, asks_value = self.events[id_]["event"], "Value" in self.events[id_]["asks"]
-        succeeds, is_delete = answer["Status"] == "SUCCESS", asked["RequestType"] == "Delete"
+        succeeds = answer["Status"] == "SUCCESS"
+        tells = succeeds and asked["RequestType"] != "Delete"
         key, plan = wanted = tuple(
             asked["ResourceProperties"].get(name, "") for name in ("KeyId", "UsagePlanId")
         )
         new = f"{key}:{plan}" if key else asked["LogicalResourceId"]
         expected = {name: asked[name] for name in ("StackId", "RequestId", "LogicalResourceId")}
-        expected["PhysicalResourceId"] = (
-            new if succeeds and not is_delete else asked.get("PhysicalResourceId", new)
-        )
-        expected |= {"Status": answer["Status"], "NoEcho": succeeds and not is_delete and asks_value}
+        expected["PhysicalResourceId"] = new if tells else asked.get("PhysicalResourceId", new)
+        expected |= {"Status": answer["Status"], "NoEcho": tells and asks_value}
         data, reason = answer.get("Data", {}), answer.get("Reason", "")
         assert answer == expected | ({"Data": data} if data else {}) | ({"Reason": reason} if reason else {})
-        assert (bool(data), bool(reason)) == (succeeds and not is_delete, not succeeds)
+        assert (bool(data), bool(reason)) == (tells, not succeeds)
         assert succeeds or (reason.endswith(f" {WHERE}") and "\n" not in reason)
         if data:
             shown = {"Id": new, "KeyId": key, "UsagePlanId": plan, "KeyType": "API_KEY"}
@@ -384,6 +383,7 @@ class Story(Services):
                 self.strangers |= self.api.attached - held
             case "letgo":
                 stack, resource = holder_of(words[0])
+                self.stacks[stack.split("/")[1]] = "none"
                 self.function.let_go({"StackId": stack, "LogicalResourceId": resource}, self)
             case "put":
                 asked = self.events[words[0]]["event"]
@@ -431,15 +431,14 @@ class Story(Services):
                 names = ",".join(sorted(holder.logical_id for holder in entry.holders))
                 origin = "" if entry.origin is Origin.OURS else f"!{entry.origin}"
                 marks = ("attaching", "detaching", "away")
-                found.append(
-                    f"{_short(one)}={names}{origin}" + "".join(f"+{m}" for m in marks if getattr(entry, m))
-                )
+                told = "".join(f"+{mark}" for mark in marks if getattr(entry, mark))
+                found.append(f"{_bare(one.id)}={names}{origin}{told}")
         _same({*found}, {*words} - {"nothing"})
 
     def _beliefs(self, words: list[str]) -> None:
         records = {holder.logical_id: record for holder, record in self.pages().records.items()}
         held = records[words[0]].holds.items() if words[0] in records else ()
-        _same({f"{_short(one)}={hold.belief}" for one, hold in held}, {*words[1:]})
+        _same({f"{_bare(one.id)}={hold.belief}" for one, hold in held}, {*words[1:]})
 
     def _calls(self, words: list[str]) -> None:
         others = ("read", "write", "put", "hide")
@@ -456,12 +455,12 @@ class Story(Services):
             api=ApiGateway(self.line(self.api)),
             table=Table(self.line(self.db), "ledger"),
             queue=self.queue if repairs else None,
-            cloudformation=lambda: self.line(SimpleNamespace(describe_stacks=self._described)),
+            cloudformation=lambda: self.line(self),
             clock=self,
             sample=self.dice.sample,
         ).run(event, self)
 
-    def _described(self, *, StackName: str) -> dict[str, Any]:
+    def describe_stacks(self, *, StackName: str) -> dict[str, Any]:
         said = self.stacks.get(StackName.split("/")[1], "UPDATE_COMPLETE")
         if said == "none":
             raise refusal(400, "ValidationError", "does not exist")
@@ -513,14 +512,10 @@ class Story(Services):
             self.calls[verb] += 1
         plan = about[1] if about else getattr(make, "keywords", {}).get("usagePlanId")
         fate = self._fate(f"{verb}:{plan}") or self._fate(verb) or "ok"
-        before, kind, after = _read(fate)
-        name, _, number = kind.partition("=")
+        before, name, number, after = _read(fate)
         if before:
             self._nested(before)
-        if name == "throttled" and number:
-            raise throttled(int(number))
-        if name in REFUSALS:
-            raise REFUSALS[name]
+        self._meet(name, number)
         if name in REPLIES:
             return REPLIES[name]
         if name == "later" and about:
@@ -537,9 +532,21 @@ class Story(Services):
             del reply["value"]
         if after:
             self._nested(after)
-        if name in LOSSES:
-            raise LOSSES[name]
+        self._meet(LOSSES.get(name, ""))
         return reply
+
+    def _meet(self, fate: str, number: str = "") -> None:
+        if fate == "hangs":
+            self.hang()
+        if fate in REFUSALS:
+            raise throttled(int(number)) if number else REFUSALS[fate]
+
+    def hang(self) -> None:
+        """The guard answers, and then Lambda ends the function."""
+        self.now = self.ends - GUARD_TIME
+        self.guard._timeout()
+        self.now = self.ends
+        raise Death
 
     def _verb(self, operation: str) -> str:
         """The name of a call in the stories."""
@@ -547,8 +554,11 @@ class Story(Services):
 
     def _moment(self) -> None:
         if self.moments and not next(self.moments, 0):
-            self.moments, self.died = None, True
-            raise Death
+            self.moments = None
+            self.ending()
+
+    def _die(self) -> None:
+        raise Death
 
     def _fate(self, verb: str) -> str:
         """Take the next fate of a call: `busy*3` is three, and `busy*` stays."""
@@ -571,10 +581,6 @@ class Story(Services):
         if asking["by"] != "Take" or "Take" not in asking["asks"]:
             pytest.fail(f"somebody else has attached {pair}")  # No `except Exception` catches it.
         self.moved.add(pair)
-
-    def describe_stacks(self, **_: Any) -> Any:
-        """CloudFormation's."""
-        return {"Stacks": [{"StackStatus": "DELETE_COMPLETE"}]}
 
     def deliver(self, request: Request, deadline: Deadline, body: bytes) -> None:
         """The sender's: CloudFormation has the answer."""
@@ -602,10 +608,9 @@ def _split(text: str, at: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _read(fate: str) -> tuple[str, str, str]:
-    """Divide a fate into what others do before, the call's own, and what they do after."""
-    before, kind, after = re.fullmatch(r"(?:\{(.*?)\})?([\w=]*)(?:\{(.*)\})?", fate).groups()  # type: ignore[union-attr]  # it matches
-    return before or "", kind or "ok", after or ""
+def _read(fate: str) -> tuple[str, ...]:
+    """Divide a fate into what others do before, the call's own with its number, and what they do after."""
+    return re.fullmatch(r"(?:\{(.*?)\})?(\w*)(?:=(\w+))?(?:\{(.*)\})?", fate).groups("")  # type: ignore[union-attr]  # it matches
 
 
 def _pair(id_: str) -> tuple[str, str]:
@@ -620,10 +625,6 @@ def _id(id_: str) -> str:
 
 def _bare(id_: str) -> str:
     return id_.removeprefix("alice:")
-
-
-def _short(association: Association) -> str:
-    return association.id.removeprefix("alice:")
 
 
 def _told(answer: dict[str, Any]) -> str:
@@ -678,7 +679,8 @@ def staged(story: Story | None = None) -> Iterator[Story]:
     log.addHandler(lines)
     log.setLevel(logging.DEBUG)
     try:
-        with still(), mock.patch.object(service, "next_step", decided):
+        guarded = still(lambda guard: setattr(story, "guard", guard))
+        with guarded, mock.patch.object(service, "next_step", decided):
             yield story
     finally:
         log.removeHandler(lines)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import pytest
+
 from usage_plan_key.ledger import Table
 from usage_plan_key.request import parse
 from usage_plan_key.retry import Deadline
@@ -13,39 +15,34 @@ from usage_plan_key.service import Service
 from .story import Story, play, played, staged, stories
 
 
+@pytest.mark.parametrize("ending", ["dies", "hangs"])
 @stories("""
-a Create
-    create A free
 a Create with its value
     create A free Value
-a repair
-    create A free; hand- free; update A free free
 a repair of what was there before
     hand+ free; create A free Adopt; hand- free; update A free free Adopt
-a move
-    create A free; update A free pro
 a move back
     create A free; update A free pro; time 60; update A free free
-an Update in place that releases a leftover
-    create A free; update A free gold; update A free free
-a Delete after a move
-    create A free; update A free pro; delete A pro
 a cancelled Create's Delete, with several holds
     create A free; update A #former gold; delete A #invented
 """)
-def test_a_death_between_any_two_steps_is_harmless(line: str) -> None:
-    """After a death before or after any call, the next delivery ends as if nothing had been."""
+def test_a_death_or_a_hang_between_any_two_steps_is_harmless(line: str, ending: str) -> None:
+    """After a death before or after any call, the next delivery ends as if nothing had been.
+
+    If a call hangs, the guard answers, and what is attached stays held.
+    """
     before, _, last = f"queue; {line}".rpartition("; ")
     undisturbed = left(play(f"{before}; {last}"))
     for moment in itertools.count(1):
         with staged() as story:
+            story.ending = story.hang if ending == "hangs" else story.ending
             story.play(before)
             story.moments = iter(range(1, moment))
             story.play(f"one: {last} = any")
-            story.moments = None
-            story.play("again one = ok")
-        assert left(story) == undisturbed, f"moment {moment}"
-        if not story.died:
+            is_over, story.moments = story.moments is not None, None
+            story.play(f"again one = {'ok' if ending == 'dies' else 'any'}")
+        assert ending == "hangs" or left(story) == undisturbed, f"moment {moment}"
+        if is_over:
             assert moment > 4
             return
 
@@ -55,6 +52,22 @@ def left(story: Story) -> Any:
     pages = {one: entry._replace(detached=0) for one, entry in story.pages().entries.items() if entry.holders}
     return story.api.attached, pages
 
+
+test_a_call_that_hangs = played("""
+the guard answers in time, and the same answer goes out again
+    queue; at create hangs; create A free = dies; again = FAILED No answer in time: a call of the function
+    hangs; held free=A!wanted+attaching; delete A free -> attached nothing
+a detaching hangs in a move: the rollback attaches the old one again
+    queue; create A free; at delete hung; update A free pro = dies; again = FAILED No answer in time; held
+    free=A+detaching+away pro=A!wanted; update A free free = REPAIRED -> attached free
+S3 hangs, or may have taken the answer: it stands, and goes out again
+    queue; at put hung lost; create A free = dies; again = fails; again = ATTACHED -> attached free
+SQS loses its reply, or a proxy answers for it: the request is queued once
+    queue; at send html lost empty; create A free = ATTACHED; calls create=1 -> attached free
+without a queue
+    at create hung; create A free = dies; again = FAILED No answer in time; delete A free -> attached
+    nothing
+""")
 
 test_deaths_are_counted = played("""
 the fourth time it is answered FAILED
@@ -71,15 +84,9 @@ deaths before the answer, and then it was not delivered: it is sent again
 what was not delivered, and nobody died, is sent again for as long as CloudFormation waits
     queue; at put cut*5; create A free = fails; again = fails; again = fails; again = fails; again =
     fails; again = ATTACHED; again = ATTACHED -> attached free
-its time is over: deaths do not matter
-    queue; at create dies; late: issue create A free for=100; serve late = dies; time 200; again late =
-    FAILED was over; delete A free -> attached nothing
 """)
 
 test_what_a_dead_function_has_left = played("""
-a repeated Create whose ledger cannot be read keeps its hold
-    at create dead; one: issue create A free; serve one = dies; at read denied*; again one = FAILED Could
-    not read the ledger; at read; held free=A!wanted+attaching; delete A free -> attached nothing
 a dead move is undone where the next delivery is refused for good
     create A free; at create ok dies; one: issue update A free pro; serve one = dies; attached nothing; at
     create:pro denied; again one = FAILED permission; held free=A+away pro=A!wanted+attaching; update A
@@ -102,8 +109,8 @@ out of time, it names the holder that it has waited for, and changes nothing
     free=B+detaching -> attached free
 a stale mark has one finisher, and its marker and all others wait for that one
     queue; create A free; at delete dies; one: issue delete A free; serve one = dies; time 151; at delete
-    {again one = waits 1-2; create Y free Adopt = waits 1-2}; create Z free = ATTACHED; calls delete=1 create=1;
-    time 2; again one; calls none; held free=Z -> attached free
+    {again one = waits 1-2; create Y free Adopt = waits 1-2}; create Z free = ATTACHED; calls delete=1
+    create=1; time 2; again one; calls none; held free=Z -> attached free
 a stale mark whose finishing is refused stays with its marker, and the request fails
     seconds 90; create B free; at delete dies denied; delete B free = dies; time 300; create A free =
     FAILED apigateway:DELETE; held free=B; delete B free -> attached nothing
@@ -116,12 +123,6 @@ a stale mark that its marker finishes first is left to it
 """)
 
 test_two_at_the_same_time = played("""
-two stacks
-    at create {create Z free Adopt = REPAIRED}; create A free = JOINED; delete A free; held free=Z; delete
-    Z free -> attached nothing
-two deliveries, of which the later one is refused: it takes nothing back
-    one: issue create A free; at create {again one}denied; serve one = ATTACHED; held free=A -> attached
-    free
 a joiner during a repair does not put back what the repair has cleared
     hand+ free; create A free Adopt; hand- free; at get {update A free free Adopt = REPAIRED}; create B
     free = JOINED; delete A free; delete B free -> attached nothing
@@ -143,6 +144,9 @@ writes that a pause mends, and pages that others have changed
     2R 9W -> attached free
 the attempts of one write share a token, so it is written once though its reply is lost
     queue; at write lost; create A free = ATTACHED; ledger 1R 3W -> attached free
+a page that a newer version has written: nothing changes
+    queue; one: arrive create A free; at read newer*; serve one = FAILED a newer version of the
+    function has written it; at read; calls none; held nothing -> attached nothing
 a table that is not there
     at read absent*; create A free = FAILED Could not read the ledger ledger in eu-west-1: An error
     occurred (ResourceNotFoundException)|Check that the table is there and that the role may use it; at
@@ -180,21 +184,9 @@ a turn ends though nothing can be written of it
 """)
 
 test_a_long_wait_is_the_queues = played("""
-a Create
-    queue; at create busy*3; create A free = waits; at create; time 5; again = ATTACHED; held free=A ->
-    attached free
-a move to its end: if API Gateway refuses for good, the old one is attached again
-    queue; create A free; at create ok busy*3; one: issue update A free pro; serve one = waits; at create
-    denied; time 9; again one = FAILED permission; held free=A -> attached free
 a move that waits for its 202 is not undone while it waits
     queue; create A free; at delete later=9; update A free pro = waits 1-2; time 3; again = waits; time
     10; again = MOVED -> attached pro
-a Delete
-    queue; create A free; at delete busy*3; delete A free = waits; held free=A; at delete; time 5; again;
-    held nothing -> attached nothing
-it waits longer with each of its own refusals, to two minutes
-    queue; at create broken*; create A free = waits 1-2; time 2; again = waits 2-4; time 4; again = waits
-    4-8; time 8; again = waits 8-16; time 16; again = waits 16-20 -> attached nothing
 while API Gateway asks one to wait, the others wait too, for half a minute at most, and ask nobody
     queue; at create throttled=50; create A free = waits 20; create B gold = waits 20; calls none; time
     31; again = ATTACHED -> attached gold

@@ -24,10 +24,6 @@ an invented id releases what its cancelled Create took
 a newer Update wants it again: it stays
     create A free; late: issue delete A free; arrive update A gold free; serve late; calls none; held
     free=A -> attached free
-refused: the Reason names what it did not try, too
-    create A free; update A #other bob:free; at delete denied; delete A #invented = FAILED
-    apigateway:DELETE|Still attached: API key alice in usage plan free, API key bob in usage plan free;
-    held free=A bob:free=A -> attached free bob:free
 refused half way: the Reason does not name what is detached
     create A free; update A #other bob:free; at delete ok denied; delete A #invented = FAILED Still
     attached: API key bob in usage plan free (; held bob:free=A; delete A #invented -> attached nothing

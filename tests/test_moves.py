@@ -31,7 +31,9 @@ taken, then moved
     free=A!taken+away pro=A -> attached pro
 it leaves no plan for a Create
     plan both a:prod a:beta; create A both; create A pro = FAILED usage plan both (Both) for the API stage
-    a:beta, a:prod|held by A of stack one|CloudFormation retained it; held both=A -> attached both
+    a:beta, a:prod|held by A of stack one, so the function left it alone. CloudFormation retained it: to
+    move it, first declare this resource with the plan that it has there, deploy, then change the plan (;
+    held both=A -> attached both
 """)
 
 test_the_way_back = played("""
@@ -43,12 +45,6 @@ nobody knows whether the old one is back: its Delete detaches it
     the detached key again: Could not attach API key alice to usage plan free in eu-west-1: permission is
     missing; log ERROR Not attached again: alice:free; held free=A+attaching+away; delete A free; held
     nothing -> attached nothing
-nobody knows whether it was detached, and it can be no more: the next request finishes it
-    create A free; at delete lost denied; update A free pro = FAILED apigateway:DELETE; update A free
-    free; held free=A -> attached free
-another resource has joined a second plan since: nothing more is detached, and the first one is put back
-    create A free; update A free beta; at delete ok{create B beta}; update A free pro = FAILED usage plan
-    beta (Beta)|B of stack one; held beta=A,B free=A -> attached free beta
 CloudFormation gives it up while it waits in the queue: the rollback attaches the old one again
     queue; create A free; one: issue update A free pro; at create ok busy*3; serve one = waits 1-4;
     attached nothing; held free=A+away; back: arrive update A free free; again one = FAILED Superseded;
@@ -80,12 +76,16 @@ test_what_blocks_a_move = played("""
 an adopted key
     hand+ free; create A free Adopt; update A free pro = FAILED the key is in usage plan free (Free) for
     the API stage a:prod already, and API Gateway takes a key once for each stage|A of stack one, and was
-    there before it; held free=A!before -> attached free
+    there before it, so the function left it alone. This resource adopted it: to move it, first set
+    OnExisting to Take, deploy, then change the plan (; held free=A!before -> attached free
 a key that no stack holds
-    hand+ free; create A pro = FAILED usage plan free (Free)|a:prod|held by no stack; held nothing ->
-    attached free
+    hand+ free; create A pro = FAILED usage plan free (Free)|a:prod|held by no stack, so the function
+    left it alone. Remove it there first (; held nothing -> attached free
 another resource of the stack holds it
-    create B free; create A pro = FAILED held by B of stack one; held free=B -> attached free
+    create B free; create A pro = FAILED held by B of stack one, so the function left it alone. Keep the
+    logical id to move a key: declare this resource with the plan that the key has, deploy, then change
+    the plan. If the id names the plan (CDK, SAM, Serverless), docs/use-from.md, "Move a customer to
+    another plan", has the steps (; held free=B -> attached free
 one of several plans is not ours: none is detached
     create A free; hand+ beta; update A free pro = FAILED usage plan beta (Beta)|a:beta; held free=A;
     calls create=1 get=1 plan=1 plans=1 -> attached free beta
@@ -98,10 +98,7 @@ before, Take said by the new properties only
 taken, Take no longer said
     hand+ free; create A free Take; update A free free Take; update A free pro old=Take = FAILED and was
     there before it -> attached free
-""")
-
-test_a_move_that_is_known = played("""
-what may not be detached still blocks it
+what may not be detached still blocks a move that is known
     create A free; create B bob:free; update A free pro; create C bob:free; update B bob:free bob:pro =
     FAILED C of stack one -> attached pro bob:free
 """)
@@ -118,6 +115,6 @@ undone at once: it was there before
     permission; held free=A!before -> attached free
 a rollback into a plan that shares the stage takes nothing over
     hand+ free; create A free Take; update A free gold Take; plan gold a:prod; update A gold free Take
-    old=Take = VERIFIED; update A free gold Take old=Take = VERIFIED; held free=A!before gold=A ->
-    attached free gold
+    old=Take = VERIFIED; hand- gold; update A free gold Take old=Take = LOST; held free=A!before gold=A ->
+    attached free
 """)

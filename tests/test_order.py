@@ -54,9 +54,6 @@ a Delete without an answer names what stays
     alice:free, if it was; calls none; held free=A; again late = FAILED was over -> attached free
 unusable properties, too
     late: issue create A nothing; time 3700; serve late = FAILED was over -> attached nothing
-too late, a Create fences all the same: it begins a life, and its Delete may follow
-    create A gold; late: issue create A free; time 3700; serve late = FAILED was over; beliefs A
-    gold=known; delete A #invented; held gold=A -> attached gold
 too late, a Create that nobody has fenced is fenced, and an Update is not
     queue; create A gold; up: issue update A gold free; put up; late: issue create A free; put late; time
     3700; serve up = FAILED was over; beliefs A gold=given; serve late = FAILED was over; beliefs A

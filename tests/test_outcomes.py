@@ -8,8 +8,6 @@ test_an_outcome = played("""
 nobody, absent: attached with one call, and the hold stands at that call
     at create {held free=A!wanted+attaching}ok; create A free = ATTACHED; calls create=1; held free=A;
     beliefs A free=given; delete A free; calls delete=1; held nothing -> attached nothing
-nobody, absent, Update with a foreign id: its Delete releases nothing
-    update A #former free = ATTACHED; calls create=1; delete A #former; calls none -> attached free
 nobody, present, Fail: refused, and not touched
     hand+ free; create A free = FAILED Could not attach API key alice to usage plan free: it is there
     already, not through this stack|Adopt would use it and leave it there on Delete|Take would use it and,

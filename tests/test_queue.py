@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import re
+from hashlib import sha256
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-from botocore.exceptions import ReadTimeoutError
 
-from usage_plan_key.errors import FailedError, UnclearError
+from usage_plan_key.errors import FailedError
 from usage_plan_key.queue import LONGEST_MESSAGE, Message, Queue, messages
 
-from . import function
-from .function import World, denied, record, refusal
-from .memory import within
+from .function import record
+from .memory import Clock, within
 
-world = function.world
 EVENT = {"StackId": "s", "RequestId": "\ud800"}
 
 
-def read(body: object, **attributes: str) -> Message:
-    (message,) = messages([record(body if isinstance(body, str) else json.dumps(body), 7, **attributes)])
+def read(body: object, number: int = 7, **attributes: str) -> Message:
+    text = body if isinstance(body, str) else json.dumps(body)
+    (message,) = messages([record(text, number, **attributes)])
     return message
 
 
@@ -31,12 +29,12 @@ class TestMessages:
     """The function reads each field of SQS's records."""
 
     def test_all_that_sqs_says_of_a_message_is_read(self) -> None:
-        of_sqs = {
+        of_sqs: dict[str, Any] = {
             "MessageGroupId": "g",
             "SentTimestamp": "9000",
             "ApproximateReceiveCount": "3",
-            "ApproximateFirstReceiveTimestamp": "10500",
         }
+        of_sqs["ApproximateFirstReceiveTimestamp"] = "10500"
         assert tuple(read("{}", **of_sqs)) == ("message-7", "g", "receipt-7", "{}", {}, 9, False, 3, 10.5)
         (bare,) = messages([{"messageId": "m", "receiptHandle": "r", "body": '{"event": 7, "arrived": 5}'}])
         assert tuple(bare) == ("m", "", "r", '{"event": 7, "arrived": 5}', 7, 5, True, 1, math.inf)
@@ -60,82 +58,56 @@ class TestMessages:
 
 
 class TestCalls:
-    """The queue gets the right calls; errors name the call that failed."""
+    """The queue gets the right calls. test_provider.py and test_batch.py tell what comes of their errors."""
 
-    def queue(self, world: World) -> Queue:
-        return Queue(world.sqs, "https://queue", "https://undelivered")  # type: ignore[arg-type]  # a fake
+    @pytest.fixture
+    def sqs(self) -> Any:
+        return Mock(**{"send_message.return_value": {"MessageId": "m"}})
 
-    def test_a_request_is_queued_as_short_json(self, world: World) -> None:
-        self.queue(world).put(EVENT, 5, within(60, world.clock))
-        (message,) = world.sqs.sent
-        assert message["MessageBody"] == '{"event":{"StackId":"s","RequestId":"\\ud800"},"arrived":5}'
-        assert re.fullmatch("[0-9a-f]{64}", message["MessageDeduplicationId"])
-        assert message["MessageGroupId"] == hashlib.sha256(b"s").hexdigest()
+    @pytest.fixture
+    def queue(self, sqs: Any) -> Queue:
+        return Queue(sqs, "https://queue", "https://undelivered")
 
-    def test_a_message_of_just_the_greatest_size_is_queued(self, world: World) -> None:
+    def test_a_request_is_queued_as_short_json(self, sqs: Any, queue: Queue) -> None:
+        """A message group for each stack, and a deduplication id for each request."""
+        queue.put(EVENT, 5, within(60, Clock()))
+        sqs.send_message.assert_called_once_with(
+            QueueUrl="https://queue",
+            MessageBody='{"event":{"StackId":"s","RequestId":"\\ud800"},"arrived":5}',
+            MessageGroupId=sha256(b"s").hexdigest(),
+            MessageDeduplicationId=sha256(rb"\ud800").hexdigest(),
+        )
+
+    def test_a_message_of_just_the_greatest_size_is_queued(self, sqs: Any, queue: Queue) -> None:
         frame = len('{"event":{"StackId":"s","RequestId":"r","Filler":""},"arrived":5}')
         event = {"StackId": "s", "RequestId": "r", "Filler": "x" * (LONGEST_MESSAGE - frame)}
-        self.queue(world).put(event, 5, within(60, world.clock))
+        queue.put(event, 5, within(60, Clock()))
         said = f"it has {LONGEST_MESSAGE + 1} bytes, and a message takes {LONGEST_MESSAGE}. Shorten its"
         with pytest.raises(FailedError, match=said):
-            self.queue(world).put(event | {"Filler": event["Filler"] + "x"}, 5, within(60, world.clock))
-        assert len(world.sqs.sent[0]["MessageBody"]) == LONGEST_MESSAGE
+            queue.put(event | {"Filler": event["Filler"] + "x"}, 5, within(60, Clock()))
+        assert len(sqs.send_message.call_args.kwargs["MessageBody"]) == LONGEST_MESSAGE
 
-    def test_a_message_that_is_put_aside_twice_is_there_once(self, world: World) -> None:
+    def test_a_message_that_is_put_aside_twice_is_there_once(self, sqs: Any, queue: Queue) -> None:
         """Without a dead-letter queue it stays."""
-        for number in (1, 1, 2):
-            (stray,) = messages([record("stray", number)])
-            assert self.queue(world).put_aside(stray, within(60, world.clock))
-        first, repeated, other = (message["MessageDeduplicationId"] for message in world.sqs.aside)
-        assert first == repeated != other
-        assert not Queue(world.sqs, "https://queue").put_aside(read(""), within(60, world.clock))  # type: ignore[arg-type]  # a fake
+        assert queue.put_aside(read("stray"), within(60, Clock()))
+        sqs.send_message.assert_called_once_with(
+            QueueUrl="https://undelivered",
+            MessageBody="stray",
+            MessageGroupId="group",
+            MessageDeduplicationId=sha256(b"message-7").hexdigest(),
+        )
+        assert not Queue(sqs, "https://queue").put_aside(read("stray"), within(60, Clock()))
 
-    def test_messages_go_back_in_one_call_each_for_its_time(
-        self, world: World, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_messages_go_back_in_one_call_each_for_its_time(self, sqs: Any, queue: Queue) -> None:
         """https://docs.aws.amazon.com/AWSSimpleQueueService/latest/APIReference/API_BatchResultErrorEntry.html."""
-        first, second = messages([record("{}", 1), record("{}", 2)])
-        self.queue(world).give_back([(first, 20), (second, 0)], within(60, world.clock))
-        assert world.sqs.given_back == [{"receipt-1": 20, "receipt-2": 0}]
-        reply = {"Successful": [{"Id": "0"}], "Failed": [{"Id": "1", "Code": "ReceiptHandleIsInvalid"}]}
-        monkeypatch.setattr(world.sqs, "change_message_visibility_batch", lambda **_: reply)
+        change, hidden = sqs.change_message_visibility_batch, [(read("{}", 1), 20), (read("{}", 2), 0)]
+        change.return_value = {"Successful": [{"Id": "0"}, {"Id": "1"}]}
+        queue.give_back(hidden, within(60, Clock()))
+        entries = [
+            {"Id": "0", "ReceiptHandle": "receipt-1", "VisibilityTimeout": 20},
+            {"Id": "1", "ReceiptHandle": "receipt-2", "VisibilityTimeout": 0},
+        ]
+        change.assert_called_once_with(QueueUrl="https://queue", Entries=entries)
+        change.return_value = {"Failed": [{"Id": "1", "Code": "ReceiptHandleIsInvalid"}]}
         with pytest.raises(FailedError, match=r"^SQS refused 1 of 2: ReceiptHandleIsInvalid$"):
-            self.queue(world).give_back([(first, 0), (second, 0)], within(60, world.clock))
-
-    @pytest.mark.parametrize(
-        ("call", "fails", "error", "said"),
-        [
-            ("put_aside", "throttled", FailedError, "^Could not put a message aside: gave up"),
-            ("give_back", "throttled", FailedError, "^Could not give messages back: gave up"),
-            ("put", "throttled", FailedError, "^Could not queue the request: gave up"),
-            ("put", "denied", FailedError, "^Could not queue the request: .*AccessDenied.*Check that the qu"),
-            ("put", "cut", UnclearError, "^Could not queue the request: gave up .*https://queue"),
-            ("put", "a page", UnclearError, r"The last error: the reply is none of SQS's, or is cut short\."),
-        ],
-    )
-    def test_an_error_names_the_call_that_failed(
-        self,
-        world: World,
-        monkeypatch: pytest.MonkeyPatch,
-        call: str,
-        fails: str,
-        error: type[Exception],
-        said: str,
-    ) -> None:
-        arguments: dict[str, Any] = {
-            "put_aside": [read("stray")],
-            "give_back": [[(read("{}"), 0)]],
-            "put": [EVENT, 5],
-        }
-        errors = {
-            "throttled": refusal(400, "RequestThrottled"),
-            "denied": denied("SendMessage"),
-            "cut": ReadTimeoutError(endpoint_url="https://queue"),
-        }
-        if fails in errors:
-            world.sqs.fails = [errors[fails]] * 999
-        else:
-            monkeypatch.setattr(world.sqs, "send_message", lambda **_: {"ResponseMetadata": {}})
-        with pytest.raises(error, match=said) as raised:
-            getattr(self.queue(world), call)(*arguments[call], within(60, world.clock))
-        assert isinstance(raised.value, UnclearError) == (error is UnclearError)
+            queue.give_back(hidden, within(60, Clock()))

@@ -6,10 +6,12 @@ moto plays SQS. tests/test_stack.py plays the command against the function itsel
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import boto3
 import pytest
@@ -27,118 +29,113 @@ GROUP = sha256(STACK.encode()).hexdigest()
 
 
 class Letters:
-    """The three queues, as the function's stack has them."""
+    """The three queues, as the function's stack has them; and the command's session and CloudFormation."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Make them, and let the command find them."""
-        self.sqs: Any = boto3.client("sqs", "eu-central-1", aws_access_key_id="-", aws_secret_access_key="-")
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        sqs: Any = boto3.client("sqs", "eu-central-1", aws_access_key_id="-", aws_secret_access_key="-")
+        self.sqs, self._capsys, self.missing = mock.Mock(wraps=sqs), capsys, ""
+        # Nobody else sends meanwhile, so nobody has to wait.
+        receive = self.sqs.receive_message
+        receive.side_effect = lambda **given: sqs.receive_message(**given | {"WaitTimeSeconds": 0})
         fifo: Any = {"FifoQueue": "true"}
-        self.failed: dict[str, Any] = {}
-        """The call that `fail` has let fail."""
+        make = self.sqs.create_queue
         self.urls: dict[str, str] = {
-            "Requests": self.sqs.create_queue(QueueName="requests.fifo", Attributes=fifo)["QueueUrl"],
-            "Undelivered": self.sqs.create_queue(QueueName="undelivered.fifo", Attributes=fifo)["QueueUrl"],
-            "Unanswered": self.sqs.create_queue(QueueName="unanswered")["QueueUrl"],
+            name: make(QueueName=f"{name}.fifo", Attributes=fifo)["QueueUrl"]
+            for name in ("Requests", "Undelivered")
         }
-        self.outputs = [
-            {"OutputKey": f"{name}QueueUrl", "OutputValue": url} for name, url in self.urls.items()
-        ]
-        monkeypatch.setattr("tools.redrive.boto3.Session", lambda **_: self)
+        self.urls["Unanswered"] = make(QueueName="unanswered")["QueueUrl"]
 
     def client(self, service: str) -> Any:
-        """Be the session and CloudFormation."""
         return self.sqs if service == "sqs" else self
 
     def describe_stacks(self, StackName: str) -> Any:
-        return {"Stacks": [{"StackId": STACK, "Outputs": self.outputs}]}
+        there = {f"{name}QueueUrl": url for name, url in self.urls.items() if name != self.missing}
+        outputs = [{"OutputKey": key, "OutputValue": url} for key, url in there.items()]
+        return {"Stacks": [{"StackId": STACK, "Outputs": outputs}]}
 
-    def undelivered(self, name: str, stack: str = STACK) -> None:
-        """The function's queue has given a request up: SQS moves the message as it is."""
-        event = {**EVENT, "LogicalResourceId": name, "StackId": stack, "RequestId": name}
-        Queue(self.sqs, self.urls["Undelivered"]).put(event, 0.0, Deadline(ends=math.inf))
+    def put(self, source: str, name: str, issued: str = "", stack: str = STACK) -> None:
+        """A request is given up: by the function's queue, and SQS moves the message as it is; or by Lambda.
 
-    def unanswered(self, name: str, issued: str) -> None:
-        """Lambda has given an invocation up; its URL says when it was made, or when it expires."""
+        Lambda's record has a URL that says when it was made, or when it expires.
+        """
         query = f"X-Amz-Date={issued}" if "T" in issued else f"Expires={issued}"
-        url = f"https://bucket.test/key?{query}&X-Amz-Signature=secret"
-        event = {**EVENT, "LogicalResourceId": name, "ResponseURL": url}
-        record = {"version": "1.0", "timestamp": "2026-11-29T10:00:00Z", "requestPayload": event}
-        self.sqs.send_message(QueueUrl=self.urls["Unanswered"], MessageBody=json.dumps(record))
+        event = {**EVENT, "LogicalResourceId": name, "StackId": stack, "RequestId": name}
+        event["ResponseURL"] = f"https://bucket.test/key?{query}&X-Amz-Signature=secret"
+        if source == "Undelivered":
+            Queue(self.sqs, self.urls[source]).put(event, 0.0, Deadline(ends=math.inf))
+        else:
+            record = {"version": "1.0", "timestamp": "2026-11-29T10:00:00Z", "requestPayload": event}
+            self.sqs.send_message(QueueUrl=self.urls[source], MessageBody=json.dumps(record))
+
+    def redrive(self, *arguments: str, status: int = 0) -> str:
+        """Run the command; return all that it prints."""
+        with mock.patch("tools.redrive.boto3.Session", return_value=self):
+            assert redrive.main([*arguments]) == status
+        return "".join(self._capsys.readouterr())
 
     def there(self, queue: str) -> dict[str, list[str]]:
         """The resources whose requests are in a queue, by message group; this takes them away."""
         found: dict[str, list[str]] = {}
-        place = {"QueueUrl": self.urls[queue]}
-        while batch := self.sqs.receive_message(**place, MaxNumberOfMessages=10, AttributeNames=["All"]).get(
-            "Messages"
-        ):
+        asked = {"QueueUrl": self.urls[queue], "MaxNumberOfMessages": 10, "AttributeNames": ["All"]}
+        while batch := self.sqs.receive_message(**asked).get("Messages"):
             for it in batch:
                 record = {"messageId": "", "receiptHandle": "", "body": it["Body"]}
                 (read,) = messages([{**record, "attributes": it["Attributes"]}])
                 assert isinstance(read.event, dict)
                 found.setdefault(read.group, []).append(read.event["LogicalResourceId"])
-                self.sqs.delete_message(**place, ReceiptHandle=it["ReceiptHandle"])
+                self.sqs.delete_message(QueueUrl=self.urls[queue], ReceiptHandle=it["ReceiptHandle"])
         return found
 
-    def fail(self, monkeypatch: pytest.MonkeyPatch, operation: str, after: int) -> None:
-        """Let a call of the command fail from this one on."""
-        real, calls = getattr(self.sqs, operation), iter(range(1000))
+    @contextmanager
+    def failing(self, operation: str, after: int) -> Iterator[dict[str, Any]]:
+        """Let a call of the command fail from this one on; yield what the last one is called with."""
+        real, calls, failed = getattr(self.sqs, operation), iter(range(1000)), dict[str, Any]()
 
         def call(**given: Any) -> Any:
             if next(calls) >= after:
-                self.failed = given
+                failed.update(given)
                 raise ClientError({"Error": {"Code": "AccessDenied"}}, operation)
             return real(**given)
 
-        monkeypatch.setattr(self.sqs, operation, call)
+        with mock.patch.object(self.sqs, operation, call):
+            yield failed
 
 
 @pytest.fixture
-def letters(monkeypatch: pytest.MonkeyPatch) -> Iterator[Letters]:
+def letters(capsys: pytest.CaptureFixture[str]) -> Iterator[Letters]:
     with mock_aws():
-        made = Letters(monkeypatch)
-        receive = made.sqs.receive_message
-        # Nobody else sends meanwhile, so nobody has to wait.
-        monkeypatch.setattr(
-            made.sqs, "receive_message", lambda **given: receive(**given | {"WaitTimeSeconds": 0})
-        )
-        yield made
+        yield Letters(capsys)
 
 
-def test_the_command_shows_what_is_there_without_its_secrets_and_changes_nothing(
-    letters: Letters, capsys: pytest.CaptureFixture[str]
-) -> None:
-    letters.undelivered("Alice")
-    letters.unanswered("Bob", "20261129T101112Z")
+def test_the_command_shows_what_is_there_without_its_secrets_and_changes_nothing(letters: Letters) -> None:
+    letters.put("Undelivered", "Alice")
+    letters.put("Unanswered", "Bob", "20261129T101112Z")
     for _ in range(2):
-        assert redrive.main(["--region", "eu-central-1"]) == 0
-        told = capsys.readouterr().out
+        told = letters.redrive("--region", "eu-central-1")
         region, account = STACK.split(":")[3:5]
         assert told.splitlines()[0] == f"Account {account}, region {region}, stack usage-plan-key"
         assert f"stays  Unanswered  2026-11-29 10:11:12Z  Create Bob of {STACK}" in told
         assert f"Create Alice of {STACK}" in told
         assert "Undelivered: 0 sent, 1 still there" in told
-        for secret in ("secret", "https://", *EVENT["ResourceProperties"].values()):
-            assert secret not in told
-    assert letters.there("Undelivered") == {GROUP: ["Alice"]}
-    assert letters.there("Unanswered") == {"": ["Bob"]}
-    assert letters.there("Requests") == {}
+        secrets = ("secret", "https://", *EVENT["ResourceProperties"].values())
+        assert not [secret for secret in secrets if secret in told]
+    there = {name: letters.there(name) for name in letters.urls}
+    assert there == {"Undelivered": {GROUP: ["Alice"]}, "Unanswered": {"": ["Bob"]}, "Requests": {}}
 
 
 def test_requests_go_back_in_their_order_and_in_their_stacks_group(letters: Letters) -> None:
-    """Also across the ten messages that SQS hands out at once.
+    """Also across the ten messages that SQS hands out at once. Lambda's records go by the times of issue.
 
-    Lambda's records go by the times of issue. The group is the function's own, so a dead letter waits behind
-    its stack's other requests.
+    The group is the function's own, so a dead letter waits behind its stack's other requests.
     """
     other = STACK.replace("stack/", "stack/another-")
     for number in range(26):
-        letters.undelivered(f"Key{number}", (STACK, other)[number % 2])
+        letters.put("Undelivered", f"Key{number}", stack=(STACK, other)[number % 2])
     for minute in (7, 1, 11, 4, 9, 2, 10, 5, 3, 8, 6, 0):
         at = datetime(2026, 11, 29, 10, minute, tzinfo=UTC)
         issued = f"{at:%Y%m%dT%H%M%SZ}" if minute % 2 else str(int(at.timestamp()) + 7200)
-        letters.unanswered(f"Late{minute}", issued)
-    assert redrive.main(["--send"]) == 0
+        letters.put("Unanswered", f"Late{minute}", issued)
+    letters.redrive("--send")
     assert letters.there("Requests") == {
         GROUP: [f"Key{number}" for number in range(0, 26, 2)] + [f"Late{minute}" for minute in range(12)],
         sha256(other.encode()).hexdigest(): [f"Key{number}" for number in range(1, 26, 2)],
@@ -146,69 +143,52 @@ def test_requests_go_back_in_their_order_and_in_their_stacks_group(letters: Lett
     assert letters.there("Undelivered") == letters.there("Unanswered") == {}
 
 
-@pytest.mark.parametrize("source", ["Undelivered", "Unanswered"])
-def test_a_failed_send_deletes_nothing_and_sends_nothing_behind_it(
-    source: str, letters: Letters, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+FAILURES = [
+    ("Undelivered", "send_message", 1),
+    ("Unanswered", "send_message", 1),
+    ("Unanswered", "delete_message", 0),
+]
+
+
+@pytest.mark.parametrize(("source", "operation", "after"), FAILURES)
+def test_a_failed_call_loses_nothing_and_sends_nothing_behind_it_or_twice(
+    letters: Letters, source: str, operation: str, after: int
 ) -> None:
-    """So no request passes the one before it. What was not sent is there at once, for the next run."""
+    """So no request passes the one before it. What was not sent is there at once, for the next run.
+
+    SQS knows the id of a message that was not deleted for five minutes. Later the function knows the request.
+    """
     for number in range(3):
-        if source == "Undelivered":
-            letters.undelivered(f"Key{number}")
-        else:
-            letters.unanswered(f"Key{number}", f"20261129T10110{number}Z")
-    with monkeypatch.context() as broken:
-        letters.fail(broken, "send_message", after=1)
-        assert redrive.main(["--send"]) == 1
-    told = capsys.readouterr()
-    assert f"{source}: 1 sent, 2 still there" in told.out
-    assert "AccessDenied" in told.err
-    assert redrive.main(["--send"]) == 0
+        letters.put(source, f"Key{number}", f"20261129T10110{number}Z")
+    with letters.failing(operation, after) as failed:
+        told = letters.redrive("--send", status=1)
+    assert f"{source}: 1 sent, 2 still there" in told
+    assert "AccessDenied" in told
+    if operation == "delete_message":
+        letters.sqs.change_message_visibility(**failed, VisibilityTimeout=0)  # its time is over
+    letters.redrive("--send")
     assert letters.there("Requests") == {GROUP: ["Key0", "Key1", "Key2"]}
     assert letters.there(source) == {}
 
 
-def test_a_failed_delete_loses_nothing_and_sends_nothing_twice(
-    letters: Letters, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """SQS knows the message's id for five minutes. Later the function knows the request."""
-    letters.unanswered("Alice", "20261129T101112Z")
-    with monkeypatch.context() as broken:
-        letters.fail(broken, "delete_message", after=0)
-        assert redrive.main(["--send"]) == 1
-    letters.sqs.change_message_visibility(**letters.failed, VisibilityTimeout=0)  # its time is over
-    assert redrive.main(["--send"]) == 0
-    assert letters.there("Requests") == {GROUP: ["Alice"]}
-    assert letters.there("Unanswered") == {}
+def test_without_the_stacks_outputs_the_command_touches_no_queue(letters: Letters) -> None:
+    """It reads where the requests go before it takes any."""
+    letters.missing = "Requests"
+    with letters.failing("receive_message", after=0) as touched:
+        told = letters.redrive("--send", "--stack", "customers", status=1)
+    assert touched == {}
+    assert "the stack customers has no output 'RequestsQueueUrl': is it the function's?\n" in told
 
 
-def test_without_the_stacks_outputs_the_command_touches_no_queue(
-    letters: Letters, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It has no variable that may be unset: it reads where the requests go before it takes any."""
-    letters.unanswered("Alice", "20261129T101112Z")
-    letters.outputs = letters.outputs[1:]
-    letters.fail(monkeypatch, "receive_message", after=0)
-    assert redrive.main(["--send", "--stack", "customers"]) == 1
-    assert capsys.readouterr().err == (
-        "redrive.py: the stack customers has no output 'RequestsQueueUrl': is it the function's?\n"
-    )
-
-
-def test_a_message_that_is_no_request_stays(letters: Letters, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_message_that_is_no_request_stays(letters: Letters) -> None:
     """And those behind it in its group go back."""
     bodies = ["hello", "[]", "{}", '{"event": 1}', '{"requestPayload": {"RequestType": "x"}}']
-    place = {"QueueUrl": letters.urls["Undelivered"]}
-    for body in (*bodies, json.dumps({"event": EVENT, "arrived": 0.0})):
-        letters.sqs.send_message(
-            **place,
-            MessageGroupId="a",
-            MessageBody=body,
-            MessageDeduplicationId=sha256(body.encode()).hexdigest(),
-        )
-    assert redrive.main(["--send"]) == 0
-    told = capsys.readouterr().out
+    place = {"QueueUrl": letters.urls["Undelivered"], "MessageGroupId": "a"}
+    for number, body in enumerate((*bodies, json.dumps({"event": EVENT, "arrived": 0.0}))):
+        letters.sqs.send_message(**place, MessageBody=body, MessageDeduplicationId=str(number))
+    told = letters.redrive("--send")
     assert "Undelivered: 1 sent, 5 still there" in told
     assert told.count("no request") == 5
     assert letters.there("Requests") == {"a": [EVENT["LogicalResourceId"]]}
-    found = letters.sqs.receive_message(**place, MaxNumberOfMessages=10)["Messages"]
+    found = letters.sqs.receive_message(QueueUrl=place["QueueUrl"], MaxNumberOfMessages=10)["Messages"]
     assert [message["Body"] for message in found] == bodies

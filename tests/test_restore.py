@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import pytest
-from samtranslator.yaml_helper import yaml_parse
 
-from .story import play, stories, told
-from .test_docs import OPERATE, fences, section, table
+from .story import play, played, told
+from .test_docs import BLOCKS, OPERATE, RESOURCES, TEMPLATE, run, section, table
 
-TEMPLATE = yaml_parse((OPERATE.parents[1] / "template.yaml").read_text())
 #: What has happened before and after the backup; then what the templates declare.
 KINDS = {
     "not touched": ("create A free; create B gold; backup", "A free, B gold"),
@@ -34,36 +31,37 @@ KINDS = {
         "B free, A bob:free",
     ),
 }
-HOLDS_TOO_MUCH = """
-deleted: the old hold keeps another stack's key attached when that goes
-    create A free; backup; delete A free; create Z free; restore; update Z free free Take = JOINED; update
-    Z free free Take P1 = VERIFIED; delete Z free Take; held free=A -> attached free
+#: A restored ledger with a hold that has ended does harm, so the manual says to begin with an empty one.
+HARM = """
 deleted: a repair attaches a key that nobody declares
     queue; create A free; backup; delete A free; restore; watch missing=free; repair A free; held free=A
     -> attached free
-moved: the old hold that an event has named stays, and nothing tells
+moved: the hold stays, and nothing tells
     create A free; update A free free; backup; update A free pro = MOVED; delete A free; restore; update A
     pro pro Take = ADOPTED; update A pro pro Take P1 = TAKEN; watch nothing; delete A pro Take; held
     free=A -> attached nothing
-replaced: the old hold that no event has named is detached under another stack's customer
+replaced: an Update detaches another stack's customer
     create A free; backup; update A free gold; delete A free; create Z free; restore; update A gold gold
-    Take = ADOPTED; calls create=1 delete=1 get=1; held gold=A!before -> attached gold
+    Take = ADOPTED; calls delete=1 get=1; held gold=A!before -> attached gold
 swapped: one customer is without a key until the other resource is deployed
     create A free; create B bob:free; backup; update A free bob:free = JOINED; update B bob:free free =
     JOINED; delete A free; delete B bob:free; restore; update B free free = JOINED; attached free; update
     A bob:free bob:free = ATTACHED -> attached free bob:free
 """
+HARMED = {name.partition(":")[0] for name in told(HARM)}
+test_a_hold_that_has_ended_does_harm = played(HARM)
 
 
-def kinds(text: str) -> set[str]:
-    """What has happened since, in each story of a table: the word before a colon."""
-    return {name.partition(":")[0] for name in told(text)}
+def test_the_manual_sends_each_kind_to_the_ledger_that_is_right_for_it() -> None:
+    rows = [(row[0].split(", "), "empty" in row[-1]) for row in table(OPERATE, "Since then a resource was")]
+    sent = {kind: to_an_empty_one for kinds, to_an_empty_one in rows for kind in kinds}
+    assert sent == {kind: kind in HARMED for kind in KINDS}
 
 
 @pytest.mark.parametrize(
     ("kind", "ledger"),
-    [(kind, "restore") for kind in KINDS if kind not in kinds(HOLDS_TOO_MUCH)]
-    + [(kind, "restore nothing") for kind in KINDS],
+    [(kind, "restore nothing") for kind in KINDS]
+    + [(kind, "restore") for kind in KINDS if kind not in HARMED],
 )
 def test_all_resources_mend_a_ledger(kind: str, ledger: str) -> None:
     """Two deploys with `Take` mend each. Then its Delete detaches its key, if no other one needs it."""
@@ -79,21 +77,7 @@ def test_all_resources_mend_a_ledger(kind: str, ledger: str) -> None:
     play(f"{'; '.join(steps)} -> attached {left}")
 
 
-@stories(HOLDS_TOO_MUCH)
-def test_a_restored_ledger_that_holds_too_much_does_harm(line: str) -> None:
-    """So the manual says to begin with an empty one."""
-    play(line)
-
-
-def test_the_manual_sends_each_kind_to_the_ledger_that_is_right_for_it() -> None:
-    rows = [(row[0].split(", "), row[-1]) for row in table(OPERATE, "Since then a resource was")]
-    mended = {kind for names, what in rows for kind in names if "empty" not in what}
-    anew = {kind for names, what in rows for kind in names if "empty" in what}
-    assert anew == kinds(HOLDS_TOO_MUCH)
-    assert mended | anew == {*KINDS}
-
-
-@stories("""
+test_before_and_after_the_mend = played("""
 joined, and the other holder is deleted before the mend: the key is detached, and the mend attaches it
     create A free; backup; create Z free Adopt = JOINED; restore; delete A free; attached nothing; update
     Z free free Take = ATTACHED; delete Z free Take -> attached nothing
@@ -109,11 +93,9 @@ deployed without Take: the rollback fails too, is skipped, and the mend goes on
     free = FAILED not through this stack; held nothing; update A free free Take = ADOPTED; update A free
     free Take P2 = TAKEN; delete A free Take; held nothing -> attached nothing
 """)
-def test_before_and_after_the_mend(line: str) -> None:
-    play(line)
 
 
-@stories("""
+test_a_key_that_an_operator_detaches_by_hand = played("""
 a Delete failed: nothing is missing, nothing is repaired, and the stack's next Delete ends the hold
     queue; create A free; at delete denied; delete A free = FAILED Still attached: API key alice in usage
     plan free; beliefs A free=going; hand- free; watch repairs nothing; repair A free = not the resource
@@ -128,71 +110,44 @@ retained: it is missing, and repaired, until it is declared again and removed fo
     queue; create A free; hand- free; watch missing=free; repair A free; attached free; hand- free; create
     A free = ATTACHED; delete A free; watch nothing; held nothing -> attached nothing
 """)
-def test_a_key_that_an_operator_detaches_by_hand(line: str) -> None:
-    play(line)
 
 
 # --- The commands ---
 
-BLOCKS = [block for (block,) in (each.values for each in fences("sh")) if "wait table-exists" in block]
+WAITING = [text for *_, text in BLOCKS if "wait table-exists" in text]
 
 
-def run(block: str, place: Path, *, waits: int = 0, fails: str = "") -> list[str]:
-    """Run commands with an `aws` and a `sam` that write down how they are called.
-
-    The first `waits` waits give up, and a call with the words `fails` in it fails.
-    """
-    calls = place / "calls"
-    script = f"""#!/bin/sh
-echo "$(basename "$0") $*" >> '{calls}'
-case "$*" in
-    *'{fails or "no such word"}'*) exit 1 ;;
-    *list-backups*) echo arn:of-the-backup ;;
-    *wait*) test "$(grep -c ' wait ' '{calls}')" -gt {waits} ;;
-esac
-"""
-    for name, text in (("aws", script), ("sam", script), ("sleep", "#!/bin/sh\n")):
-        (place / name).write_text(text)
-        (place / name).chmod(0o755)
-    surroundings = {"PATH": f"{place}:/usr/bin:/bin"}
-    subprocess.run(["sh", "-c", block], env=surroundings, check=False, timeout=60)
-    return calls.read_text().splitlines()
-
-
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", WAITING)
 def test_the_commands_wait_for_the_table_then_make_it_as_the_template_does(
     block: str, tmp_path: Path
 ) -> None:
     calls = run(block, tmp_path, waits=2)
     verbs = [call.split()[2 if call.startswith("aws") else 1] for call in calls]
-    made = TEMPLATE["Resources"]["Ledger"]["Properties"]
-    (key,) = made["KeySchema"]
-    beginning, deploys = {
-        "create-table": (["create-table"], ["deploy"]),
-        "restore-table-to-point-in-time": (["restore-table-to-point-in-time"], ["deploy"]),
-        "list-backups": (["list-backups", "restore-table-from-backup"], []),  # Under its own name.
-    }[verbs[0]]
-    ending = ["update-time-to-live", *deploys, "update-continuous-backups"]
-    assert verbs == [*beginning, "wait", "wait", "wait", *ending]
+    (key,), made = RESOURCES["Ledger"]["Properties"]["KeySchema"], RESOURCES["Ledger"]["Properties"]
+    beginning = {"list-backups": ["list-backups", "restore-table-from-backup"]}.get(verbs[0], verbs[:1])
+    deploys = [] if verbs[0] == "list-backups" else ["deploy"]  # it comes back under its own name
+    settings = ["update-time-to-live", *deploys, "update-continuous-backups"]
+    assert verbs == [*beginning, "wait", "wait", "wait", *settings]
     (name,) = {call.split("table-name ")[1].split()[0] for call in calls if "wait" in call}
-    settings = {
+    given = {
         "update-time-to-live": f"AttributeName={made['TimeToLiveSpecification']['AttributeName']}",
-        "create-table": f"AttributeName={key['AttributeName']},KeyType={key['KeyType']}",
+        "create-table": f"--billing-mode {made['BillingMode']}",
         "restore-table-from-backup": "--backup-arn arn:of-the-backup",
         "deploy": f"sam deploy --region eu-central-1 --parameter-overrides ExistingLedger={name}",
         "update-continuous-backups": "PointInTimeRecoveryEnabled=true",
     }
-    assert all(settings.get(verb, "") in call for verb, call in zip(verbs, calls, strict=True))
-    assert f"--billing-mode {made['BillingMode']}" in calls[0] or verbs[0] != "create-table"
+    assert all(given.get(verb, "") in call for verb, call in zip(verbs, calls, strict=True))
+    assert (
+        f"AttributeName={key['AttributeName']},KeyType={key['KeyType']}" in calls[0]
+        or verbs[0] != "create-table"
+    )
 
 
 @pytest.mark.parametrize("fails", ["list-backups", "restore-table", "create-table", "update-time-to-live"])
 def test_nothing_follows_a_command_that_has_failed(fails: str, tmp_path: Path) -> None:
-    blocks = [block for block in BLOCKS if fails in block]
+    blocks = [block for block in WAITING if fails in block]
     assert blocks
-    for number, block in enumerate(blocks):
-        (place := tmp_path / str(number)).mkdir()
-        assert fails in run(block, place, fails=fails)[-1]
+    assert all(fails in run(block, tmp_path, fails=fails)[-1] for block in blocks)
 
 
 def test_an_empty_existing_ledger_makes_no_second_table() -> None:

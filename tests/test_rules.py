@@ -25,7 +25,7 @@ from usage_plan_key.model import (
     Snapshot,
     digest,
 )
-from usage_plan_key.request import Create, Delete, Invalid, OnExisting, Request, Update
+from usage_plan_key.request import Create, Delete, Invalid, Request, Update
 from usage_plan_key.rules import MOST_NOTES
 
 FREE, PRO, GOLD = (Association("alice", plan) for plan in ("free", "pro", "gold"))
@@ -33,6 +33,7 @@ THIS, SIBLING, NAMESAKE = (
     Holder(f"arn:aws:cloudformation:eu-west-1:1:stack/{stack}", name)
     for stack, name in (("one/1", "A"), ("one/1", "B"), ("one/2", "A"))
 )
+FOUR = [Holder("arn:aws:cloudformation:eu-west-1:1:stack/two/1", name) for name in "DCBA"]
 NOW = 1_764_000_000
 COMMON: dict[str, Any] = {"holder": THIS, "response_url": "https://x", "service_timeout": 3600}
 INVALID = Invalid(id="i", physical_id=None, wanted=FREE, faults=("?",), issued=1, **COMMON)
@@ -142,28 +143,6 @@ def test_a_late_request_ends_no_belief_and_begins_no_life(late: Request) -> None
     assert arrived(late, record=record).holds == record.holds
 
 
-@pytest.mark.parametrize(
-    ("request_", "hold", "success", "spared"),
-    [
-        pytest.param(create(), Hold("c0"), False, FREE, id="a failed Create"),
-        pytest.param(INVALID, Hold("c0"), False, FREE, id="a Create with unusable properties"),
-        pytest.param(create(), Hold("c"), False, None, id="not what it took itself"),
-        pytest.param(create(), Hold("c0", Belief.FAILED), False, None, id="not what a failed one took"),
-        pytest.param(create(), None, False, None, id="not what is not held"),
-        pytest.param(create(), Hold("c0"), True, None, id="not after a success"),
-        pytest.param(update(), Hold("c0"), False, None, id="not after an Update"),
-    ],
-)
-def test_a_failed_create_spares_what_an_earlier_life_retained(
-    request_: Request, hold: Hold | None, success: bool, spared: Association | None
-) -> None:
-    record = arrived(request_, record=ResourceRecord({FREE: hold} if hold else {}))
-    record = rules.answered(record, request_, DONE._replace(success=success))
-    assert record.retained == spared
-    assert arrived(delete(), record=record).retained == spared
-    assert arrived(update(id="next", at=4), record=record).retained is None
-
-
 class TestNotes:
     """The page of a resource remembers its requests for a day."""
 
@@ -192,7 +171,7 @@ class TestNotes:
         assert record.notes == (Note("d", 3, answer=given._replace(value=None)),)
 
 
-def test_a_begun_one_that_is_begun_again_has_died_and_one_that_goes_back_has_not() -> None:
+def test_a_request_that_goes_back_has_not_died() -> None:
     died = rules.begin(rules.begin(arrived(create()), create()), create())
     why = TurnOverError("it", "no", refused=True)
     (back,) = rules.gone_back(died, create(), why, NOW, NOW + 5).notes
@@ -213,7 +192,6 @@ def test_a_detaching_that_somebody_else_has_finished_changes_nothing(entry: Asso
         (0, 0, 0, 0, 1),
         (0, 0, 0, 1, 2),
         (2, 0, 0, 0.5, 6),
-        (5, 0, 0, 1, 64),
         (6, 0, 0, 1, 120),
         (20, 0, 0, 0, 60),
         pytest.param(0, 0, 30, 1, 30, id="what API Gateway asks for, without jitter"),
@@ -242,69 +220,15 @@ def test_the_next_try_comes_after_two_seconds_doubled_to_two_minutes_and_the_las
     assert rules.next_try(note, busy, NOW, last, 1) == NOW + math.ceil(longest)
 
 
-SIBLINGS = (
-    "Keep the logical id to move a key: declare this resource with the plan that the key has, deploy, then"
-    " change the plan. If the id names the plan (CDK, SAM, Serverless), docs/use-from.md,"
-    ' "Move a customer to another plan", has the steps'
-)
-ADOPTED = "This resource adopted it: to move it, first set OnExisting to Take, deploy, then change the plan"
-RETAINED = (
-    "CloudFormation retained it: to move it, first declare this resource with the plan that it has there,"
-    " deploy, then change the plan"
-)
-ELSEWHERE = (
-    "Remove it there first. If that stack is gone, invoke the function by hand with"
-    ' {{"LetGo": {{"StackId": "arn:aws:cloudformation:eu-west-1:1:stack/{}", "LogicalResourceId": "{}"}}}}'
-)
-
-
 @pytest.mark.parametrize(
-    ("entry", "holders", "what_to_do"),
+    ("entry", "holders"),
     [
-        (by(THIS, origin=Origin.BEFORE), "A of stack one, and was there before it", ADOPTED),
-        (by(THIS, origin=Origin.TAKEN), "A of stack one, and was there before it", ADOPTED),
-        (by(THIS), "A of stack one", RETAINED),
-        (by(SIBLING), "B of stack one", SIBLINGS),
-        (by(THIS, SIBLING), "A of stack one, B of stack one", SIBLINGS),
-        (by(NAMESAKE), "A of stack one (2)", ELSEWHERE.format("one/2", "A")),
-        (by(SIBLING, NAMESAKE), "B of stack one, A of stack one (2)", ELSEWHERE.format("one/1", "B")),
-        (
-            by(*(Holder("arn:aws:cloudformation:eu-west-1:1:stack/two/1", name) for name in "DCBA")),
-            "A of stack two, B of stack two, C of stack two and 1 more",
-            ELSEWHERE.format("two/1", "A"),
-        ),
-        (by(), "no stack", "Remove it there first"),
+        (by(THIS, SIBLING), "A of stack one, B of stack one"),
+        (by(SIBLING, NAMESAKE), "B of stack one, A of stack one (2)"),
+        (by(*FOUR), "A of stack two, B of stack two, C of stack two and 1 more"),
     ],
 )
-def test_what_blocks_a_key_is_named_with_the_remedy(
-    entry: AssociationRecord, holders: str, what_to_do: str
-) -> None:
-    said = f"That association is held by {holders}, so the function left it alone. {what_to_do}"
-    assert rules.left_alone(entry, update(FREE, PRO)) == said
-
-
-@pytest.mark.parametrize(
-    ("hold", "moves"),
-    [(None, True), (Hold("u"), True), (Hold("c"), False)],
-    ids=["not held", "held by this Update", "held before: a rollback"],
-)
-def test_a_rollback_takes_nothing_over(hold: Hold | None, moves: bool) -> None:
-    request = update(FREE, PRO, on_existing=OnExisting.TAKE, took=True)
-    record = ResourceRecord({FREE: Hold("c")} | ({PRO: hold} if hold else {}))
-    state = Snapshot(record, {FREE: by(THIS, origin=Origin.BEFORE)})
-    assert rules.may_move(state, request, FREE) is moves
-
-
-@pytest.mark.parametrize(
-    ("age", "digests", "lost"),
-    [
-        pytest.param(REMEMBERED - 1, ("P", "Q"), True, id="left within a day"),
-        pytest.param(REMEMBERED, ("P", "Q"), False, id="left a day ago"),
-        pytest.param(REMEMBERED, ("P", "P"), True, id="the properties of the last success"),
-        pytest.param(REMEMBERED, ("", ""), False, id="no properties"),
-    ],
-)
-def test_what_may_be_lost(age: int, digests: tuple[str, str], lost: bool) -> None:
-    before, after = digests
-    record = ResourceRecord({FREE: Hold("c", Belief.LEFT, left=NOW - age)}, digest=before)
-    assert rules.may_be_lost(record, update(PRO, FREE, digest=after), NOW) is lost
+def test_what_blocks_a_key_is_named(entry: AssociationRecord, holders: str) -> None:
+    """The stories tell the remedies."""
+    said = rules.left_alone(entry, update(FREE, PRO))
+    assert f"That association is held by {holders}, so the function left it alone. " in said

@@ -101,14 +101,6 @@ def test_neither_values_nor_urls_are_in_the_log(world: World) -> None:
     assert "X-Amz-Signature" not in world.running.log
 
 
-def test_under_sam_local_the_answer_is_printed_and_returned_and_none_is_sent(artifact: Path) -> None:
-    with started(artifact, AWS_SAM_LOCAL="true") as world:
-        answered = world.running.invoke(EVENTS["create"])
-        assert answered == whole("create")
-        assert '"Outcome": "ATTACHED"' in world.running.log
-        assert not world.sink.puts
-
-
 def test_a_request_that_hangs_is_answered_before_the_functions_time_is_up(hanging: Sink) -> None:
     assert hanging.wait(seconds=SHORT)
     (answer,) = hanging.answers

@@ -3,6 +3,7 @@
 import gzip
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import boto3
 import botocore
+import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -86,6 +88,23 @@ def test_botocore_has_the_called_operations_as_it_describes_them_and_no_more(art
     assert {name for name in files if "/" in name} == set()
     partitions = json.loads((data / "endpoints.json").read_text())["partitions"]
     assert {name for partition in partitions for name in partition["services"]} == {*SERVICES}
+
+
+def test_pruning_keeps_the_same_of_a_whole_botocore(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, theirs = tmp_path / "botocore" / "data", Path(botocore.__file__).parent / "data"
+    for service in (*OPERATIONS, "sns"):
+        shutil.copytree(theirs / service, data / service)
+    shutil.copy(theirs / "endpoints.json", data)
+    monkeypatch.setattr(sys, "argv", ["prune.py", str(tmp_path)])
+    runpy.run_path(str(HANDLER / "prune.py"), run_name="__main__")
+    made, built = (
+        {path: it[2] for path, it in contents(there).items()}
+        for there in (data, artifact / "botocore" / "data")
+    )
+    assert made
+    assert made.items() <= built.items()
 
 
 def run(artifact: Path, code: str, **environment: str) -> list[str]:

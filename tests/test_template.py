@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from botocore import xform_name
 from botocore.session import get_session
-from ministack.services.cloudformation import engine  # type: ignore[import-untyped]
+from ministack.services.cloudformation import engine
 from samtranslator.yaml_helper import yaml_parse
 
 from emulators.ministack import packaged

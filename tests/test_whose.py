@@ -8,6 +8,10 @@ test_whose_a_key_is = played("""
 another stack attached it for a hold that is taken back: taking back is letting go, so it is detached
     queue; at create {create Z free Take = REPAIRED; delete Z free Take}denied; create A free = FAILED
     permission; held nothing; calls create=2 get=1 delete=1 -> attached nothing
+the same in a move: the rollback is not wedged
+    queue; create A free; at create:pro ok {create Z pro Take = REPAIRED; delete Z pro Take}denied; update
+    A free pro = FAILED permission; held free=A+away; attached nothing; update A free free = REPAIRED;
+    held free=A -> attached free
 the hold that is taken back cannot be detached: it stays held, and its Delete detaches it
     queue; at create {create Z free Take = REPAIRED; delete Z free Take}denied; at delete denied; create A
     free = FAILED permission; held free=A; beliefs A free=failed; delete A free; held nothing -> attached
@@ -68,9 +72,6 @@ a repair that API Gateway is too busy for comes again
 a 202 that comes into force later: who adopts it waits, and attaches it anew
     create A free; at delete later=5; delete A free; create Z free Adopt = ATTACHED; held free=Z; delete Z
     free -> attached nothing
-a 202 that comes into force later, by a queue
-    queue; create A free; at delete later=5; delete A free; create Z free Take = waits 1-2; time 20; again
-    = ATTACHED; held free=Z -> attached free
 a 202 that comes into force later, while another request sets about attaching the key
     create A free; at delete later=10; delete A free; at create {create Z free Adopt = REPAIRED}denied;
     create C free = FAILED; time 15; held free=Z -> attached free
@@ -83,6 +84,12 @@ what was taken over and moved is ours once another resource attaches it anew
     -> attached nothing
 without a queue, a Create whose Delete is served before it ends is superseded
     at create ok{delete A #invented}; create A free = FAILED Superseded; held nothing -> attached nothing
+a 202 that comes into force later, and it is replaced there and back
+    create A free; update A free gold; at delete later=5; update A gold gold; delete A free; update A gold
+    free = ATTACHED; delete A gold; held free=A -> attached free
+a 202 that comes into force later, and a lost reply: it is not the function's own
+    create A free; at delete later=5; delete A free; at create lost; create Z free = ATTACHED; held free=Z;
+    time 9 -> attached free
 a key that stays for a minute after its detaching, and Fail
     create A free; delete A free; hand+ free; create Z free = FAILED it is there already; held nothing ->
     attached free

@@ -15,5 +15,5 @@ how often each of these may happen: `faults` (see `FATES` in `world.py`), `fault
 202 that comes into force after three seconds), `cancels`, `attaches`, `detaches` and `vanishes` (somebody
 else), `misdated`, `overlaps`, `twice`, `repairs`, `denied …`, `deadly …`. `surprises` bounds all of these
 together. Then run it alone: `make check ARGS='--surprises 1 "its name"'`. A rule that the search is there for
-goes into `broken.py`, broken by hand.
+goes into `tests/test_check.py`, broken by hand.
 """

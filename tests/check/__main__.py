@@ -6,7 +6,7 @@ import argparse
 import math
 import sys
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -30,14 +30,9 @@ class Found:
     runs: int = 0  # How often something happened: an invocation of the function, or an event beside it
     states: int = 0
     complete: bool = True
-    wrong: dict[str, list[str]] = field(
-        default_factory=dict
-    )  # The plays for each broken promise, short first
+    wrong: defaultdict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """The plays for each broken promise, short first."""
     seconds: float = 0.0
-
-    def note(self, what: str, world: World) -> None:
-        """Note a broken promise."""
-        self.wrong.setdefault(what, []).append("; ".join(world.story))
 
 
 def explore(name: str, most: float = math.inf, surprises: float = math.inf, *, first: bool = False) -> Found:
@@ -62,7 +57,7 @@ def explore(name: str, most: float = math.inf, surprises: float = math.inf, *, f
                 for after, broken in every(run):
                     found.runs += 1
                     if broken:
-                        found.note(broken, after)
+                        found.wrong[broken].append("; ".join(after.story))
                     elif (key := after.key()) not in seen:
                         seen.add(key)
                         todo.append(after)
@@ -73,7 +68,7 @@ def explore(name: str, most: float = math.inf, surprises: float = math.inf, *, f
                 try:
                     check_at_rest(at_rest)
                 except BrokenError as error:
-                    found.note(str(error), at_rest)
+                    found.wrong[str(error)].append("; ".join(at_rest.story))
     found.states, found.complete, found.seconds = len(seen), not todo, time.monotonic() - began
     return found
 

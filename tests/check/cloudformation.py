@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, NamedTuple
 
+from emulators import rules
 from tests.function import BrokenError, Pair
 from usage_plan_key.queue import VISIBILITY
 
-from .world import DATES, Asked, World, can_attach, pair
+from .world import DATES, Asked, Who, World, pair
 
 #: CloudFormation asks so often for a clean-up Delete.
 TRIES: Final = 3
@@ -30,11 +31,9 @@ class Props(NamedTuple):
 
     @property
     def pair(self) -> Pair:
-        """The key and the plan."""
         return "k", self.plan
 
     def properties(self) -> dict[str, str]:
-        """As CloudFormation sends them."""
         named = {"KeyId": "k", "UsagePlanId": self.plan, "OnExisting": self.on_existing}
         timeout = {"ServiceTimeout": str(self.timeout)} if self.timeout < 3600 else {}
         return named | timeout | ({"VerifyTrigger": self.trigger} if self.trigger else {})
@@ -74,18 +73,18 @@ class Stack(NamedTuple):
     resources: tuple[tuple[str, Resource], ...] = ()
     before: tuple[tuple[str, Resource], ...] = ()
     target: tuple[tuple[str, Props], ...] = ()
-    asked: tuple[tuple[str, str], ...] = ()
-    """The RequestId of each resource's request."""
+    asked: tuple[tuple[str, str], ...] = ()  # The RequestId of each resource's request
     cleanup: tuple[Cleanup, ...] = ()
 
     def requests(self, world: World) -> dict[str, Asked]:
-        """Each resource's request."""
         return {one: world.requests[id_] for one, id_ in self.asked}
 
 
 def deploy(world: World, name: str, template: Template) -> None:
     """Begin to deploy a template, all of its requests at once."""
     stack = world.stacks.get(name) or Stack(name)
+    if (what := f"deploys of {name}") in world.may:
+        world.spend(what)
     world.say(f"{name} deploys {', '.join(f'{one} {wants}' for one, wants in template.items()) or 'nothing'}")
     had, asked = dict(stack.resources), {}
     world.sleep(1)
@@ -210,12 +209,7 @@ def _put(world: World, stack: Stack, **changes: Any) -> None:
 
 
 def _send(
-    world: World,
-    kind: str,
-    who: tuple[str, str],
-    wants: Props,
-    old: Props | None = None,
-    id_: str | None = None,
+    world: World, kind: str, who: Who, wants: Props, old: Props | None = None, id_: str | None = None
 ) -> str:
     name = f"{'.'.join(who)}.{sum(asked.who == who for asked in world.requests.values()) + 1}"
     date = world.choices.choose([*DATES] if world.allows("misdated") else ["dated"])
@@ -242,20 +236,18 @@ def steps(world: World, templates: Templates, pairs: list[Pair]) -> list[Callabl
     found: list[Callable[[World], None]] = [partial(_serve, group=group) for group in world.groups()]
     if not found and (at := _next(world)):
         found.append(lambda world: world.sleep(at - world.now))
-    found += [partial(_deploy, name=name, template=one) for name, one in _deployable(world, templates)]
+    found += [partial(deploy, name=name, template=one) for name, one in _deployable(world, templates)]
     found += [
         partial(_complete, name=name) for name, stack in world.stacks.items() if stack.phase == "waiting"
     ]
     found += meanwhiles(world, pairs)
-    for what in ("denied", "deadly"):
-        for operation in ("delete_usage_plan_key", "deliver"):
-            if world.allows(f"{what} {operation}"):
-                found.append(partial(_forbid, what=what, operation=operation))
+    forbids = [what for what in world.may if what.startswith(("denied", "deadly")) and world.allows(what)]
+    found += [partial(_forbid, what=what) for what in forbids]
     if world.denied:
         found.append(lambda world: world.denied.clear())
     if world.allows("repairs"):
         held = {(asked.who, one) for asked in world.requests.values() for one in asked.pairs}
-        found += [partial(_repair, who=who, one=one) for who, one in sorted(held)]
+        found += [partial(World.repair, who=who, one=one) for who, one in sorted(held)]
     return found
 
 
@@ -273,11 +265,6 @@ def _serve(world: World, group: str) -> None:
     react(world)
 
 
-def _deploy(world: World, name: str, template: Template) -> None:
-    world.spend(f"deploys of {name}")
-    deploy(world, name, template)
-
-
 def _deployable(world: World, templates: Templates) -> list[tuple[str, Template]]:
     found = []
     for name, choices in templates.items():
@@ -288,16 +275,11 @@ def _deployable(world: World, templates: Templates) -> list[tuple[str, Template]
     return found
 
 
-def _forbid(world: World, what: str, operation: str) -> None:
-    world.spend(f"{what} {operation}")
-    world.say(f"from now on {operation} is {what}")
-    getattr(world, what).add(operation)
-
-
-def _repair(world: World, who: tuple[str, str], one: Pair) -> None:
-    """The watch finds it missing, and queues a repair."""
-    world.spend("repairs")
-    world.repair(who, one)
+def _forbid(world: World, what: str) -> None:
+    world.spend(what)
+    world.say(f"from now on: {what}")
+    how, operation = what.split()
+    getattr(world, how).add(operation)
 
 
 def meanwhiles(world: World, pairs: list[Pair]) -> list[Callable[[World], None]]:
@@ -306,7 +288,10 @@ def meanwhiles(world: World, pairs: list[Pair]) -> list[Callable[[World], None]]
     for one in pairs:
         if one in world.attached and world.allows("detaches") and one not in world.strangers:
             found.append(partial(_detach_by_hand, one=one))
-        if world.allows("attaches") and can_attach(world, one):
+        if (
+            world.allows("attaches")
+            and rules.create(world.api.present(one[1], one[0]), one[1], "API_KEY") is None
+        ):
             found.append(partial(_attach_by_hand, one=one))
     if world.allows("vanishes") and not world.vanished:
         found.append(_vanish)
@@ -376,7 +361,7 @@ def _overlap(
     world.say("meanwhile")
     before = world.groups()
     if deployed is not None:
-        _deploy(world, *deployed)
+        deploy(world, *deployed)
         _all_arrive(world)
     for one in [group] if group else sorted({*world.groups()} - {*before}):
         _serve(world, one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
@@ -9,19 +10,13 @@ from .cloudformation import Props, Template, Templates
 
 
 class Search(NamedTuple):
-    """A small world.
+    """A small world."""
 
-    Attributes:
-        start: Deployed before it begins, by stack.
-        templates: What each stack may deploy.
-        may: How often something may happen; `surprises` for all but deployments together, two by default.
-        outside: The plans that somebody else attaches the key to, or detaches it from.
-    """
-
-    start: Mapping[str, Template]
+    start: Mapping[str, Template]  # Deployed before it begins, by stack
     templates: Templates
     may: Mapping[str, float]
-    outside: str = ""
+    """How often something may happen; `surprises` for all but deployments together, two by default."""
+    outside: str  # The plans that somebody else attaches the key to, or detaches it from
 
 
 #: name | the plans of somebody else | what is deployed before | what each stack may deploy, and how often |
@@ -56,7 +51,7 @@ move, met           |    | X A=q       | X1 A=p; Z2 A=p Take /  | overlaps fault
 given up | p | X A=p | X1 | denied-delete_usage_plan_key detaches repairs surprises*3
 deadly              |    |             | X1 A=p                 | deadly-deliver
 """
-WORDS: Final[Mapping[str, Mapping[str, Any]]] = {
+WORDS: Final[Mapping[str, dict[str, Any]]] = {
     "Adopt": {"on_existing": "Adopt"},
     "Take": {"on_existing": "Take"},
     "again": {"trigger": "again"},
@@ -67,13 +62,9 @@ WORDS: Final[Mapping[str, Mapping[str, Any]]] = {
 
 def _template(text: str) -> Template:
     found = {}
-    for one in filter(str.strip, text.split(",")):
-        named, *words = one.split()
+    for named, *words in filter(None, map(str.split, text.split(","))):
         name, _, plan = named.partition("=")
-        options: dict[str, Any] = {}
-        for word in words:
-            options |= WORDS[word]
-        found[name] = Props(plan, **options)
+        found[name] = Props(plan)._replace(**ChainMap({}, *(WORDS[word] for word in words)))
     return found
 
 

@@ -17,7 +17,6 @@ from unittest import mock
 import botocore.session
 from botocore.exceptions import ConnectionClosedError
 
-from emulators import rules
 from emulators.fake import Key, Plan
 from tests.function import (
     STACK,
@@ -41,6 +40,8 @@ from usage_plan_key.request import Request, repair_event
 from usage_plan_key.retry import Deadline
 
 T = TypeVar("T")
+Who = tuple[str, str]
+"""A stack and a resource."""
 
 #: template.yaml's Timeout; when Lambda invokes again after an error; when a 202 comes into force.
 TIMEOUT: Final = 90.0
@@ -80,7 +81,7 @@ class Asked(NamedTuple):
     """A request of CloudFormation's; `wants` holds the properties, `old` the earlier ones."""
 
     kind: str
-    who: tuple[str, str]
+    who: Who
     wants: Any
     old: Any
     id: str | None
@@ -110,27 +111,22 @@ class State:
     now: float = START
     items: dict[str, Any] = field(default_factory=dict)  # The ledger's pages
     attached: set[Pair] = field(default_factory=set)
-    leaving: dict[Pair, float] = field(default_factory=dict)
-    """DeleteUsagePlanKey has answered 202 for them; when they leave."""
+    leaving: dict[Pair, float] = field(default_factory=dict)  # When they leave
     messages: dict[str, Message] = field(default_factory=dict)
     arriving: list[tuple[float, int, str]] = field(default_factory=list)
-    """When Lambda invokes the function with a request, after how many failures."""
+    """When Lambda invokes the function, after how many failures, with which request."""
     requests: dict[str, Asked] = field(default_factory=dict)
     stacks: dict[str, Any] = field(default_factory=dict)
     denied: set[str] = field(default_factory=set)  # Operations that the role may not call at present
     deadly: set[str] = field(default_factory=set)  # Operations at which the function dies at present
     vanished: bool = False  # Somebody has deleted the key
     memory: dict[str, Any] = field(default_factory=dict)  # What a warm function remembers of API Gateway
-    may: dict[str, float] = field(default_factory=dict)
-    """How often something may still happen; `surprises` for all but deployments together."""
-    strangers: set[Pair] = field(default_factory=set)
-    """Somebody else has attached them, and nobody may detach them."""
+    may: dict[str, float] = field(default_factory=dict)  # How often something may still happen
+    strangers: set[Pair] = field(default_factory=set)  # Somebody else's: nobody may detach them
     either: set[Pair] = field(default_factory=set)  # Nobody can tell whose they are
     left: set[Pair] = field(default_factory=set)  # CloudFormation has given up deleting them
-    kept: set[Pair] = field(default_factory=set)
-    """CloudFormation has retained them, and nobody may detach them."""
-    torn: dict[Pair, int] = field(default_factory=dict)
-    """Somebody has detached them by hand; how much had happened then."""
+    kept: set[Pair] = field(default_factory=set)  # Retained: nobody may detach them
+    torn: dict[Pair, int] = field(default_factory=dict)  # Detached by hand; how much had happened then
     unclear: set[Pair] = field(default_factory=set)
     """A function died, or lost a reply, at a request about them that is not answered yet."""
     unrecorded: set[Pair] = field(default_factory=set)
@@ -171,18 +167,15 @@ def _since(then: float, now: float) -> int:
 
 
 def _relative(value: Any, now: float) -> Any:
-    """The same with relative times, and without what no rule reads: versions and Reasons."""
+    """The same with relative times."""
     match value:
         case {"N": str(number)}:
             return _relative(float(number), now)
         case float():
             return _since(value, now) if abs(value - now) < 1e8 else value
         case dict():
-            return sorted(
-                (name, _relative(part, now))
-                for name, part in value.items()
-                if name not in ("version", "reason")
-            )
+            parts = value.items()
+            return sorted((name, _relative(it, now)) for name, it in parts if name not in UNREAD)
         case list() | tuple():
             return [_relative(part, now) for part in value]
     return value
@@ -192,15 +185,13 @@ class Choices:
     """Answers each question as it was answered before, then with the first option; and notes all options."""
 
     def __init__(self, given: Sequence[int] = ()) -> None:
-        self.given = given
+        self.given = iter(given)
         self.taken: list[tuple[int, int]] = []
 
     def choose(self, options: Sequence[T]) -> T:
-        """Take one of the options."""
         if len(options) == 1:
             return options[0]
-        number = len(self.taken)
-        pick = self.given[number] if number < len(self.given) else 0
+        pick = next(self.given, 0)
         self.taken.append((pick, len(options)))
         return options[pick]
 
@@ -231,6 +222,8 @@ class Invocation:
     decisions: int = 0
 
 
+#: Parts of a page that no rule reads.
+UNREAD: Final = ("version", "reason")
 STATE: Final = tuple(one.name for one in fields(State))
 
 
@@ -387,8 +380,9 @@ class World(State, Services):
         date = None if ahead is None else issued + ahead
         return event(asked.kind, id_, holder, asked.wants.properties(), date, **more)
 
-    def repair(self, who: tuple[str, str], one: Pair) -> None:
-        """The watch queues a repair."""
+    def repair(self, who: Who, one: Pair) -> None:
+        """The watch finds it missing, and queues a repair."""
+        self.spend("repairs")
         id_ = f"repair {' '.join(who)} {':'.join(one)}"
         self.say(id_)
         event = repair_event(id_, Holder(STACK.format(who[0]), who[1]), Association(*one))
@@ -422,11 +416,6 @@ def pair(physical_id: str) -> Pair:
     """The key and the plan in a physical id."""
     key, _, plan = physical_id.partition(":")
     return key, plan
-
-
-def can_attach(world: World, one: Pair) -> bool:
-    """Tell whether API Gateway would attach it."""
-    return rules.create(world.api, one[1], one[0], "API_KEY") is None
 
 
 @contextmanager
