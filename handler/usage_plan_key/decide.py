@@ -12,12 +12,14 @@ row that fits decides:
     --------------  --------------------------------------------------  --------------------------------------
     any             it has an answer                                    Repeat it
                     API Gateway is not to be asked for it yet           Back
-    not a repair    a mark of this resource stands: a function died     renew it, Detach
+    not a repair    another finishes a mark of this resource            Wait
+                    a mark of this resource stands: a function died     renew it, Detach
     Create, Update  a newer request has arrived, and it is not there    fail
                     another's mark stands, and its function may run     Wait
                     the same, and that function can no longer run       Finish it in the marker's name
                     only others hold it, and `OnExisting` is `Fail`     fail
-                    somebody held it before, and nobody has looked      hold, Look
+                    nobody has looked, and somebody held it before      hold, Look
+                    nobody has looked, and `OnExisting` is not `Fail`   hold, Look
                     there: the function has just detached it (202)      Wait, Look again
                     not there: a rival that this may not move           fail, before it detaches anything
                     not there: a rival that is not moved yet            hold, mark, Detach that one

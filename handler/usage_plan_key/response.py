@@ -103,7 +103,8 @@ def destination(url: str, *, local: bool = False, base: str = "") -> Url:
         base: The URL that redirects.
 
     Raises:
-        EventError: The URL is not https, or odd. Shows no part of it.
+        EventError: The URL is not https, or has user info, no host, or a character that parsers read in
+            different ways. Shows no part of it.
     """
     if local:
         return Url()
