@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 
 from tests.function import refusal
 from tests.memory import Clock, within
-from usage_plan_key.errors import OutOfTimeError, TurnOverError, UnreadableError
+from usage_plan_key.errors import Again, OutOfTimeError, TurnOverError, UnreadableError
 from usage_plan_key.retry import (
     BEFORE_CALL,
     BEFORE_DELIVERY,
@@ -22,7 +22,6 @@ from usage_plan_key.retry import (
     QUOTA_PATIENCE,
     SHORT_CONNECT_TIMEOUT,
     SHORT_READ_TIMEOUT,
-    Again,
     Attempts,
     code,
     message,
@@ -125,11 +124,9 @@ def test_a_call(
         told, found = f"{type(error).__name__}: {error}".replace("Could not do it: ", ""), error
     assert told.startswith(result)
     assert (clock.slept, attempts.count) == (pauses, len(pauses) + (bool(judged) or not found))
-    assert getattr(found, "refused", False) is (found is not None and "patience" in more)
+    assert getattr(found, "refusal", None) is (judged[-1] if found and "patience" in more else None)
     assert attempts.unclear is (UNCLEAR in judged)
     assert getattr(found, "nothing_changed", UNCLEAR not in judged) is (UNCLEAR not in judged)
-    if isinstance(found, TurnOverError) and found.refused:
-        assert judged[-1] == Again(found.after, busy=found.is_busy, patience=found.patience)
 
 
 def test_jitter_begins_at_nothing_and_at_a_second_while_api_gateway_is_busy() -> None:

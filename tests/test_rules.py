@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from usage_plan_key import rules
-from usage_plan_key.errors import TurnOverError
+from usage_plan_key.errors import Again
 from usage_plan_key.model import (
     REMEMBERED,
     Association,
@@ -173,8 +173,7 @@ class TestNotes:
 
 def test_a_request_that_goes_back_has_not_died() -> None:
     died = rules.begin(rules.begin(arrived(create()), create()), create())
-    why = TurnOverError("it", "no", refused=True)
-    (back,) = rules.gone_back(died, create(), why, NOW, NOW + 5).notes
+    (back,) = rules.gone_back(died, create(), Again(), NOW, NOW + 5).notes
     assert back == Note("c", 1, begun=False, deaths=1, refusals=1, until=NOW + 5)
     assert rules.gone_back(arrived(create()), create()).notes == (Note("c", 1),)
     assert rules.gone_back(ResourceRecord(), create()) == ResourceRecord(), "nobody has noted it"
@@ -210,14 +209,12 @@ def test_the_next_try_comes_after_two_seconds_doubled_to_two_minutes_and_the_las
 ) -> None:
     """The last try falls into 900 to 960 seconds from now."""
     note, last = Note("c", refusals=refusals + 3, paced=3), (NOW + 900, NOW + 960)
-    why = TurnOverError("it", "no", refused=True, after=after)
-    expected = NOW + until if until else 0
-    assert rules.next_try(note, why, NOW + now, last, roll) == expected
-    assert refusals or rules.next_try(None, why, NOW + now, last, roll) == expected
+    again, expected = Again(after), NOW + until if until else 0
+    assert rules.next_try(note, again, NOW + now, last, roll) == expected
+    assert refusals or rules.next_try(None, again, NOW + now, last, roll) == expected
     # While API Gateway is busy with others, a stack must not sleep when that ends.
-    busy = TurnOverError("it", "busy", refused=True, is_busy=True)
     longest = min(8 + refusals / 4, 20, 2 ** (refusals + 1))
-    assert rules.next_try(note, busy, NOW, last, 1) == NOW + math.ceil(longest)
+    assert rules.next_try(note, Again(busy=True), NOW, last, 1) == NOW + math.ceil(longest)
 
 
 @pytest.mark.parametrize(

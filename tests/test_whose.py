@@ -88,8 +88,12 @@ a 202 that comes into force later, and it is replaced there and back
     create A free; update A free gold; at delete later=5; update A gold gold; delete A free; update A gold
     free = ATTACHED; delete A gold; held free=A -> attached free
 a 202 that comes into force later, and a lost reply: it is not the function's own
-    create A free; at delete later=5; delete A free; at create cut; create Z free = ATTACHED; held free=Z;
-    time 9 -> attached free
+    create A free; at delete later=5; delete A free; at create cut; create Z free = ATTACHED; calls
+    create=4 get=2; held free=Z; time 9 -> attached free
+an attempt that came to nothing is no reason to detach what somebody else attaches later
+    hand+ free; create A free Adopt; hand- free; at create broken denied; update A free free = FAILED
+    permission; held free=A!before+attaching; at create denied; update A free free = FAILED permission;
+    held free=A!before; hand+ free; delete A free -> attached free
 a key that stays for a minute after its detaching, and Fail
     create A free; delete A free; hand+ free; create Z free = FAILED it is there already; held nothing ->
     attached free

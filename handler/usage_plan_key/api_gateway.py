@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from botocore import xform_name
 from botocore.exceptions import BotoCoreError, ClientError
 
-from .errors import FailedError, MissingError, OutOfTimeError, TurnOverError, UnreadableError
+from .errors import Again, FailedError, MissingError, OutOfTimeError, TurnOverError, UnreadableError
 from .model import Association, Key, Rival, digest, well_formed
 from .retry import (
     BEFORE_CALL,
     BUSY_PAUSE,
     ONE_CALL,
-    Again,
     Attempts,
     Deadline,
     code,

@@ -517,12 +517,12 @@ def _answer(state: Snapshot, request: Request, facts: Facts, failure: FailedErro
     """Answer FAILED, or give the request back to the queue."""
     note = state.record.note(request.id)
     if isinstance(failure, TurnOverError):
-        until = failure.until
-        if failure.refused and facts.last is not None:
-            until = rules.next_try(note, failure, facts.now, facts.last, facts.roll)
-        is_quota = note is not None and 0 < note.quota <= facts.now - failure.patience
-        if not failure.refused or (until and not is_quota):
-            record = rules.gone_back(state.record, request, failure, facts.now, until)
+        until, refusal = failure.until, failure.refusal
+        if refusal and facts.last is not None:
+            until = rules.next_try(note, refusal, facts.now, facts.last, facts.roll)
+        is_quota = note and refusal and 0 < note.quota <= facts.now - refusal.patience
+        if not refusal or (until and not is_quota):
+            record = rules.gone_back(state.record, request, refusal, facts.now, until)
             back = TurnOverError(failure.what, failure.last, until=until)
             return Step(Back(back), state.with_record(record), facts)
         attempts = 1 + (note.refusals if note else 0)

@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from .redaction import shown
+
+
+class Again(NamedTuple):
+    """Permission to try a call again after an error.
+
+    Attributes:
+        after: Seconds that the server asked to wait, its `Retry-After`.
+        unclear: Nobody knows whether the server carried the call out; otherwise it did not.
+        busy: API Gateway is busy with others: it takes one call at a time, and ten a second.
+        patience: Seconds of attempts after the first such error in a row. It may report a quota, and no
+            waiting mends that.
+    """
+
+    after: float = 0.0
+    unclear: bool = False
+    busy: bool = False
+    patience: float = math.inf
 
 
 class FailedError(Exception):
@@ -14,9 +32,7 @@ class FailedError(Exception):
         nothing_changed: This attempt cannot have attached anything, so the ledger can take its marks back.
     """
 
-    def __init__(self, reason: str, *, nothing_changed: bool = True) -> None:
-        super().__init__(reason)
-        self.nothing_changed = nothing_changed
+    nothing_changed = True
 
 
 class MissingError(FailedError):
@@ -50,30 +66,14 @@ class TurnOverError(FailedError):
     Attributes:
         what: The step that has to wait.
         last: Why.
-        refused: API Gateway has refused it. Otherwise the function's time is nearly up, or API Gateway has
+        refusal: API Gateway's refusal. Without one, the function's time is nearly up, or API Gateway has
             asked for a pause after another request.
-        is_busy: The refusal says that it serves others.
-        patience: Seconds after the first such refusal in a row, until one is final. A refusal may report a
-            quota, and no waiting mends that.
-        after: Seconds that API Gateway has asked to wait.
         until: The queue hides it until then, in epoch seconds; 0 to have it again at once.
     """
 
-    def __init__(
-        self,
-        what: str,
-        last: object,
-        *,
-        refused: bool = False,
-        is_busy: bool = False,
-        patience: float = math.inf,
-        after: float = 0.0,
-        until: int = 0,
-    ) -> None:
+    def __init__(self, what: str, last: object, *, refusal: Again | None = None, until: int = 0) -> None:
         super().__init__(f"{what}: {shown(last)}")
-        self.what, self.last = what, last
-        self.refused, self.is_busy, self.patience = refused, is_busy, patience
-        self.after, self.until = after, until
+        self.what, self.last, self.refusal, self.until = what, last, refusal, until
 
 
 class BlockedError(FailedError):

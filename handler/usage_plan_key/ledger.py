@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, TypeVar
 from boto3.dynamodb.types import TypeDeserializer, TypeSerializer
 from botocore.exceptions import BotoCoreError, ClientError
 
-from .errors import FailedError, UnreadError
+from .errors import Again, FailedError, UnreadError
 from .model import (
     REMEMBERED,
     Association,
@@ -31,7 +31,7 @@ from .model import (
 )
 from .redaction import shown
 from .request import Request
-from .retry import BEFORE_SHORT_CALL, Again, Attempts, Deadline, readable, retry, transient
+from .retry import BEFORE_SHORT_CALL, Deadline, readable, retry, transient
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb import DynamoDBClient
@@ -111,8 +111,7 @@ class Table:
             What the rule has made, and the pages as written.
 
         Raises:
-            FailedError: DynamoDB refuses, or a page is unreadable. `nothing_changed` is false if a write may
-                have been carried out.
+            FailedError: DynamoDB refuses, or a page is unreadable. A write may have been carried out.
         """
         wanted = list(dict.fromkeys(associations))
         state = seen if seen is not None and len(seen.versions) <= MOST_PAGES // 2 else None
@@ -299,14 +298,13 @@ class Table:
         deadline: Deadline,
         is_whole: Callable[[Any], bool] = lambda _: True,
     ) -> Any:
-        what, asked, attempts = self._what(verb), readable(call, "DynamoDB", is_whole), Attempts()
+        what, asked = self._what(verb), readable(call, "DynamoDB", is_whole)
         judge = partial(_transient, reading=verb == "read")
         try:
-            return retry(asked, what, deadline, judge, NEEDS, attempts)
+            return retry(asked, what, deadline, judge, NEEDS)
         except (ClientError, BotoCoreError) as error:
             raise FailedError(
-                f"{what}: {shown(error)}. Check that the table is there and that the role may use it",
-                nothing_changed=not attempts.unclear,
+                f"{what}: {shown(error)}. Check that the table is there and that the role may use it"
             ) from error
 
 

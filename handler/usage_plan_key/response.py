@@ -21,10 +21,10 @@ from crhelper import FAILED, SUCCESS
 from urllib3.util import Url, parse_url
 
 from . import metrics
-from .errors import EventError, FailedError, OutOfTimeError, UndeliveredError
+from .errors import Again, EventError, FailedError, OutOfTimeError, UndeliveredError
 from .model import Response
 from .request import Create, Request, Update
-from .retry import BEFORE_DELIVERY, SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT, Again, Deadline, retry
+from .retry import BEFORE_DELIVERY, SHORT_CONNECT_TIMEOUT, SHORT_READ_TIMEOUT, Deadline, retry
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from botocore.exceptions import (
     ChecksumError,
@@ -20,7 +20,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as NoConnectionError
 from botocore.parsers import ResponseParserError
 
-from .errors import FailedError, NotBegunError, OutOfTimeError, TurnOverError, UnreadableError
+from .errors import Again, FailedError, NotBegunError, OutOfTimeError, TurnOverError, UnreadableError
 from .redaction import shown, without_secrets
 
 #: Seconds that one call to AWS may take: to connect, and then to wait for the reply.
@@ -58,22 +58,6 @@ class Clock(Protocol):
 
     def sleep(self, seconds: float, /) -> None:
         """Let this many seconds pass."""
-
-
-class Again(NamedTuple):
-    """Permission to try a call again.
-
-    Attributes:
-        after: Seconds that the server asked to wait, its `Retry-After`.
-        unclear: Nobody knows whether the server carried the call out; otherwise it did not.
-        busy: API Gateway is busy with others: it takes one call at a time, and ten a second.
-        patience: Seconds of attempts after the first such error.
-    """
-
-    after: float = 0.0
-    unclear: bool = False
-    busy: bool = False
-    patience: float = math.inf
 
 
 ONCE_MORE: Final = Again()
@@ -164,9 +148,7 @@ class Deadline:
         wake = now + max(again.after, min(self.roll(*bounds), latest - now, until - now))
         if wake > self.patience:
             told = f"{code(last)}: {message(last)}" if isinstance(last, ClientError) else last
-            raise TurnOverError(
-                what, told, refused=True, is_busy=again.busy, patience=again.patience, after=again.after
-            )
+            raise TurnOverError(what, told, refusal=again)
         # At the last moment itself, the last attempt has just failed.
         if wake > self.ends - needs or now >= self.ends - needs:
             raise OutOfTimeError.told(what, attempt, now - self.began, last)

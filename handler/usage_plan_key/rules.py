@@ -27,7 +27,7 @@ from enum import Enum
 from itertools import islice
 from typing import Final
 
-from .errors import FailedError, TurnOverError
+from .errors import Again, FailedError
 from .model import (
     REMEMBERED,
     Association,
@@ -228,20 +228,19 @@ def _noted(record: ResourceRecord, request: Request) -> tuple[ResourceRecord, No
 
 
 def gone_back(
-    record: ResourceRecord, request: Request, why: TurnOverError | None = None, now: int = 0, until: int = 0
+    record: ResourceRecord, request: Request, refusal: Again | None = None, now: int = 0, until: int = 0
 ) -> ResourceRecord:
     """Note that a request goes back into the queue: no function has died at it this time."""
-    is_refused = why is not None and why.refused
-    if record.note(request.id) is None and not is_refused:
+    if record.note(request.id) is None and refusal is None:
         return record
     record, note = _noted(record, request)
     note = note._replace(begun=note.begun and False)
-    if why is not None and is_refused:
+    if refusal is not None:
         refusals = note.refusals + 1
         note = note._replace(
             refusals=refusals,
-            paced=refusals if why.after else note.paced,
-            quota=(note.quota or now) if why.patience < math.inf else 0,
+            paced=refusals if refusal.after else note.paced,
+            quota=(note.quota or now) if refusal.patience < math.inf else 0,
             until=until,
         )
     return record.noted(note)
@@ -252,26 +251,23 @@ def ended(record: ResourceRecord, request: Repair) -> ResourceRecord:
     return record._replace(notes=tuple(note for note in record.notes if note.id != request.id))
 
 
-def next_try(
-    note: Note | None, why: TurnOverError, now: float, last: tuple[float, float], roll: float
-) -> int:
+def next_try(note: Note | None, refusal: Again, now: float, last: tuple[float, float], roll: float) -> int:
     """Tell when to ask API Gateway again after a refusal, in epoch seconds; 0 if it was the last try.
 
     Args:
         note: The request's, with its refusals so far.
-        why: The refusal.
+        refusal: The refusal.
         now: The time.
         last: The first and the last moment for the last try. All last tries together would be too many for
             the last moment itself.
         roll: From 0 to 1.
     """
-    first, latest = last
-    after = why.after
+    (first, latest), after = last, refusal.after
     if now >= first or now + after > latest:
         return 0
     shortest, longest = BACK_OFF
     doubled = note.refusals - note.paced if note else 0
-    if why.is_busy:
+    if refusal.busy:
         longest = min(BUSY_BACK_OFF[0] + doubled / 4, BUSY_BACK_OFF[1])
     pause = min(longest, shortest * 2 ** min(doubled, 10))
     until = now + (after or pause * (1 + roll) / 2)

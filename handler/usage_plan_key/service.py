@@ -31,12 +31,12 @@ from .decide import (
     Wait,
     next_step,
 )
-from .errors import FailedError, NotSentError, TurnOverError, UnreadError
+from .errors import Again, FailedError, NotSentError, TurnOverError, UnreadError
 from .ledger import NEEDS, Table
 from .model import Association, Holder, Outcome, Response, Snapshot
 from .redaction import shown
 from .request import MOST_SKEW, Create, CreateOrUpdate, Delete, Invalid, Repair, Request, Update
-from .retry import BEFORE_CALL, BEFORE_DELIVERY, BEFORE_LOOK, ONE_CALL, Again, Deadline
+from .retry import BEFORE_CALL, BEFORE_DELIVERY, BEFORE_LOOK, ONE_CALL, Deadline
 
 logger = logging.getLogger(__name__)
 
