@@ -43,8 +43,8 @@ GOALS: Final = {
     "create 500": 1.14,
     "create 10000 in 20 stacks, kind": 1.15,
     "create 10000 in 20 stacks, worst": 1.17,
-    "create 500 in 500 stacks, kind": 1.25,
-    "create 500 in 500 stacks, worst": 1.25,
+    "create 500 in 500 stacks, kind": 1.2,
+    "create 500 in 500 stacks, worst": 1.2,
 }
 #: These waves may make at most this many calls to API Gateway for each key.
 MOST_CALLS: Final = 1.5

@@ -192,7 +192,7 @@ def test_a_detaching_that_somebody_else_has_finished_changes_nothing(entry: Asso
         (0, 0, 0, 1, 2),
         (2, 0, 0, 0.5, 6),
         (6, 0, 0, 1, 120),
-        (20, 0, 0, 0, 60),
+        (40, 0, 0, 0, 60),
         pytest.param(0, 0, 30, 1, 30, id="what API Gateway asks for, without jitter"),
         pytest.param(0, 0, 30.2, 1, 31, id="in whole seconds, and none too early"),
         pytest.param(0, 899, 0, 0, 900, id="the last try: at its first moment"),
@@ -213,7 +213,7 @@ def test_the_next_try_comes_after_two_seconds_doubled_to_two_minutes_and_the_las
     assert rules.next_try(note, again, NOW + now, last, roll) == expected
     assert refusals or rules.next_try(None, again, NOW + now, last, roll) == expected
     # While API Gateway is busy with others, a stack must not sleep when that ends.
-    longest = min(8 + refusals / 4, 20, 2 ** (refusals + 1))
+    longest = min(2 + refusals / 2, 20)
     assert rules.next_try(note, Again(busy=True), NOW, last, 1) == NOW + math.ceil(longest)
 
 

@@ -52,10 +52,9 @@ MOST_NOTES: Final = 50
 MOST_DEATHS: Final = 3
 #: The back-off of a request that goes back, in seconds: half to all of the first, doubled up to the second.
 BACK_OFF: Final = (2.0, 120.0)
-#: The same while API Gateway is busy with others: up to the first figure, and a quarter of a second more for
-#: each refusal, up to the second. The other function may keep it busy, and a stack must not sleep when that
-#: ends.
-BUSY_BACK_OFF: Final = (8.0, 20.0)
+#: The same while API Gateway is busy with others: longer by the first figure for each refusal, up to the
+#: second. The other function may keep it busy, and a stack must not sleep when that ends.
+BUSY_BACK_OFF: Final = (0.5, 20.0)
 #: Associations that one step lets go of. A transaction takes 100 pages.
 MOST_AT_ONCE: Final = 40
 
@@ -266,10 +265,11 @@ def next_try(note: Note | None, refusal: Again, now: float, last: tuple[float, f
     if now >= first or now + after > latest:
         return 0
     shortest, longest = BACK_OFF
-    doubled = note.refusals - note.paced if note else 0
+    counted = note.refusals - note.paced if note else 0
+    pause = min(longest, shortest * 2 ** min(counted, 10))
     if refusal.busy:
-        longest = min(BUSY_BACK_OFF[0] + doubled / 4, BUSY_BACK_OFF[1])
-    pause = min(longest, shortest * 2 ** min(doubled, 10))
+        more, longest = BUSY_BACK_OFF
+        pause = min(longest, shortest + more * counted)
     until = now + (after or pause * (1 + roll) / 2)
     if until >= first:
         earliest = max(first, now + after)
