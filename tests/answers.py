@@ -18,7 +18,7 @@ EVENTS = {path.stem: json.loads(path.read_text()) for path in sorted(Path("event
 ID = "a1b2c3d4e5:f7r3e3"
 VALUE = "s3cr3t-s3cr3t-s3cr3t-s3cr3t"
 WHERE = "function usage-plan-key, log group /aws/lambda/usage-plan-key, log stream 2026/03/02/[$LATEST]5f3c"
-ATTACHED = Response(success=True, id=ID, outcome="ATTACHED", key_name="alice")
+ATTACHED = Response(success=True, outcome="ATTACHED", key_name="alice")
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def asked(name: str = "create", IncludeValue: str = "false", **fields: Any) -> d
 
 
 def failed(reason: str = "The plan is full") -> Response:
-    return Response(success=False, id=ID, reason=reason)
+    return Response(success=False, reason=reason)
 
 
 class Lines(logging.Handler):

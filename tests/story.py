@@ -326,7 +326,8 @@ class Story(Services):
             assert {"KeyName", "Outcome"} <= data.keys() - shown.keys() <= {"KeyName", "Outcome", "Value"}
             assert asks_value or "Value" not in data
             if data["Outcome"] == "LOST":
-                assert (data["KeyName"], data.get("Value", "")) == (f"Key of {key}", ""), "as last answered"
+                empty = "" if asks_value else None
+                assert (data["KeyName"], data.get("Value")) == (f"Key of {key}", empty), "as last answered"
             elif not self.bodies.get(id_):
                 assert wanted in self.api.attached, "what CloudFormation believes to be attached is attached"
                 assert data["KeyName"] == self.api.keys[key].name

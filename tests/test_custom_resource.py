@@ -47,7 +47,7 @@ def prepared(
 ) -> CustomResource:
     """Make a request's crhelper as `provider` does."""
     request = parse(event)
-    resource = CustomResource(request, lambda: give_up()._replace(id=request.answer_id), deliver, WHERE)
+    resource = CustomResource(request, give_up, deliver, WHERE)
     for register in (resource.create, resource.update, resource.delete):
         register(resource.served_by(serve))
     return resource
@@ -134,7 +134,7 @@ class Plain(Ours):
             self._helper.Data["KeyName"] = response.key_name
             if response.value is not None:
                 self._helper.Data["Value"], self._helper.NoEcho = response.value, True
-            return response.id
+            return ID
 
         for register in (self._helper.create, self._helper.update, self._helper.delete):
             register(served)

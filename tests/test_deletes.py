@@ -75,6 +75,9 @@ a failed Update is taken back though the key is gone, and the next deploy fails 
 an Update that succeeded is taken back, with the old id
     create A free P1; update A free gold P2; gone alice; update A free free P1 = LOST; delete A gold; held
     free=A -> attached nothing
+the same, and the new key is detached as ever
+    create A free P1; update A free gold P2; gone free; update A free free P1 = LOST; calls get=1 create=1
+    plan=1 delete=1; held free=A -> attached nothing
 a move that died is taken back
     create A free P1; update A free pro P2; one: issue update A pro free P1; at create:free dies; serve
     one = dies; gone alice; again one = LOST -> attached nothing

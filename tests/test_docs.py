@@ -286,7 +286,7 @@ def test_the_reference_has_each_property_and_attribute_and_says_the_same_of_each
     asks = request.parse(
         EVENT | {"ResourceProperties": EVENT["ResourceProperties"] | {"IncludeValue": "true"}}
     )
-    answer = response.body(asks, Response(success=True, id="a:b", key_name="Alice", value="secret"), "")
+    answer = response.body(asks, Response(success=True, key_name="Alice", value="secret"), "")
     assert set(re.findall(r"^#### (\w+)$", attributes, re.MULTILINE)) == json.loads(answer)["Data"].keys()
     syntaxes = [
         yaml_parse(text) for at, _, text in BLOCKS if "reference.md" in at and "VerifyTrigger" in text
@@ -478,7 +478,7 @@ def test_a_stack_that_hangs_has_a_way_out_in_each_status() -> None:
 def test_an_operator_sees_what_to_answer_which_alarms_are_late_and_what_is_in_the_way() -> None:
     """Nobody polls a dead-letter queue, so SQS reports its first message up to 15 minutes later."""
     (body,) = re.findall(r"--data '(.*?)'", section(OPERATE, "Answer by hand"), re.DOTALL)
-    answer = response.body(request.parse(EVENT), Response(success=False, id="a:b", reason="x"), "")
+    answer = response.body(request.parse(EVENT), Response(success=False, reason="x"), "")
     assert json.loads(body).keys() == json.loads(answer).keys() - {"NoEcho", "Data"}
     metric = "ApproximateNumberOfMessagesVisible"
     idle = {name for name, it in ALARMS.items() if it["Properties"]["MetricName"] == metric}

@@ -44,7 +44,7 @@ PAGE_A, PAGE_FREE = f"holder#{A.stack_id}#A", "association#alice:free"
 Rule = Callable[[Snapshot], Snapshot]
 
 #: Pages of format 1.
-ANSWER = {"success": True, "id": "alice:free", "outcome": "ATTACHED", "key_name": "Alice", "at": NOW}
+ANSWER = {"success": True, "outcome": "ATTACHED", "key_name": "Alice", "at": NOW}
 WAITS = {"deaths": 1, "refusals": 2, "paced": 3, "quota": 4, "until": 5, "ends_life": True}
 HELD = {"request": "r1", "belief": "left", "left": 6, "marked_by": "r2", "key_name": "Alice"}
 RESOURCE: dict[str, Any] = {
@@ -114,7 +114,7 @@ class TestPages:
 
     def test_of_format_1(self, table: Table, db: DynamoDb) -> None:
         """From 1.0 on every later version of the function reads these, as they stand here."""
-        answered = Response(success=True, id=FREE.id, outcome="ATTACHED", key_name="Alice", at=NOW)
+        answered = Response(success=True, outcome="ATTACHED", key_name="Alice", at=NOW)
         record = ResourceRecord(
             holds={FREE: Hold("r1", Belief.LEFT, 6, "r2", "Alice")},
             notes=(Note("r1", 7, answer=answered), Note("r2", 8, True, None, False, 1, 2, 3, 4, 5)),

@@ -45,6 +45,9 @@ nobody knows whether the old one is back: its Delete detaches it
     the detached key again: Could not attach API key alice to usage plan free in eu-west-1: permission is
     missing; log ERROR Not attached again: alice:free; held free=A+attaching+away; delete A free; held
     nothing -> attached nothing
+API Gateway is busy: the old one is attached again until the next turn
+    queue; create A free; at create:pro ok busy*2; one: issue update A free pro; serve one = waits 2;
+    attached free; held free=A; time 2; again one = MOVED; held free=A+away pro=A -> attached pro
 CloudFormation gives it up while it waits in the queue: the rollback attaches the old one again
     queue; create A free; one: issue update A free pro; at create ok busy*3; serve one = waits 1-4;
     attached nothing; held free=A+away; back: arrive update A free free; again one = FAILED Superseded;
@@ -54,7 +57,7 @@ a third plan blocks the way back: it is named, and what was not attached is let 
     not attach the detached key again: usage plan third (Third) for the API stage a:prod blocks it; held
     free=A+away -> attached third
 it comes to nothing: it gives up while there is time to undo it
-    create A free; at create:pro {time 1}ok {time 1}busy*; update A free pro = FAILED gave up after; held
+    create A free; at create:pro {time 1}ok {time 6}busy*; update A free pro = FAILED gave up after; held
     free=A -> attached free
 somebody else attaches the old one before it is undone: it is theirs
     create A free; at create ok {hand+ free}denied; update A free pro = FAILED permission; held

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from .story import played
+from types import SimpleNamespace
+from unittest import mock
+
+from usage_plan_key import retry
+
+from .story import played, staged
 
 test_the_newest_request_wins = played("""
 a Create that a Delete has overtaken touches nothing
@@ -92,3 +97,10 @@ a redelivery that is answered already
     queue; create A free; again = ATTACHED; calls none; ledger 1R 1W; again = ATTACHED; ledger 1R 1W ->
     attached free
 """)
+
+
+def test_a_wait_begins_at_half_of_its_back_off() -> None:
+    """The stories' dice always fall high."""
+    low = SimpleNamespace(uniform=lambda low, high: low)
+    with staged() as story, mock.patch.object(retry, "random", low):
+        story.play("queue; at create busy*; create A free = waits 1; time 1; again = waits 2")

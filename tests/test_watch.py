@@ -379,3 +379,8 @@ def test_no_keys_value_is_in_a_line_a_message_an_error_or_its_frames(story: Stor
 def test_api_gateway_may_leave_an_empty_list_out(story: Story) -> None:
     """https://github.com/aws/aws-sdk-js/issues/1416."""
     story.play("create A free; hand- free; at list empty; watch missing=free")
+
+
+def test_it_fails_if_it_cannot_read_the_ledger(story: Story) -> None:
+    with pytest.raises(FailedError, match="Could not read the ledger ledger in eu-west-1: .*AccessDenied"):
+        story.play("create A free; at read denied; watch")

@@ -127,7 +127,7 @@ class CustomResource(CfnResource):
                 self._put_together(serve)
             except (TurnOverError, NotSentError) as error:
                 self._postponed = error
-            return self._request.answer_id
+            return self._request.answer_id(success=False)  # crhelper's own answer is never sent
 
         return handle
 
@@ -150,9 +150,7 @@ class CustomResource(CfnResource):
 
     def _internal_error(self, reason: str) -> bytes:
         reason = f"An internal error, please report it: {reason}"
-        return body(
-            self._request, Response(success=False, id=self._request.answer_id, reason=reason), self._where
-        )
+        return body(self._request, Response(success=False, reason=reason), self._where)
 
     def _send(self, status: str | None = None, reason: str = "", send_response: object = None) -> None:
         """Send nothing; make an answer only if crhelper failed before `_put_together` could.

@@ -208,10 +208,9 @@ def next_step(state: Snapshot, request: Request, facts: Facts) -> Step:
     note = state.record.note(request.id)
     if note is not None and note.answer is not None:
         state, deaths = _begun(state, request, facts)
-        given = note.answer._replace(id=note.answer.id or request.answer_id)
         # What S3 did not take has been unmarked: nobody has died at that delivery.
         is_deadly = facts.begins and note.begun is True and deaths >= rules.MOST_DEATHS
-        return Step(Repeat(given, is_deadly=is_deadly), state, facts)
+        return Step(Repeat(note.answer, is_deadly=is_deadly), state, facts)
     failure = facts.failure or _refusal(state, request, facts)
     # A repair gives way to any request, which waits behind it.
     gives_way = isinstance(request, Repair) and rules.is_pending(state.record)
@@ -403,9 +402,7 @@ def _present(state: Snapshot, request: CreateOrUpdate, facts: Facts) -> Step:
 
 def _succeed(state: Snapshot, request: CreateOrUpdate, facts: Facts, outcome: Outcome) -> Step:
     value = facts.key.value if request.include_value else None
-    response = Response(
-        success=True, id=request.wanted.id, outcome=outcome, key_name=facts.key.name, at=facts.now
-    )
+    response = Response(success=True, outcome=outcome, key_name=facts.key.name, at=facts.now)
     state = state.with_record(rules.answered(state.record, request, response))
     return Step(Answer(response._replace(value=value)), state, facts)
 
@@ -479,7 +476,7 @@ def _delete(state: Snapshot, request: Delete, facts: Facts) -> Step:
         return Step(GoOn(), state, facts)
     if ours:
         return _marked(state, request, facts, ours[0])
-    response = Response(success=True, id=request.physical_id, at=facts.now)
+    response = Response(success=True, at=facts.now)
     state = state.with_record(rules.answered(state.record, request, response))
     return Step(Answer(response), state, facts)
 
@@ -506,7 +503,7 @@ def _repair(state: Snapshot, request: Repair, facts: Facts) -> Step:
     if not (why_not or facts.by_us):
         why_not = "its key is there again"
     # Nobody waits for it but the log.
-    response = Response(success=not why_not, id=request.physical_id, reason=why_not, at=facts.now)
+    response = Response(success=not why_not, reason=why_not, at=facts.now)
     return Step(Answer(response), state.with_record(rules.ended(state.record, request)), facts)
 
 
@@ -515,27 +512,31 @@ def _repair(state: Snapshot, request: Repair, facts: Facts) -> Step:
 
 def _answer(state: Snapshot, request: Request, facts: Facts, failure: FailedError) -> Step:
     """Answer FAILED, or give the request back to the queue."""
-    note = state.record.note(request.id)
     if isinstance(failure, TurnOverError):
-        until, refusal = failure.until, failure.refusal
-        if refusal and facts.last is not None:
-            until = rules.next_try(note, refusal, facts.now, facts.last, facts.roll)
-        is_quota = note and refusal and 0 < note.quota <= facts.now - refusal.patience
-        if not refusal or (until and not is_quota):
-            record = rules.gone_back(state.record, request, refusal, facts.now, until)
-            back = TurnOverError(failure.what, failure.last, until=until)
-            return Step(Back(back), state.with_record(record), facts)
-        attempts = 1 + (note.refusals if note else 0)
-        told = OutOfTimeError.told(failure.what, attempts, facts.now - facts.began, failure.last)
-        final = FailedError(str(failure)) if is_quota else told
-        # It fails for good now, so the question is another one.
-        return next_step(state, request, facts._replace(failure=final))
+        return _back(state, request, facts, failure)
     reason = str(failure)
     if isinstance(request, Delete):
         left = ", ".join(
             f"API key {rest.key_id} in usage plan {rest.plan_id}" for rest in rules.releases(state, request)
         )
         reason = f"{reason}. {STAYS}: {left or f'{request.shown_id}, if it was'}"
-    response = Response(success=False, id=request.answer_id, reason=reason[:MOST_REASON], at=facts.now)
+    response = Response(success=False, reason=reason[:MOST_REASON], at=facts.now)
     state = state.with_record(rules.answered(state.record, request, response))
     return Step(Answer(response), state, facts)
+
+
+def _back(state: Snapshot, request: Request, facts: Facts, why: TurnOverError) -> Step:
+    """Give the request back to the queue. After the last try it fails for good: that is another question."""
+    record, until = rules.gone_back(state.record, request), why.until
+    if why.refusal and facts.last:
+        note = state.record.note(request.id)
+        until = rules.next_try(note, why.refusal, facts.now, facts.last, facts.roll)
+        if note and 0 < note.quota <= facts.now - why.refusal.patience:
+            return next_step(state, request, facts._replace(failure=FailedError(str(why))))
+        if not until:
+            attempts = 1 + (note.refusals if note else 0)
+            told = OutOfTimeError.told(why.what, attempts, facts.now - facts.began, why.last)
+            return next_step(state, request, facts._replace(failure=told))
+        record = rules.refused(state.record, request, why.refusal, facts.now, until)
+    back = TurnOverError(why.what, why.last, until=until)
+    return Step(Back(back), state.with_record(record), facts)

@@ -232,7 +232,7 @@ class Table:
         try:
             if not page or page["format"] <= FORMAT:
                 if page and not isinstance(page["version"], str):
-                    raise TypeError("version")  # Nobody could ever write this page again.
+                    raise TypeError  # Nobody could ever write this page again.
                 return read(page)
         except Exception as error:
             raise FailedError(
@@ -404,7 +404,7 @@ def _association(id_: str) -> Association:
 
 def _list(value: object) -> list[Any]:
     if not isinstance(value, list):
-        raise TypeError(type(value).__name__)
+        raise TypeError
     return value
 
 
@@ -428,7 +428,7 @@ def _note(page: Mapping[str, Any]) -> Note:
     counts = ("issued", "deaths", "refusals", "paced", "quota", "until")
     numbers = {name: int(page.get(name, 0)) for name in counts}
     answer = page.get("answer")
-    given = answer and Response(**{"success": False, "id": "", **answer, "at": int(answer.get("at", 0))})
+    given = answer and Response(**{"success": False, **answer, "at": int(answer.get("at", 0))})
     return Note(**{**page, **numbers, "answer": given})
 
 

@@ -130,7 +130,6 @@ class Response(NamedTuple):
     """
 
     success: bool
-    id: str
     reason: str = ""
     outcome: str = ""
     key_name: str = ""

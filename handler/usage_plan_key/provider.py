@@ -489,12 +489,12 @@ class Provider:
 
 
 def _logged(request: Request, response: Response) -> Response:
-    status = "SUCCESS" if response.success else "FAILED"
+    status, id_ = "SUCCESS" if response.success else "FAILED", request.answer_id(success=response.success)
     keys = {
         "asked": _described(request),
         "outcome": response.outcome or status,
         "status": status,
-        "AnswerId": request.shown_id if response.id == request.physical_id else response.id,
+        "AnswerId": request.shown_id if id_ == request.physical_id else id_,
     }
     log = logger.info if response.success else logger.error
     log("%s %s", status, response.outcome or response.reason, extra=keys)

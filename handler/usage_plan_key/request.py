@@ -85,12 +85,14 @@ class _Request:
     service_timeout: int
     wanted: Association | None = None
 
-    @property
-    def answer_id(self) -> str:
-        """The physical id of a FAILED answer: CloudFormation treats any id but the event's as a replacement.
+    def answer_id(self, *, success: bool) -> str:
+        """The physical id of an answer: CloudFormation treats any id but the event's as a replacement.
 
-        A Create's event has none, so its answer has the id of a successful one, else the logical id.
+        The event of a Create has none, so its FAILED answer has the id of a successful one, else the logical
+        id.
         """
+        if success and isinstance(self, Create | Update):
+            return self.wanted.id
         return self.physical_id or (self.wanted.id if self.wanted else self.holder.logical_id)
 
     @cached_property

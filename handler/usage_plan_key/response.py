@@ -53,7 +53,7 @@ def body(request: Request, answer: Response, where: str) -> bytes:
     """Put an answer together, in at most 4,096 bytes: cut Reason and KeyName at their ends."""
     fields: dict[str, Any] = {
         "Status": SUCCESS if answer.success else FAILED,
-        "PhysicalResourceId": answer.id,
+        "PhysicalResourceId": request.answer_id(success=answer.success),
         "StackId": request.holder.stack_id,
         "RequestId": request.id,
         "LogicalResourceId": request.holder.logical_id,

@@ -218,31 +218,32 @@ def begin(record: ResourceRecord, request: Request) -> ResourceRecord:
 
 
 def _noted(record: ResourceRecord, request: Request) -> tuple[ResourceRecord, Note]:
-    """Give back the note of a request. No fence has noted a repair, and it is never the newest."""
+    """Give back the note of a request. A fence may have failed, or noted no repair: it is the oldest then."""
     note = record.note(request.id)
     if note is None:
-        note = Note(request.id)
+        note = Note(request.id, request.issued or 0)
         record = record._replace(notes=(note, *record.notes))
     return record, note
 
 
-def gone_back(
-    record: ResourceRecord, request: Request, refusal: Again | None = None, now: int = 0, until: int = 0
-) -> ResourceRecord:
+def gone_back(record: ResourceRecord, request: Request) -> ResourceRecord:
     """Note that a request goes back into the queue: no function has died at it this time."""
-    if record.note(request.id) is None and refusal is None:
-        return record
-    record, note = _noted(record, request)
-    note = note._replace(begun=note.begun and False)
-    if refusal is not None:
-        refusals = note.refusals + 1
-        note = note._replace(
+    note = record.note(request.id)
+    return record.noted(note._replace(begun=note.begun and False)) if note else record
+
+
+def refused(record: ResourceRecord, request: Request, refusal: Again, now: int, until: int) -> ResourceRecord:
+    """Note that a request goes back because API Gateway has refused it; ask again after `until`."""
+    record, note = _noted(gone_back(record, request), request)
+    refusals, may_be_quota = note.refusals + 1, refusal.patience < math.inf
+    return record.noted(
+        note._replace(
             refusals=refusals,
             paced=refusals if refusal.after else note.paced,
-            quota=(note.quota or now) if refusal.patience < math.inf else 0,
+            quota=(note.quota or now) if may_be_quota else 0,
             until=until,
         )
-    return record.noted(note)
+    )
 
 
 def ended(record: ResourceRecord, request: Repair) -> ResourceRecord:
@@ -579,17 +580,11 @@ def abandon(state: Snapshot, holder: Holder) -> Snapshot:
 
 def answered(record: ResourceRecord, request: Request, answer: Response) -> ResourceRecord:
     """Write an answer down; the first one stands."""
-    note = record.note(request.id)
-    if note is None:
-        note = Note(request.id, request.issued or 0)
-        record = record._replace(notes=(note, *record.notes))
+    record, note = _noted(record, request)
     if note.answer is not None:
         return record
-    # The page stores no foreign id: the event brings it, and a former provider's may be a key's value.
-    is_foreign = request.identified is None and answer.id == request.physical_id
-    noted = answer._replace(id="", value=None) if is_foreign else answer._replace(value=None)
     # Functions may die at the delivery too, so the mark stands until then.
-    record = record.noted(note._replace(answer=noted, until=0))
+    record = record.noted(note._replace(answer=answer._replace(value=None), until=0))
     if isinstance(request, Delete):
         return record
     if answer.success and isinstance(request, Create | Update):

@@ -156,14 +156,13 @@ class Service:
         except FailedError as failed:
             return self._unwritten(answer, failed)
         note = after.record.note(request.id)
-        given = note.answer if note and note.answer else answer
-        return given._replace(id=given.id or request.answer_id)
+        return note.answer if note and note.answer else answer
 
     def _failed(self, reason: str) -> Response:
         request = self._request
         if isinstance(request, Delete) and STAYS not in reason:
             reason = f"{reason}. {STAYS}: {request.shown_id}, if it was"
-        return Response(success=False, id=request.answer_id, reason=reason[:MOST_REASON], at=self._now())
+        return Response(success=False, reason=reason[:MOST_REASON], at=self._now())
 
     def _unwritten(self, answer: Response, failed: FailedError) -> Response:
         # The answer goes out all the same: the holds stand, and CloudFormation's next request finds them.
