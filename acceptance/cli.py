@@ -31,7 +31,7 @@ SETTING_UP, CLEANING_UP = 300, 420
 
 ANNOUNCED = """\
 In the account {account}, in {region}, this makes stacks whose names begin with {name},
-with the tag {tag}: a REST API, 17 usage plans, {keys} API keys, a bucket,
+with the tag {tag}: a REST API, 16 usage plans, {keys} API keys, a bucket,
 the function's stack, and stacks with Custom::UsagePlanKey. It touches nothing else.
 For some seconds API Gateway may throttle others in the region.
 It takes about {minutes:.0f} minutes and costs ${dollars:.2f} at most. In the end it deletes everything."""
@@ -48,13 +48,18 @@ def asked(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--clean", action="store_true", help="delete what earlier runs have left, by its tag")
     parser.add_argument("--embedded", action="store_true", help="run on an AWS on this machine")
     parser.add_argument("--keys", type=int, default=40, help="how many keys are attached at once (40)")
+    parser.add_argument("--only", action="append", help="play what has this in its title; repeat it for more")
     found = parser.parse_args(arguments)
     if not found.embedded and not (found.account and found.region):
         parser.error("name the account and the region: --account 111122223333 --region eu-west-1")
     if not found.clean and len(found.region or ()) > 1:
         parser.error("a run has one region; --clean takes several")
-    if found.keys < 10:
-        parser.error("--keys takes 10 at least")
+    if found.keys < 6:
+        parser.error("--keys takes 6 at least")
+    titles = [story.of(found.keys) for story in STORIES] + [question.text for question in QUESTIONS]
+    for word in found.only or ():
+        if not any(word in title for title in titles):
+            parser.error(f"--only: no story and no question has {word!r} in its title")
     return found
 
 
@@ -73,8 +78,9 @@ def main(arguments: Sequence[str]) -> int:
                 guard(place, account)
             if options.clean:
                 return sum(clean_up(place, yes=options.yes) for place in places)
+            run = Run(places[0], options.keys, options.only or [""], embedded=options.embedded)
             yes = options.yes or options.embedded
-            return run(places[0], account, options.keys, yes=yes, is_embedded=options.embedded)
+            return run.play() if agreed(run.announced(account), yes=yes) else 0
     except (RefusedError, ClientError, BotoCoreError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -168,91 +174,97 @@ class Progress:
         return seconds
 
 
-def run(place: Place, account: str, keys: int, path: Path = PATH, *, yes: bool, is_embedded: bool) -> int:
-    """Play everything, and clean up whatever happens."""
-    world = World(place, secrets.token_hex(3), keys)
-    report = Report(place.region, is_embedded, keys)
-    total = SETTING_UP + sum(story.seconds for story in STORIES) + sum(each.seconds for each in QUESTIONS)
-    text = ANNOUNCED.format(
-        account=account,
-        region=place.region,
-        name=world.name,
-        tag=TAG,
-        keys=keys + OTHERS,
-        minutes=(total + CLEANING_UP) / 60,
-        dollars=cost.at_most(),
-    )
-    if not agreed(text, yes=yes):
-        return 0
-    progress = Progress(len(STORIES) + len(QUESTIONS) + 3, total + CLEANING_UP)
-    redact = partial(redacted, names=world.names)
-    began = time.monotonic()
-    try:
-        play_all(world, report, progress, redact)
-    except KeyboardInterrupt:
-        report.interrupted = True
-        tell("\nInterrupted. Cleaning up; if you stop that too, --clean finishes it.")
-    finally:
-        report.left += [redact(each) for each in clean.clean(world, tell)]
-        report.seconds = time.monotonic() - began
-        report.write(path)
-    tell(f"\n{report.text()}\nThe same as JSON: {path}")
-    return 130 if report.interrupted else min(report.failures, 100)
+class Run:
+    """A run: what it plays, and what comes of it."""
 
+    def __init__(self, place: Place, keys: int, only: Sequence[str] = ("",), *, embedded: bool) -> None:
+        """Choose the stories and questions with one of these words in the title, and the first story."""
 
-def play_all(world: World, report: Report, progress: Progress, redact: Callable[[str], str]) -> None:
-    """Set up, play each story, ask each question; go on after a failure."""
-    for title, act in (("Make the world", world.make), ("Deploy the function", world.make_function)):
-        if not attempted(Step(title), report.stories, progress, SETTING_UP / 2, act, redact):
-            return
-    for story in STORIES:
-        step = Step(story.of(world.many))
-        attempted(step, report.stories, progress, story.seconds, partial(play, world, story), redact)
-    for question in QUESTIONS:
-        step = Step(question.text, assumed=question.assumed)
-        act = partial(ask, world, question, step, redact)
-        attempted(step, report.questions, progress, question.seconds, act, redact)
+        def is_chosen(title: str) -> bool:
+            return any(word in title for word in only)
 
-    def read() -> None:
-        collect(report.stories, world.log(world.began), redact)
-        report.metrics = world.metrics()
+        # Others build on the first story.
+        self.stories = [it for it in STORIES if it is STORIES[0] or is_chosen(it.of(keys))]
+        self.questions = [it for it in QUESTIONS if is_chosen(it.text)]
+        self.world = World(place, secrets.token_hex(3), keys)
+        self.report = Report(place.region, embedded, keys)
+        seconds = [it.seconds for it in self.stories] + [it.seconds for it in self.questions]
+        self.seconds = SETTING_UP + CLEANING_UP + sum(seconds)
+        self._progress = Progress(len(self.stories) + len(self.questions) + 3, self.seconds)
+        self._redact = partial(redacted, names=self.world.names)
 
-    attempted(Step("Read the function's log, and CloudWatch"), report.stories, progress, 10, read, redact)
+    def announced(self, account: str) -> str:
+        """Say what is going to happen."""
+        return ANNOUNCED.format(
+            account=account,
+            region=self.report.region,
+            name=self.world.name,
+            tag=TAG,
+            keys=self.report.keys + OTHERS,
+            minutes=self.seconds / 60,
+            dollars=cost.at_most(),
+        )
 
-
-def ask(world: World, question: Question, step: Step, redact: Callable[[str], str]) -> None:
-    """Ask a question, and write the answer down."""
-    seen = question.ask(world)
-    step.seen, step.held = redact(seen.text), seen.held
-
-
-def attempted(
-    step: Step,
-    steps: list[Step],
-    progress: Progress,
-    estimate: float,
-    act: Callable[[], object],
-    redact: Callable[[str], str],
-) -> bool:
-    """Act, and write down what came of it; False if it failed."""
-
-    def result() -> str:
+    def play(self, path: Path = PATH) -> int:
+        """Play it, clean up whatever happens, and report; return the number of failures."""
+        report, began = self.report, time.monotonic()
         try:
-            act()
-        except NotAskedError as error:
-            step.result, step.why = NOT_ASKED, str(error)
-        except Exception as error:  # noqa: BLE001  # the next one is played all the same
-            step.why = redact("; ".join([str(error) or repr(error), *getattr(error, "__notes__", ())]))
-        else:
-            step.result = OK
-        return step.result
+            self._play()
+        except KeyboardInterrupt:
+            report.interrupted = True
+            tell("\nInterrupted. Cleaning up; if you stop that too, --clean finishes it.")
+        finally:
+            report.left += [self._redact(each) for each in clean.clean(self.world, tell)]
+            report.seconds = time.monotonic() - began
+            report.write(path)
+        tell(f"\n{report.text()}\nThe same as JSON: {path}")
+        return 130 if report.interrupted else min(report.failures, 100)
 
-    steps.append(step)
-    step.began = time.time()
-    step.seconds = progress.step(step.title, estimate, result)
-    if step.result == FAILED:
-        tell(f"        {step.why}")
-    return step.result != FAILED
+    def _play(self) -> None:
+        """Set up, play each story, ask each question; go on after a failure."""
+        world, report = self.world, self.report
+        for title, act in (("Make the world", world.make), ("Deploy the function", world.make_function)):
+            if not self._attempt(Step(title), report.stories, SETTING_UP / 2, act):
+                return
+        for story in self.stories:
+            step = Step(story.of(world.many))
+            self._attempt(step, report.stories, story.seconds, partial(play, world, story))
+        for question in self.questions:
+            step = Step(question.text, assumed=question.assumed)
+            self._attempt(step, report.questions, question.seconds, partial(self._ask, question, step))
+
+        def read() -> None:
+            collect(report.stories, world.log(world.began), self._redact)
+            report.metrics = world.metrics()
+
+        self._attempt(Step("Read the function's log, and CloudWatch"), report.stories, 10, read)
+
+    def _ask(self, question: Question, step: Step) -> None:
+        """Ask a question, and write the answer down."""
+        seen = question.ask(self.world)
+        step.seen, step.held = self._redact(seen.text), seen.held
+
+    def _attempt(self, step: Step, steps: list[Step], estimate: float, act: Callable[[], object]) -> bool:
+        """Act, and write down what came of it; False if it failed."""
+
+        def result() -> str:
+            try:
+                act()
+            except NotAskedError as error:
+                step.result, step.why = NOT_ASKED, str(error)
+            except Exception as error:  # noqa: BLE001  # the next one is played all the same
+                notes = getattr(error, "__notes__", ())
+                step.why = self._redact("; ".join([str(error) or repr(error), *notes]))
+            else:
+                step.result = OK
+            return step.result
+
+        steps.append(step)
+        step.began = time.time()
+        step.seconds = self._progress.step(step.title, estimate, result)
+        if step.result == FAILED:
+            tell(f"        {step.why}")
+        return step.result != FAILED
 
 
 # --- Only clean up ---

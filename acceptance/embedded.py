@@ -15,7 +15,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
-from emulators.ministack import REGION, Aws, running
+from emulators.ministack import PATIENCE, REGION, Aws, running
 
 from .world import ROOT, Place, zipped
 
@@ -40,13 +40,19 @@ def user(aws: Aws) -> tuple[str, str]:
     return made["AccessKeyId"], made["SecretAccessKey"]
 
 
-def place(port: int, certificate: Path, api: str, keys: tuple[str, str]) -> Place:
-    """Reach a MiniStack at this port, and its API Gateway at this URL."""
+def place(port: int, certificate: Path, api: str, keys: tuple[str, str], **more: Any) -> Place:
+    """Reach a MiniStack at this port, and its API Gateway at this URL.
+
+    Nothing comes late here, and the limits are for a slow machine.
+    """
 
     def endpoint(service: str) -> dict[str, Any]:
         url = api if service == "apigateway" else f"https://localhost:{port}"
         config = Config(
-            proxies={}, s3={"addressing_style": "path"}, signature_version="s3v4" if service == "s3" else None
+            proxies={},
+            read_timeout=PATIENCE,
+            s3={"addressing_style": "path"},
+            signature_version="s3v4" if service == "s3" else None,
         )
         return {"endpoint_url": url, "verify": str(certificate), "config": config}
 
@@ -56,15 +62,16 @@ def place(port: int, certificate: Path, api: str, keys: tuple[str, str]) -> Plac
         artifact=partial(zipped, ROOT / "handler"),
         endpoint=endpoint,
         pause=0.1,
-        patience=60,
-        late=2,
+        patience=PATIENCE,
         parameters={"ApiGatewayEndpoint": api, "ResponseHost": f"localhost:{port}"},
+        **more,
     )
 
 
 def place_of(aws: Aws) -> Place:
     """Make a user on this MiniStack, and reach it as that user."""
-    return place(aws.port, aws.certificate, aws.proxy.url, user(aws))
+    held = partial(aws.proxy.holding, "CreateUsagePlanKey")
+    return place(aws.port, aws.certificate, aws.proxy.url, user(aws), held=held)
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def attached(world: World, plan: str = "free") -> Iterator[Caller]:
     try:
         yield caller
     finally:
-        for association in world.attached():
+        for association in world.attached(world.plans["free"], world.plans["pro"]):
             if association.partition(":")[0] in caller.keys:
                 world.detach(association)
 
@@ -165,20 +165,6 @@ def busy(world: World) -> Seen:
     return Seen(f"{counted(Counter(said.values()))}; {took}", held if refused else None)
 
 
-def throttled(world: World) -> Seen:
-    """Look at a plan until API Gateway throttles: 10 calls a second and a burst of 40 are allowed."""
-    api, said = Caller(world).api, Counter[str]()
-    look = partial(api.get_usage_plan, usagePlanId=world.plans["free"])
-    with ThreadPoolExecutor(10) as pool:
-        for _ in range(12):
-            said += Counter(pool.map(told, [look] * 10))
-            if set(said) > {"ok"}:
-                break
-    refused = [text for text in said if text != "ok"]
-    held = all(text.startswith("429 TooManyRequestsException") for text in refused) if refused else None
-    return Seen(counted(said), held)
-
-
 def late(world: World) -> Seen:
     """Detach, and look until the key is gone."""
     with attached(world) as caller:
@@ -201,6 +187,20 @@ def moved_at_once(world: World) -> Seen:
 
         world.until("the other plan takes the key", attach, world.place.late)
     return Seen(f"taken after {time.monotonic() - began:.1f} s: {counted(Counter(said))}", True)
+
+
+def throttled(world: World) -> Seen:
+    """Look at a plan until API Gateway throttles: 10 calls a second and a burst of 40 are allowed."""
+    api, said = Caller(world).api, Counter[str]()
+    look = partial(api.get_usage_plan, usagePlanId=world.plans["free"])
+    with ThreadPoolExecutor(10) as pool:
+        for _ in range(12):
+            said += Counter(pool.map(told, [look] * 10))
+            if set(said) > {"ok"}:
+                break
+    refused = [text for text in said if text != "ok"]
+    held = all(text.startswith("429 TooManyRequestsException") for text in refused) if refused else None
+    return Seen(counted(said), held)
 
 
 def quota(world: World) -> Seen:
@@ -297,8 +297,7 @@ def probed(world: World) -> list[dict[str, Any]]:
             log = [line for _, line in world.log(since, outputs["LogGroup"])]
             found = [json.loads(line) for line in log if line.startswith('{"at"')]
             came = {(group, body) for line in found for group, body, _ in line["batch"]}
-            again = any(receives > 1 for line in found for *_, receives in line["batch"])
-            return found if came == set(sent) and again else []
+            return found if came == set(sent) and len(times(found, f"hide {HIDDEN}")) > 1 else []
 
         world.probed = world.until("the probe has seen every message", lines)
     return world.probed
@@ -321,7 +320,7 @@ def mixture(world: World) -> Seen:
 def reported(world: World) -> Seen:
     """Measure when a message comes again that was hidden and reported as failed."""
     first, second, *_ = times(probed(world), f"hide {HIDDEN}")
-    return Seen(f"hidden for {HIDDEN} s, it came again after {second - first:.1f} s", second - first < 15)
+    return Seen(f"hidden for {HIDDEN} s, it came again after {second - first:.1f} s", second - first < 25)
 
 
 def blocks(world: World) -> Seen:
@@ -382,9 +381,6 @@ QUESTIONS: Final = [
         "What does it answer to several creates at once?", "409 `try again later` to all but one", 15, busy
     ),
     Question(
-        "What does it answer to too many calls, and with Retry-After?", "429, either way", 15, throttled
-    ),
-    Question(
         f"What does it answer to plan {QUOTA + 1} of a key?",
         "429 LimitExceededException without Retry-After",
         120,
@@ -396,6 +392,12 @@ QUESTIONS: Final = [
         "after refusals, or at once",
         15,
         moved_at_once,
+    ),
+    Question(
+        "What does API Gateway answer to too many calls, and with Retry-After?",
+        "429, either way",
+        15,
+        throttled,
     ),
     Question("Which id has the Update of a rollback?", "the new or the old one", 1, rollback_id),
     Question("Does drift detection see a detached key of the native type?", "yes: DELETED", 120, drift),

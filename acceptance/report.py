@@ -10,7 +10,7 @@ import re
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from textwrap import fill
@@ -134,21 +134,24 @@ def filled(text: str) -> str:
 def collect(steps: list[Step], log: list[tuple[float, str]], redact: Callable[[str], str]) -> None:
     """Give each step the function's answers and its lines of WARNING and above."""
     for step in steps:
-        answers, warnings = Counter[str](), Counter[str]()
-        for at, line in log:
-            if not step.began <= at < step.began + step.seconds:
-                continue
-            said = _parsed(line)
-            if "status" in said:
-                answers[str(said["outcome"])] += 1
-            if said.get("level") in ("WARNING", "ERROR", "CRITICAL"):
-                warnings[redact(f"{said['level']} {said.get('message')}")] += 1
-            elif not said and DEATH.search(line):
-                warnings[redact(line.strip())] += 1
+        lines = [each for each in log if step.began <= each[0] < step.began + step.seconds]
+        said = [_parsed(line) for _, line in lines]
+        answers = Counter(str(each["outcome"]) for each in said if "status" in each)
+        warnings = Counter(map(redact, complaints(lines)))
         step.answers = dict(answers.most_common())
         step.warnings = [
             line + f" ({count} times)" * (count > 1) for line, count in warnings.most_common(LINES)
         ]
+
+
+def complaints(log: Iterable[tuple[float, str]]) -> list[str]:
+    """List a log's lines of WARNING and above, and what Lambda says of a death."""
+    said = [(line.strip(), _parsed(line)) for _, line in log]
+    return [
+        f"{each['level']} {each.get('message')}" if each else line
+        for line, each in said
+        if each.get("level") in ("WARNING", "ERROR", "CRITICAL") or (not each and DEATH.search(line))
+    ]
 
 
 def _parsed(line: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import time
 import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -74,6 +74,8 @@ class Place:
     """Seconds until AWS shows what has happened: a detach is a 202, and a log's lines come late."""
     parameters: Mapping[str, str] = field(default_factory=dict)
     """Further parameters of template.yaml."""
+    held: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
+    """Keeps the function at its first create in a plan; AWS cannot."""
 
     def client(self, service: str, *, retries: bool = True) -> Any:
         """Make a client, or the same as before; without retries for experiments."""
@@ -381,15 +383,6 @@ class World:
         self._api.delete_api_key(apiKey=self.keys[key])
 
     # --- The function ---
-
-    @contextmanager
-    def changed(self, **configuration: Any) -> Iterator[None]:
-        """Change the function's configuration for a while."""
-        self.configure(**configuration)
-        try:
-            yield
-        finally:
-            self.heal()
 
     def heal(self) -> None:
         """Give the function what the template says, if it has anything else."""

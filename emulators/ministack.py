@@ -49,8 +49,8 @@ Process = subprocess.Popen[bytes]
 REGION = "eu-central-1"
 MENDED = str(Path(__file__).with_name("mended.py"))
 CODE_BUCKET, ANSWER_BUCKET = "code", "answers"
-PATIENCE = 60
-"""Seconds until a wait fails; each step takes two at most."""
+PATIENCE = 600
+"""Seconds until a wait fails. Each step takes two, but the machine may be slow."""
 NEEDED = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "LANG", "LC_ALL")
 """The variables that a Python may need to start."""
 FOREIGN = re.compile(r"AWS_.*|.*_PROXY|.*CA_BUNDLE|.*SSL_CERT_(FILE|DIR)", re.IGNORECASE)
@@ -322,7 +322,7 @@ def _process(directory: Path, port: int, certificate: Path, key: Path) -> Iterat
         "MINISTACK_SSL_CERT": str(certificate),
         "MINISTACK_SSL_KEY": str(key),
         "LAMBDA_EXECUTOR": "local",
-        "LAMBDA_ASYNC_RETRY_BASE_SECONDS": "3",
+        "LAMBDA_ASYNC_RETRY_BASE_SECONDS": "30",
         "AUTH": "true",
         # Otherwise it listens for MQTT on all interfaces, and removes containers of the machine's Docker:
         "IOT_MTLS_ENABLED": "0",
@@ -356,7 +356,7 @@ def _process(directory: Path, port: int, certificate: Path, key: Path) -> Iterat
 
 def _wait_until_healthy(process: Process, port: int, certificate: Path, output: Path) -> None:
     tls = ssl.create_default_context(cafile=certificate)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < deadline:
         with (
             suppress(OSError, HTTPException),

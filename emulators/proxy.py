@@ -10,10 +10,11 @@ import json
 import re
 import ssl
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from http.client import HTTPSConnection
 from pathlib import Path
+from threading import Event
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -82,7 +83,7 @@ class Handler(tls.Handler):
         """Hand this request on to the emulator; return its answer."""
         headers = {name: value for name, value in self.headers.items() if name.lower() not in FRAMING}
         emulator = HTTPSConnection(
-            "localhost", self.server.emulator, timeout=30, context=self.server.trusting
+            "localhost", self.server.emulator, timeout=300, context=self.server.trusting
         )
         with closing(emulator) as connection:
             connection.request(self.command, self.path, body or None, headers)
@@ -99,7 +100,7 @@ class Handler(tls.Handler):
         refusal = gate.enter() if gate else None
         if refusal is None:
             try:
-                present = proxy.present(plan, key)
+                present = proxy.present(plan, key, all_plans=operation == "CreateUsagePlanKey")
                 if operation == "CreateUsagePlanKey":
                     refusal = rules.create(present, plan, asked.get("keyType", ""), proxy.shared_stage)
                 else:
@@ -110,6 +111,8 @@ class Handler(tls.Handler):
         else:
             answer = _refused(refusal)
         proxy.calls.append(Call(operation, key, plan, answer.status))
+        if (held := proxy.held) and held[:2] in ((operation, plan), (operation, "")):
+            held[2].wait()
         return answer
 
 
@@ -128,15 +131,27 @@ class Proxy(tls.Server):
         self.emulator, self._api = emulator, api
         self.one_at_a_time, self.bucket = OneAtATime(seconds, time.monotonic), Bucket(time.monotonic)
         self.trusting = ssl.create_default_context(cafile=certificate)
+        self.held: tuple[str, str, Event] | None = None
 
-    def present(self, plan: str, key: str) -> rules.Present:
-        """Read the emulator's present state."""
+    @contextmanager
+    def holding(self, operation: str, plan: str = "") -> Iterator[None]:
+        """Carry out each such call, about this plan or any, and hold back the reply until the end."""
+        self.held = operation, plan, Event()
+        try:
+            yield
+        finally:
+            self.held[2].set()
+            self.held = None
+
+    def present(self, plan: str, key: str, *, all_plans: bool = True) -> rules.Present:
+        """Read the emulator's present state: is the key in all the plans, or in this one?"""
         stages = {
             each["id"]: [f"{stage['apiId']}:{stage['stage']}" for stage in each["apiStages"]]
             for each in self._api.get_usage_plans(limit=500)["items"]
         }
         get = self._api.get_usage_plan_key
-        of_key = [id_ for id_ in stages if self._has(get, usagePlanId=id_, keyId=key)]
+        asked = stages if all_plans else stages.keys() & {plan}
+        of_key = [id_ for id_ in asked if self._has(get, usagePlanId=id_, keyId=key)]
         known = self._has(self._api.get_api_key, apiKey=key)
         return rules.Present(stages.get(plan), {id_: stages[id_] for id_ in of_key} if known else None)
 

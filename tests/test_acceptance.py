@@ -1,6 +1,6 @@
 """make acceptance plays on the embedded AWS, as a user who has the manual's policy only.
 
-One run plays every story and every question, and then stories that go wrong; its report, its calls and what
+One run plays every story, the quick questions, and then stories that go wrong; its report, its calls and what
 it has left tell how it went. A process is killed, and --clean finds everything.
 """
 
@@ -15,22 +15,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace as Namespace
+from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 from cfnlint.schema import PROVIDER_SCHEMA_MANAGER
 
 from acceptance import clean, cli, cost, embedded
-from acceptance.questions import QUESTIONS, Question, Seen, rollback_id
+from acceptance.questions import QUESTIONS, Question, rollback_id
 from acceptance.report import Step, collect, redacted
 from acceptance.stories import STORIES, Story
 from acceptance.world import HERE, PREFIX, ROOT, TAG, Ended, Member, Place, World, WrongError, template_of
 from emulators.ministack import REGION, Aws, running
 
-MANY = 10
+MANY = 6
 PAGE = (ROOT / "docs" / "acceptance.md").read_text()
+SLOW = ("How often does", "How many sends", "Does Lambda's poller", "Does a message that", "Does a hidden")
+QUICK = [question for question in QUESTIONS if not question.text.startswith(SLOW)]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,30 @@ def recorded(place: Place) -> Iterator[list[tuple[str, dict[str, Any]]]]:
     place.session.events.unregister("before-call", before)
 
 
+Start = Callable[..., tuple[int, str, set[str]]]
+
+
+@pytest.fixture
+def start(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Start:
+    """Start it with these arguments and this answer; return its exit, its lines, and the calls."""
+    place = replace(place)  # its clients are made anew, and are recorded
+    monkeypatch.setattr(cli, "real", lambda region: place)
+
+    def start(given: str, answer: str = "") -> tuple[int, str, set[str]]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+        with recorded(place) as calls:
+            status = cli.main(["--region", REGION, "--account", *given.split()])
+        return status, "".join(capsys.readouterr()), {name for name, _ in calls}
+
+    return start
+
+
 # --- Stories that go wrong ---
+
+
+def leaves(world: World) -> None:
+    world.place = replace(world.place, late=0.1)  # what is wrong here stays wrong
+    world.attach(world.id(0, "free"))
 
 
 def expects(world: World) -> None:
@@ -87,18 +112,14 @@ def passes(world: World) -> None:
     assert world.stacks.keys() == {"world", "function"}
     function = world.place.client("lambda").get_function_configuration(FunctionName=world.name)
     assert (function["Timeout"], function["Handler"]) == (90, "usage_plan_key.app.handler")
+    world.place = replace(world.place, late=60)
 
 
-def too_early(world: World) -> Seen:
-    return rollback_id(World(world.place, world.run))
-
-
+#: This world has played no story.
+TOO_EARLY = Question("Why?", "nothing", 1, lambda world: rollback_id(World(world.place, world.run)))
 #: Each story, and what the report says of it.
 WRONG: dict[str, tuple[Callable[[World], object], str]] = {
-    "leaves one": (
-        lambda world: world.attach(world.id(0, "free")),
-        "attached: none; not believed: Key00:FreePlan",
-    ),
+    "leaves one": (leaves, "attached: none; not believed: Key00:FreePlan"),
     "misses one": (lambda world: world.compare(besides=["A"]), "not attached: A; not believed: none"),
     "fails": (
         lambda world: world.declare("fail", Member("Alice", 0, "nowhere")),
@@ -112,25 +133,14 @@ WRONG: dict[str, tuple[Callable[[World], object], str]] = {
 # --- A run ---
 
 
-class Run(NamedTuple):
-    """A run that is over: its exit, lines, report and calls, and the keys' values that it has seen."""
-
-    status: int
-    said: str
-    report: dict[str, Any]
-    calls: list[tuple[str, dict[str, Any]]]
-    values: set[str]
-
-    def steps(self, kind: str = "stories") -> dict[str, dict[str, Any]]:
-        """The report's stories, or its questions, by their titles."""
-        return {step["title"]: step for step in self.report[kind]}
-
-
 @pytest.fixture(scope="module")
-def run(aws: Aws, place: Place, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A whole run, on an AWS on which nothing else was; it cannot delete the function's stack at first."""
-    place, path = replace(place, late=0.7, pause=0.4), tmp_path_factory.mktemp("run") / "acceptance.json"
-    said, values, real = io.StringIO(), set[str](), clean.delete
+def run(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run on an AWS on which nothing else was; it cannot delete the function's stack at first.
+
+    It tells its exit, lines and report, its calls, and the keys' values that it has seen.
+    """
+    path, said, values = tmp_path_factory.mktemp("run") / "acceptance.json", io.StringIO(), set[str]()
+    real = clean.delete
 
     def after(parsed: dict[str, Any], **_: object) -> None:
         values.update(key["value"] for key in parsed.get("items", []))
@@ -140,35 +150,35 @@ def run(aws: Aws, place: Place, tmp_path_factory: pytest.TempPathFactory) -> Run
             raise WrongError("the stack function is DELETE_FAILED")
         real(world, stack)
 
-    stories = [*STORIES, *(Story(title, 1, play) for title, (play, _) in WRONG.items())]
     place.session.events.register("after-call.apigateway.GetUsagePlanKeys", after)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(said), recorded(place) as calls:
-        patch.setattr(cli, "STORIES", stories)
-        patch.setattr(cli, "QUESTIONS", [*QUESTIONS, Question("Why?", "nothing", 1, too_early)])
+        all_of_them = [*STORIES, *(Story(title, 1, play) for title, (play, _) in WRONG.items())]
+        patch.setattr(cli, "STORIES", all_of_them)
+        patch.setattr(cli, "QUESTIONS", [*QUESTIONS, TOO_EARLY])
         patch.setattr(clean, "delete", delete)
-        status = cli.run(place, embedded.ACCOUNT, MANY, path, yes=True, is_embedded=True)
-    return Run(status, said.getvalue(), json.loads(path.read_text()), calls, values)
+        only = [story.of(MANY) for story in all_of_them] + [it.text for it in (*QUICK, TOO_EARLY)]
+        status = cli.Run(replace(place), MANY, only, embedded=True).play(path)
+    report = json.loads(path.read_text())
+    steps = {kind: {step["title"]: step for step in report[kind]} for kind in ("stories", "questions")}
+    return Namespace(status=status, said=said.getvalue(), report=report, calls=calls, values=values, **steps)
 
 
-def test_each_story_is_green_and_each_failure_counts(run: Run) -> None:
-    results = {title: step["result"] for title, step in run.steps().items()}
+def test_each_story_is_green_and_each_failure_counts(run: Any) -> None:
     wrong = [title for title, (_, why) in WRONG.items() if why]
-    assert [title for title, result in results.items() if result != "ok"] == wrong, run.said
-    assert len(results) == len(STORIES) + len(WRONG) + 3
-    why = {title: run.steps()[title]["why"] for title in wrong}
+    assert [title for title, step in run.stories.items() if step["result"] != "ok"] == wrong, run.said
+    assert len(run.stories) == len(STORIES) + len(WRONG) + 3
+    why = {title: run.stories[title]["why"] for title in wrong}
     assert [title for title in wrong if not re.search(WRONG[title][1], why[title])] == [], why
     assert run.status == run.report["failures"] == len(wrong) + 1
     assert "LEFT BEHIND: the function's stack, $0.04 a day: the stack function is DELETE_FAILED" in run.said
 
 
-def test_each_question_has_the_emulators_answer(run: Run) -> None:
-    asked = run.steps("questions")
-    assert asked.pop("Why?")["result"] == "not asked"
-    assert "not asked: the story that rolls a move back" in run.said
-    assert asked.keys() == {question.text for question in QUESTIONS}
+def test_each_question_has_the_emulators_answer(run: Any) -> None:
+    asked = dict(run.questions)
+    assert asked.pop("Why?")["why"].startswith("the story that rolls a move back was not played")
+    assert asked.keys() == {question.text for question in QUICK}
     assert all(step["assumed"] and step["seen"] for step in asked.values())
-    by_machine = ("How often does", "How many sends")
-    assert [it for it, step in asked.items() if step["held"] is False and not it.startswith(by_machine)] == [
+    assert [title for title, step in asked.items() if step["held"] is False] == [
         "What does it answer to plan 11 of a key?",
         "Does drift detection see a detached key of the native type?",
     ]
@@ -177,28 +187,28 @@ def test_each_question_has_the_emulators_answer(run: Run) -> None:
     assert asked["Which id has the Update of a rollback?"]["seen"] == "the new one"
 
 
-def test_the_report_has_the_functions_answers_and_what_it_complained_of(run: Run) -> None:
-    steps = run.steps()
+def test_the_report_has_the_functions_answers_and_what_it_complained_of(run: Any) -> None:
+    steps = run.stories
     assert steps[f"{MANY} keys at once"]["answers"] == {"ATTACHED": MANY}
     assert steps["Repair two that were removed by hand"]["answers"]["REPAIRED"] == 2
     (lost,) = [it for it in steps["A deleted key, and a rollback"]["warnings"] if "ERROR LOST" in it]
     assert "usage plan FreePlan" in lost
-    deaths = [steps[f"The function{it} while it works"]["warnings"] for it in ("'s time is cut", " crashes")]
-    assert re.search(r"Worker process died|\[ERROR\]", str(deaths))
+    cut, crash = (steps[f"The function{it} while it works"] for it in ("'s time is cut", " crashes"))
+    assert re.search("Worker process died|no time was left to begin", str(cut["warnings"]))
+    assert re.search(r"Worker process died|\[ERROR\] RuntimeError", str(crash["warnings"]))
 
 
-def test_it_says_no_secret_and_no_id(run: Run) -> None:
+def test_it_says_no_secret_and_no_id(run: Any) -> None:
     said = run.said + json.dumps(run.report)
     bodies = [params["body"] for name, params in run.calls if name.endswith("CreateUsagePlanKey")]
     ids = {json.loads(body)["keyId"] for body in bodies} - {"nobody"}
     assert len(run.values) > MANY
     assert len(ids) >= 6
-    assert not [secret for secret in run.values | ids if secret in said]
-    assert embedded.ACCOUNT not in said.partition("In the end it deletes everything.")[2]
+    assert not [secret for secret in {*run.values, *ids, embedded.ACCOUNT} if secret in said]
 
 
 def test_all_that_it_makes_has_one_prefix_and_one_tag_and_it_lists_nothing_of_others(
-    place: Place, run: Run
+    place: Place, run: Any
 ) -> None:
     made = [params["body"] for name, params in run.calls if name == "cloudformation:CreateStack"]
     (name,) = {each["StackName"].rpartition("-")[0] for each in made}
@@ -228,7 +238,8 @@ s3:PutBucket[!T]* s3:PutObjectAcl s3:REST.PUT.OBJECT s3:CreateBucketMetadataTabl
 #: What AWS checks in addition.
 #: https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/using-iam-template.html
 #: https://docs.aws.amazon.com/service-authorization/latest/reference/list_awscloudformation.html
-ALSO = {"cloudformation:CreateChangeSet", "cloudformation:DetectStackResourceDrift"}
+#: And what only a slow question needs.
+ALSO = {"cloudformation:CreateChangeSet", "cloudformation:DetectStackResourceDrift", "sqs:SendMessage"}
 #: Operations whose action has another name.
 ACTIONS = {
     "lambda:Invoke": "lambda:InvokeFunction",
@@ -258,7 +269,7 @@ def allowed() -> list[str]:
     return [action for each in actions for action in ([each] if isinstance(each, str) else each)]
 
 
-def test_the_policy_allows_what_the_run_and_cloudformation_need_and_nothing_else(run: Run) -> None:
+def test_the_policy_allows_what_the_run_and_cloudformation_need_and_nothing_else(run: Any) -> None:
     """The run is held to it, so it has what the run needs."""
     made = {
         f"apigateway:{params['method']}" if name.startswith("apigateway") else ACTIONS.get(name, name)
@@ -273,60 +284,57 @@ def test_the_policy_allows_what_the_run_and_cloudformation_need_and_nothing_else
 # --- What is left ---
 
 
-def test_clean_finds_what_a_run_could_not_delete_and_then_nothing(
-    aws: Aws, place: Place, run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_clean_finds_what_a_run_could_not_delete_and_then_nothing(aws: Aws, run: Any, start: Start) -> None:
     assert "describe_stacks" in left(aws), run.said
-    assert cli.clean_up(place, yes=True) == 0
+    assert start(f"{embedded.ACCOUNT} --clean --yes")[0] == 0
     assert left(aws) == set()
     # MiniStack deletes a bucket that has objects, and keeps no backup of a table; AWS does otherwise.
     assert {name for name, _ in run.calls} >= {"s3:DeleteObject", "dynamodb:UpdateContinuousBackups"}
-    capsys.readouterr()
-    assert cli.clean_up(place, yes=False) == 0
-    assert capsys.readouterr().out == f"{REGION}: nothing carries the tag {TAG}\n"
+    status, said, _ = start(f"{embedded.ACCOUNT} --clean")
+    assert (status, said) == (0, f"{REGION}: nothing carries the tag {TAG}\n")
 
 
 CHILD = """
-import signal, sys
+import os, signal, sys
 from pathlib import Path
 from acceptance import cli, embedded
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-port, certificate, api, *keys, path = sys.argv[1:]
-cli.STORIES, cli.QUESTIONS = cli.STORIES[:1], []
+port, certificate, api, *keys = sys.argv[1:]
 place = embedded.place(int(port), Path(certificate), api, tuple(keys))
-sys.exit(cli.run(place, embedded.ACCOUNT, 10, Path(path), yes=True, is_embedded=True))
+sys.exit(cli.Run(place, 6, ["keys at once"], embedded=True).play(Path(os.devnull)))
 """
 
 
-PHASES = {
-    "Make the world": signal.SIGKILL,
-    "Deploy the function": signal.SIGKILL,
-    "10 keys at once": signal.SIGINT,
-    "Deleting the stack many": signal.SIGKILL,
-}
-
-
-@pytest.mark.parametrize(("phase", "number"), PHASES.items())
+@pytest.mark.parametrize(
+    ("phase", "number", "held"),
+    [
+        ("Make the world", signal.SIGKILL, "CreateUsagePlanKey"),
+        ("Deploy the function", signal.SIGKILL, "CreateUsagePlanKey"),
+        ("6 keys at once", signal.SIGINT, "CreateUsagePlanKey"),
+        ("Deleting the stack many", signal.SIGKILL, "DeleteUsagePlanKey"),
+    ],
+)
 def test_after_a_kill_clean_finds_everything_and_after_ctrl_c_nothing_is_left(
-    aws: Aws, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, number: int
+    aws: Aws, place: Place, phase: str, number: int, held: str
 ) -> None:
-    """No code of the killed process runs: --clean has only the tag."""
+    """No code of a killed process runs, so --clean has only the tag. The held call keeps it from its end."""
     keys: Any = place.session.get_credentials()
     arguments = [str(aws.port), str(aws.certificate), aws.proxy.url, keys.access_key, keys.secret_key]
-    command = [sys.executable, "-c", CHILD, *arguments, str(tmp_path / "report.json")]
+    command = [sys.executable, "-c", CHILD, *arguments]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout
-        said = ""
-        while phase not in said:
-            said += child.stdout.read(1)
-        while not left(aws):
-            assert child.poll() is None, said
-        child.send_signal(number)
+        with aws.proxy.holding(held):
+            said = ""
+            while phase not in said:
+                said += (more := child.stdout.read(1))
+                assert more, said
+            while not left(aws):
+                assert child.poll() is None, said
+            child.send_signal(number)
         assert child.wait() == (130 if number == signal.SIGINT else -number)
     assert bool(left(aws)) == (number == signal.SIGKILL)
-    monkeypatch.setattr(cli, "real", lambda region: place)
-    assert cli.main(["--clean", "--yes", "--region", REGION, "--account", embedded.ACCOUNT]) == 0
+    assert cli.clean_up(place, yes=True) == 0
     assert left(aws) == set()
 
 
@@ -346,41 +354,36 @@ def test_what_cloudformation_cannot_delete_it_retains(place: Place, monkeypatch:
 # --- The guard ---
 
 
-OTHER = ["of the account 000000000000, not 111122223333"]
-ANNOUNCED = ["49 API keys", "$0.0", "minutes", PREFIX, REGION, TAG]
+@pytest.mark.parametrize("more", ["", "--yes", "--clean --yes"])
+def test_nothing_is_made_in_another_account_than_the_named_one(start: Start, more: str) -> None:
+    status, said, calls = start(f"111122223333 {more}", "y\n")
+    assert (status, calls) == (1, {"sts:GetCallerIdentity"})
+    assert "of the account 000000000000, not 111122223333" in said
+
+
+@pytest.mark.parametrize("answer", ["n\n", "\n", ""])
+def test_nothing_is_made_without_a_yes(start: Start, answer: str) -> None:
+    """Nobody may be there to answer."""
+    status, said, calls = start(embedded.ACCOUNT, answer)
+    assert (status, calls) == (0, {"sts:GetCallerIdentity"})
+    assert [it for it in ("49 API keys", "$0.0", "minutes", PREFIX, REGION, TAG) if it not in said] == []
+
+
+REGIONS = "--region a --region b --account 1"
 
 
 @pytest.mark.parametrize(
-    ("given", "answers", "status", "told"),
-    [
-        *[(f"111122223333{more}", ["y"], 1, OTHER) for more in ("", " --yes", " --clean --yes")],
-        *[(embedded.ACCOUNT, answers, 0, ANNOUNCED) for answers in (["n"], [""], [])],
-    ],
+    "given", ["--account 1", "--region a", REGIONS, "--embedded --keys 5", "--embedded --only Nothing"]
 )
-def test_nothing_is_made_in_another_account_than_the_named_one_or_without_a_yes(
-    place: Place,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    given: str,
-    answers: list[str],
-    status: int,
-    told: list[str],
-) -> None:
-    """Nobody may be there to answer."""
-    place = replace(place)  # its clients are made anew, and are recorded
-    monkeypatch.setattr(cli, "real", lambda region: place)
-    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{answer}\n" for answer in answers)))
-    with recorded(place) as calls:
-        assert cli.main(["--region", REGION, "--account", *given.split()]) == status
-    assert {name for name, _ in calls} == {"sts:GetCallerIdentity"}
-    said = "".join(capsys.readouterr())
-    assert [each for each in told if each not in said] == []
-
-
-@pytest.mark.parametrize("given", ["--account 1", "--region a", "--region a --region b --account 1"])
-def test_the_account_and_one_region_have_to_be_named(given: str) -> None:
+def test_what_cannot_be_played_is_refused(given: str) -> None:
     with pytest.raises(SystemExit):
         cli.main(given.split())
+
+
+def test_a_part_is_what_its_titles_have_and_the_first_story(place: Place) -> None:
+    part = cli.Run(place, MANY, ["Verify", "duplicate"], embedded=True)
+    assert [story.title for story in part.stories] == ["{many} keys at once", "Verify them"]
+    assert [question.text for question in part.questions] == [QUESTIONS[0].text]
 
 
 def test_the_artifact_is_the_builds() -> None:
@@ -416,16 +419,12 @@ def test_whoever_sends_the_report_sends_no_id_and_no_secret(text: str, shown: st
 
 def test_a_story_has_the_lines_of_its_time() -> None:
     step = Step("A story", began=100, seconds=10)
-    log: list[tuple[float, str]] = [
-        (99, '{"level":"ERROR","message":"before"}'),
-        (101, '{"level":"INFO","message":"SUCCESS","status":"SUCCESS","outcome":"ATTACHED"}'),
-        *[(102, '{"level":"WARNING","message":"waits"}')] * 2,
-        (103, "2026-11-29 UUID Task timed out after 1.00 seconds\n"),
-        (110, '{"level":"ERROR","message":"after"}'),
-    ]
+    said = '{"level":"INFO","message":"SUCCESS","status":"SUCCESS","outcome":"ATTACHED"}'
+    waits, died = '{"level":"WARNING","message":"waits"}', "2026-11-29 UUID Task timed out after 1.00 seconds"
+    log = [*enumerate([waits, said, waits, waits, f"{died}\n", "START RequestId: UUID"], 99), (110.0, waits)]
     collect([step], log, str)
     assert step.answers == {"ATTACHED": 1}
-    assert step.warnings == ["WARNING waits (2 times)", "2026-11-29 UUID Task timed out after 1.00 seconds"]
+    assert step.warnings == ["WARNING waits (2 times)", died]
 
 
 def test_the_manual_has_the_embedded_runs_report_the_real_ones_results_and_the_cost() -> None:

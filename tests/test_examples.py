@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import count
@@ -127,6 +128,15 @@ def test_secret_the_value_is_in_the_secret_and_nowhere_in_the_stack(stack: Custo
     assert stack.secret("AcmeSecret") == value
     for shows in ("describe_stacks", "get_template", "describe_stack_events"):
         assert value not in str(getattr(cloudformation, shows)(StackName=stack.name))
+
+
+def test_the_program_of_local_md_deploys_a_template() -> None:
+    """docs/local.md, Your own template: as a reader runs it, in a process and on an AWS of its own."""
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "local.md").read_text(), re.DOTALL)
+    command = [sys.executable, "-c", program.replace("mine.yaml", "examples/customers.yaml")]
+    said = subprocess.check_output(command, cwd=ROOT, text=True)
+    assert said.startswith("CREATE_COMPLETE")
+    assert "'AliceOutcome': 'ATTACHED'" in said
 
 
 def test_adopt_a_key_that_was_taken_goes_with_the_stack_and_one_that_was_adopted_stays(

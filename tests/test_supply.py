@@ -157,6 +157,21 @@ print(usage_plan_key.app.__file__, callable({FUNCTION["Handler"]}), callable({WA
     assert said == ["0 True apigateway dynamodb sqs", "", f"{app} True True"]
 
 
+#: Whose a licence is; its metadata write it in many ways.
+FAMILY = "Apache|BSD|MIT|PSF"
+
+
+def test_security_md_has_each_package_of_the_artifact_with_its_licence(artifact: Path) -> None:
+    """The metadata have it in one of three fields."""
+    rows = re.findall(r"^\| (\w.*?) \| (\w.*?) \|$", (ROOT / "SECURITY.md").read_text(), re.MULTILINE)[1:]
+    told = {name: licence for licence, names in rows for name in re.sub(r" \(.*?\)", "", names).split(", ")}
+    there = {canonicalize_name(it.name): it.metadata for it in distributions(path=[str(artifact)])}
+    assert told.keys() == there.keys()
+    for name, it in there.items():
+        said = f"{it['License-Expression']} {it['License']} {it.get_all('Classifier')}"
+        assert set(re.findall(FAMILY, told[name])) == set(re.findall(FAMILY, said)), name
+
+
 def test_each_file_and_test_that_security_md_names_exists() -> None:
     text = (ROOT / "SECURITY.md").read_text()
     sources = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))

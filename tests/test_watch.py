@@ -382,5 +382,5 @@ def test_api_gateway_may_leave_an_empty_list_out(story: Story) -> None:
 
 
 def test_it_fails_if_it_cannot_read_the_ledger(story: Story) -> None:
-    with pytest.raises(FailedError, match="Could not read the ledger ledger in eu-west-1: .*AccessDenied"):
+    with pytest.raises(FailedError, match=r"Could not read the ledger ledger in eu-west-1: .*AccessDenied"):
         story.play("create A free; at read denied; watch")
