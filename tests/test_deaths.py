@@ -81,6 +81,9 @@ deaths before the answer and at its delivery count together, and after three nob
 deaths before the answer, and then it was not delivered: it is sent again
     queue; at create dies*4; at put cut; create A free = dies; again = dies; again = dies; again = dies;
     again = fails; again = FAILED 3 invocations died at this request; delete A free -> attached nothing
+what was not delivered, and the ledger cannot say so: it is sent again
+    queue; at create dies; create A free = dies; at put cut; at write ok ok denied; again = fails; again =
+    ATTACHED -> attached free
 what was not delivered, and nobody died, is sent again for as long as CloudFormation waits
     queue; at put cut*5; create A free = fails; again = fails; again = fails; again = fails; again =
     fails; again = ATTACHED; again = ATTACHED -> attached free
@@ -198,7 +201,7 @@ a wait beyond its end: it is answered at once
     attached nothing
 within a short ServiceTimeout the last try falls into the second half
     queue; at create busy*; create A free for=100 = waits; time 20; again = waits; time 20; again = FAILED
-    gave up after 3 attempts -> attached nothing
+    gave up after 3 attempts|try again later -> attached nothing
 a Delete that is refused to its end names what stays
     queue; create A free; at delete busy*; delete A free for=300 = waits; time 150; again = waits; time
     75; again = FAILED gave up after| Still attached: API key alice in usage plan free -> attached free

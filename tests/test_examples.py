@@ -93,6 +93,7 @@ DEPLOYS = {
     },
     "nested-customers.yaml": {"": "somebody in free, somebody in free"},
     "sam.yaml": {"": "acme in Free"},
+    "smallest.yaml": {"": "acme in Free"},
     "serverless/serverless.yml": {"": "acme in ApiGatewayUsagePlanFree"},
     "ssm-reference.yaml": {"": "acme in free"},
     "ssm-token.yaml": {"": "acme in free"},

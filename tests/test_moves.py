@@ -52,6 +52,10 @@ CloudFormation gives it up while it waits in the queue: the rollback attaches th
     queue; create A free; one: issue update A free pro; at create ok busy*3; serve one = waits 1-4;
     attached nothing; held free=A+away; back: arrive update A free free; again one = FAILED Superseded;
     attached nothing; time 2; serve back = REPAIRED; held free=A -> attached free
+it dies once the old one is attached again: that one is its own
+    queue; create A free; one: issue update A free pro; at create:pro ok denied; at create:free dead;
+    serve one = dies; again one = waits; time 60; again one = FAILED usage plan free; held free=A; delete
+    A free -> attached nothing
 a third plan blocks the way back: it is named, and what was not attached is let go of all the same
     create A free; at delete ok{hand+ third}; update A free pro = FAILED usage plan third (Third)|could
     not attach the detached key again: usage plan third (Third) for the API stage a:prod blocks it; held
@@ -62,6 +66,23 @@ it comes to nothing: it gives up while there is time to undo it
 somebody else attaches the old one before it is undone: it is theirs
     create A free; at create ok {hand+ free}denied; update A free pro = FAILED permission; held
     free=A!before; delete A free -> attached free
+""")
+
+test_a_rollback_that_fails_and_is_skipped = played("""
+the key stays in the new plan, and the next deploy moves it back, by the old id
+    create A free; update A free pro = MOVED; at create denied; update A free free = FAILED permission; held
+    free=A+away pro=A; attached pro; update A free free P1 = MOVED; held free=A; delete A free -> attached
+    nothing
+or by the new id
+    create A free; update A free pro = MOVED; at delete denied; update A pro free = FAILED permission;
+    attached pro; update A pro free P1 = MOVED; delete A pro -> attached free
+the next deploy is taken for a rollback: it is LOST, and comes back by the plan that the key is in
+    create A free; update A free pro = MOVED; at delete denied; update A pro free = FAILED permission;
+    update A free free P1 = LOST; attached pro; update A free pro P2 = VERIFIED; update A pro free P3 = MOVED;
+    delete A pro; delete A free -> attached nothing
+the plans share no stage: the key is in both, and the old one is verified
+    create A free; update A free gold; at get denied; update A free free = FAILED permission; attached free
+    gold; update A free free P1 = VERIFIED; held free=A; delete A free -> attached nothing
 """)
 
 test_a_move_begins_only_while_there_is_time_to_undo_it = played("""

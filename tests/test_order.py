@@ -48,6 +48,9 @@ FAILED stays FAILED, though it would succeed by now
 a value that nobody can look up is left out
     one: issue create A free Value; serve one; at get denied; again one = ATTACHED; hand- free; again one
     = ATTACHED -> attached nothing
+a value is looked up while there is time to deliver it
+    one: issue create A free Value; serve one; seconds 15; again one = ATTACHED; calls get=1; seconds 9;
+    again one = ATTACHED; calls none -> attached free
 a value that there is no time to look up waits for the next turn
     queue; one: issue create A free Value; serve one; at get throttled*9; again one = waits; at get; again
     one = ATTACHED -> attached free

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .story import play, played, told
+from .story import play, played, staged, told
 from .test_docs import BLOCKS, OPERATE, RESOURCES, TEMPLATE, run, section, table
 
 #: What has happened before and after the backup; then what the templates declare.
@@ -50,6 +50,15 @@ swapped: one customer is without a key until the other resource is deployed
 """
 HARMED = {name.partition(":")[0] for name in told(HARM)}
 test_a_hold_that_has_ended_does_harm = played(HARM)
+
+
+@pytest.mark.parametrize("request_", ["create A free", "update A free free P1"])
+def test_a_resource_whose_page_somebody_has_deleted_holds_its_key_again(request_: str) -> None:
+    with staged() as story:
+        story.play("create A free")
+        del story.db.items[next(pk for pk in story.db.items if pk.startswith("holder"))]
+        story.play(f"{request_} = ATTACHED; held free=A; delete A free")
+        assert not story.api.attached
 
 
 def test_the_manual_sends_each_kind_to_the_ledger_that_is_right_for_it() -> None:

@@ -54,6 +54,9 @@ lost in a rollback: CloudFormation goes on as if it were attached, and no repair
 there before us: somebody else may have removed it for good
     hand+ free; create A free Adopt; hand- free; watch repairs missing=free; log No repair touches it: it
     was there before the stack, so somebody else may have removed it for good -> attached nothing
+it wants another one, and a later Update has failed: what an earlier life has left is not its own
+    create A gold; create A free; update A free nope = FAILED there is no; hand- gold; watch nothing ->
+    attached free
 a request has touched it within the last hour and a minute
     create A free; hand- free; time 3658; watch now nothing; time 3; watch now missing=free -> drift 1
 a request without an issue time was answered within the hour

@@ -47,7 +47,7 @@ class UsagePlanKey(CustomResource):
 
     Use it instead of `plan.add_api_key(key)` and `CfnUsagePlanKey`, which declare a native
     AWS::ApiGateway::UsagePlanKey. Two resources cannot both attach the same key, so the CDK refuses to
-    synthesise an app that declares both.
+    synthesise an app that declares both, unless this one has OnExisting.ADOPT or OnExisting.TAKE.
     """
 
     def __init__(

@@ -63,7 +63,7 @@ export interface UsagePlanKeyProps {
  *
  * Use it instead of `plan.addApiKey(key)` and `CfnUsagePlanKey`, which declare a native
  * AWS::ApiGateway::UsagePlanKey. Two resources cannot both attach the same key, so the CDK refuses to
- * synthesise an app that declares both.
+ * synthesise an app that declares both, unless this one has OnExisting.ADOPT or OnExisting.TAKE.
  */
 export class UsagePlanKey extends CustomResource {
   /** The stages that look for natives when the CDK validates them. */

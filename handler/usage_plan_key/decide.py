@@ -326,7 +326,7 @@ def _absent(state: Snapshot, request: CreateOrUpdate, facts: Facts) -> Step:
         return Step(Finish(marker, wanted), state, facts)
     if stands is Standing.STRANGERS and request.on_existing is OnExisting.FAIL:
         return _failed(state, request, facts, rules.held_by_others(request, entry))
-    if stands is not Standing.THIS:
+    if stands is not Standing.THIS or wanted not in state.record.holds:  # Somebody may have deleted a page.
         state = state.held(holder, wanted, Hold(request.id))
         facts = facts._replace(touched=True)
     has_begun = request.id in entry.attaching
