@@ -56,7 +56,7 @@ mutants: $(READY) ## find changes of the code that no test notices; an hour
 check: $(READY) ## play every order of events in small worlds; 15 minutes
 	@PYTHONPATH=.:handler $(BIN)/python -m tests.check $(ARGS)
 
-benchmark: $(READY) ## everything at once, in virtual time: table and chart; a minute
+benchmark: $(READY) ## everything at once, in virtual time: table and chart; 5 minutes
 	@PYTHONPATH=.:handler $(BIN)/python -m benchmarks $(ARGS)
 
 honest: $(READY) ## the same in real time, in a hundred processes
@@ -102,7 +102,7 @@ $(READY): tests/requirements.txt tests/runtime.txt handler/requirements.txt
 	    echo "Python 3.11 or newer is needed, here as python3 or as make PYTHON=/path/to/it. Found: $$("$$PYTHON" --version 2>&1)" >&2; exit 1; }
 	@"$$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || { \
 	    echo "$$PYTHON lacks venv or ensurepip; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
-	@"$$PYTHON" -I tests/environment.py
+	@"$$PYTHON" -I tests/environment.py $^
 
 $(CDK)/ready: $(READY) examples/cdk-python/requirements.txt examples/cdk-typescript/package.json
 	@command -v npm >/dev/null || { echo "make cdk needs node and npm; neither is installed here" >&2; exit 1; }

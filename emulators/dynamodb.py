@@ -3,8 +3,6 @@
 It takes the conditions that `Table` writes, and no others.
 """
 
-from __future__ import annotations
-
 import copy
 from types import SimpleNamespace
 from typing import Any, Final

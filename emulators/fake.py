@@ -1,12 +1,4 @@
-"""API Gateway in memory: has the methods of boto3's `apigateway` client, and refuses calls by rules.py.
-
->>> api = ApiGateway()
->>> api.plans["free"] = Plan("Free", (("api", "prod"),))
->>> api.keys["k1"] = Key("alice", "secret")
->>> _ = api.create_usage_plan_key(usagePlanId="free", keyId="k1", keyType="API_KEY")
->>> api.attached
-{('k1', 'free')}
-"""
+"""API Gateway in memory: has the methods of boto3's `apigateway` client, and refuses calls by rules.py."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -145,8 +137,8 @@ class ApiGateway:
         return {"id": key, "type": "API_KEY", **self.keys[key]._asdict()}
 
     def _usage_plan(self, plan: str) -> dict[str, Any]:
-        name, stages = self.plans[plan]
-        return {"id": plan, "name": name, "apiStages": [{"apiId": api, "stage": it} for api, it in stages]}
+        stages = [{"apiId": api, "stage": stage} for api, stage in self.plans[plan].stages]
+        return {"id": plan, "name": self.plans[plan].name, "apiStages": stages}
 
 
 def _page(items: list[dict[str, Any]], position: str | None, limit: int) -> dict[str, Any]:

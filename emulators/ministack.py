@@ -25,19 +25,20 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPSConnection
+from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
+from urllib.request import urlopen
 from uuid import uuid4
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError, WaiterError
 from samtranslator.yaml_helper import yaml_parse
 
 from .proxy import Proxy
@@ -61,10 +62,6 @@ class StartError(Exception):
     """An emulator did not start."""
 
 
-class InvokeError(Exception):
-    """A function has raised an error."""
-
-
 @dataclass(frozen=True)
 class Deployment:
     """How a stack operation ended."""
@@ -79,7 +76,6 @@ class Deployment:
 
     @property
     def failures(self) -> str:
-        """List every failed resource, and why it failed."""
         return "; ".join(f"{name}: {reason}" for name, reason in self._failed())
 
     def _failed(self) -> list[tuple[str, str]]:
@@ -87,27 +83,20 @@ class Deployment:
         return [(event["LogicalResourceId"], event.get("ResourceStatusReason", "")) for event in failed]
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A request of CloudFormation's and the function's answer, from the function's log."""
 
     kind: str
     logical_id: str
-    asked_id: str | None
-    """None on Create."""
+    asked_id: str | None  # None on Create
     status: str
     answered_id: str
-    outcome: str
-    """Empty on Delete, and if the request failed."""
-    reason: str
-    """Why the request failed."""
+    outcome: str  # empty on Delete, and if the request failed
+    reason: str  # why it failed
 
 
 class Aws:
-    """A running MiniStack."""
-
     def __init__(self, port: int, certificate: Path, proxy: Proxy) -> None:
-        """Connect to this port of the loopback interface."""
         self.port, self.certificate, self.proxy = port, certificate, proxy
         self.emulated = {"ApiGatewayEndpoint": proxy.url, "ResponseHost": f"localhost:{port}"}
         """With these parameters of template.yaml the function finds this AWS, and sends it keys' values."""
@@ -120,7 +109,6 @@ class Aws:
         return self._clients[service, url]
 
     def close(self) -> None:
-        """Close the clients' connections."""
         for client in self._clients.values():
             client.close()
 
@@ -136,52 +124,43 @@ class Aws:
         lines = [json.loads(line) for line in self.log(function) if line.startswith("{")]
         return [
             Request(
-                kind=line["RequestType"],
-                logical_id=line["LogicalResourceId"],
-                asked_id=line.get("PhysicalResourceId"),
-                status=line["status"],
-                answered_id=line["AnswerId"],
-                outcome=line["outcome"] if line["outcome"] != line["status"] else "",
-                reason=line["message"].removeprefix("FAILED ") if line["status"] == "FAILED" else "",
+                *(line["RequestType"], line["LogicalResourceId"], line.get("PhysicalResourceId")),
+                *(line["status"], line["AnswerId"], line["outcome"].replace(line["status"], "")),
+                line["message"].removeprefix("FAILED ") if line["status"] == "FAILED" else "",
             )
             for line in lines
             if "status" in line
         ]
 
-    def ask(self, function: str, event: dict[str, Any]) -> dict[str, Any]:
-        """Send a request to a function as CloudFormation does, and wait for its answer.
+    def addressed(self, **event: Any) -> dict[str, Any]:
+        """Address a request to S3, whose URL carries the time of issue; MiniStack's own does not."""
+        s3, name = self._bucket(ANSWER_BUCKET), str(uuid4())
+        url = s3.generate_presigned_url("put_object", Params={"Bucket": ANSWER_BUCKET, "Key": name})
+        return {"ResponseURL": url, "RequestId": name, "ResourceType": "Custom::UsagePlanKey", **event}
 
-        It invokes asynchronously. Its ResponseURL is a pre-signed URL of S3's, which carries the time of
-        issue; MiniStack's does not.
-        """
-        s3, place = self._bucket(ANSWER_BUCKET), {"Bucket": ANSWER_BUCKET, "Key": str(uuid4())}
-        url = s3.generate_presigned_url("put_object", Params=place)
-        given = {
-            "ResponseURL": url,
-            "RequestId": place["Key"],
-            "ResourceType": "Custom::UsagePlanKey",
-            **event,
-        }
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        s3, place = self.client("s3"), {"Bucket": ANSWER_BUCKET, "Key": request["RequestId"]}
+        often = {"Delay": 0.05, "MaxAttempts": 20 * PATIENCE}
+        try:
+            s3.get_waiter("object_exists").wait(**place, WaiterConfig=often)
+        except WaiterError as error:
+            raise TimeoutError(f"There is no answer to {request}") from error
+        return dict(json.load(s3.get_object(**place)["Body"]))
+
+    def ask(self, function: str, event: dict[str, Any]) -> dict[str, Any]:
+        """Send a request to a function as CloudFormation does, asynchronously, and wait for its answer."""
+        request = self.addressed(**event)
         invoke = self.client("lambda").invoke
-        invoke(FunctionName=function, InvocationType="Event", Payload=json.dumps(given))
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            with suppress(s3.exceptions.NoSuchKey):
-                answer: dict[str, Any] = json.load(s3.get_object(**place)["Body"])
-                return answer
-            time.sleep(0.05)
-        raise TimeoutError(f"{function} has not answered {event}")
+        invoke(FunctionName=function, InvocationType="Event", Payload=json.dumps(request))
+        return self.answer(request)
 
     def invoke(self, function: str, event: dict[str, Any]) -> Any:
-        """Invoke a function as an operator does; return its result."""
         reply = self.client("lambda").invoke(FunctionName=function, Payload=json.dumps(event))
         returned = json.load(reply["Payload"])
-        if "FunctionError" in reply:
-            raise InvokeError(f"{returned['errorType']}: {returned['errorMessage']}")
+        assert "FunctionError" not in reply, returned
         return returned
 
     def deploy(self, stack: str, template: Template, **parameters: str) -> Deployment:
-        """Create the stack, or update it, and wait."""
         cloudformation, before = self.client("cloudformation"), self._events(stack)
         operation = cloudformation.update_stack if before else cloudformation.create_stack
         operation(
@@ -193,7 +172,6 @@ class Aws:
         return self._finished(stack, before)
 
     def delete(self, stack: str) -> Deployment:
-        """Delete the stack, and wait."""
         stack_id = self.stack_id(stack)
         before = self._events(stack_id)
         self.client("cloudformation").delete_stack(StackName=stack_id)
@@ -204,17 +182,14 @@ class Aws:
         return str(self._stack(stack)["StackId"])
 
     def outputs(self, stack: str) -> dict[str, str]:
-        """Read the stack's outputs."""
         outputs = self._stack(stack).get("Outputs", [])
         return {output["OutputKey"]: output["OutputValue"] for output in outputs}
 
     def physical_ids(self, stack: str) -> dict[str, str]:
-        """Read the physical ids of the stack's resources."""
         found = self.client("cloudformation").describe_stack_resources(StackName=stack)["StackResources"]
         return {resource["LogicalResourceId"]: resource["PhysicalResourceId"] for resource in found}
 
     def log(self, function: str) -> list[str]:
-        """Read every line of the function's log."""
         configuration = self.client("lambda").get_function_configuration(FunctionName=function)
         group = configuration.get("LoggingConfig", {}).get("LogGroup", f"/aws/lambda/{function}")
         pages = self.client("logs").get_paginator("filter_log_events").paginate(logGroupName=group)
@@ -333,14 +308,28 @@ def _process(directory: Path, port: int, certificate: Path, key: Path) -> Iterat
         "AWS_CA_BUNDLE": str(certificate),
         "AWS_EC2_METADATA_DISABLED": "true",
     }
-    output = directory / "ministack.log"
+    # Not `-m ministack`, which also takes port 443 if it may. With -P, `import ministack` does not find this
+    # file.
+    server = [sys.executable, "-P", MENDED, "--workers", "0", "--bind", f"127.0.0.1:{port}"]
+    server += ["ministack.app:app", "--config", "python:ministack.core.hypercorn_conf"]
+    tls, health = ssl.create_default_context(cafile=certificate), f"{_url(port)}/_ministack/health"
+
+    def ask() -> None:
+        urlopen(health, timeout=5, context=tls).close()  # noqa: S310  # it is https
+
+    with started(server, directory, environment, directory / "ministack.log", ask):
+        yield
+
+
+@contextmanager
+def started(
+    command: list[Any], folder: Path, environment: Mapping[str, str], output: Path, ask: Callable[[], object]
+) -> Iterator[Process]:
+    """Run an emulator as a process group, from the moment at which it answers."""
     with output.open("wb") as sink:
-        # Not `-m ministack`, which also takes port 443 if it may. With -P, `import ministack` does not find
-        # this file.
-        server = ["-P", MENDED, "--workers", "0", "--bind", f"127.0.0.1:{port}", "ministack.app:app"]
         process = subprocess.Popen(
-            [sys.executable, *server, "--config", "python:ministack.core.hypercorn_conf"],
-            cwd=directory,
+            command,
+            cwd=folder,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=sink,
@@ -348,36 +337,31 @@ def _process(directory: Path, port: int, certificate: Path, key: Path) -> Iterat
             start_new_session=True,
         )
     try:
-        _wait_until_healthy(process, port, certificate, output)
-        yield
-    finally:
-        _stop(process)
+        deadline, answers = time.monotonic() + PATIENCE, False
+        while not answers:
+            if process.poll() is not None or time.monotonic() > deadline:
+                said = output.read_text(errors="replace")[-2000:]
+                raise StartError(f"{Path(command[0]).name} did not start:\n{said}")
+            with suppress(OSError, HTTPException):
+                ask()
+                answers = True
+            time.sleep(0.01)
+        yield process
+    finally:  # At once: it has nothing to save. Lambda's runtime is in a process group of its own.
+        for pid in children(process):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
-def _wait_until_healthy(process: Process, port: int, certificate: Path, output: Path) -> None:
-    tls = ssl.create_default_context(cafile=certificate)
-    deadline = time.monotonic() + PATIENCE
-    while process.poll() is None and time.monotonic() < deadline:
-        with (
-            suppress(OSError, HTTPException),
-            closing(HTTPSConnection("localhost", port, timeout=5, context=tls)) as connection,
-        ):
-            connection.request("GET", "/_ministack/health")
-            if connection.getresponse().status == 200:
-                return
-        time.sleep(0.1)
-    raise StartError(f"MiniStack did not start:\n{output.read_text(errors='replace')[-2000:]}")
-
-
-def _stop(process: Process) -> None:
-    """Kill MiniStack and its functions at once; it has nothing to save."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def children(process: Process) -> list[int]:
+    lists = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return [int(pid) for listed in lists for pid in listed.read_text().split()]
 
 
 def free_port() -> int:
-    """Find a port of the loopback address that nobody listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

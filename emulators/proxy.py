@@ -42,20 +42,15 @@ class Call(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """An answer on its way back."""
-
     status: int
     headers: list[tuple[str, str]]
     body: bytes
 
 
 class Handler(tls.Handler):
-    """One connection of a client."""
-
     server: "Proxy"
 
     def do_GET(self) -> None:
-        """Serve any method alike."""
         self.reply(*self._serve(self.body()))
 
     do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = do_GET
@@ -80,12 +75,9 @@ class Handler(tls.Handler):
         return answer
 
     def _hand_on(self, body: bytes) -> Answer:
-        """Hand this request on to the emulator; return its answer."""
         headers = {name: value for name, value in self.headers.items() if name.lower() not in FRAMING}
-        emulator = HTTPSConnection(
-            "localhost", self.server.emulator, timeout=300, context=self.server.trusting
-        )
-        with closing(emulator) as connection:
+        at, tls_ = self.server.emulator, self.server.trusting
+        with closing(HTTPSConnection("localhost", at, timeout=300, context=tls_)) as connection:
             connection.request(self.command, self.path, body or None, headers)
             response = connection.getresponse()
             content = response.read()
@@ -168,7 +160,6 @@ class Proxy(tls.Server):
 
 
 def _refused(refusal: Refusal) -> Answer:
-    """Write a refusal as an error of the REST JSON protocol."""
     headers = [("Content-Type", "application/json"), ("x-amzn-ErrorType", refusal.code)]
     if refusal.retry_after is not None:
         headers.append(("Retry-After", str(refusal.retry_after)))

@@ -9,14 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from hashlib import md5
 from http.client import HTTPConnection
@@ -25,11 +24,12 @@ from threading import Event, Lock
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from botocore import xform_name
 from botocore.exceptions import ClientError
 
 from .dynamodb import DynamoDb
 from .fake import ApiGateway
-from .ministack import StartError, free_port
+from .ministack import StartError, children, free_port, started
 from .tls import Handler, Server
 
 ROOT = Path(__file__).parents[1]
@@ -39,8 +39,6 @@ RIE = RUNTIME / "aws-lambda-rie"
 HANDLER = "usage_plan_key.app.handler"
 #: Starts awslambdaric as Lambda does: the artifact comes first on the path, and no package of this machine.
 START = "import sys; sys.path[:0] = sys.argv[2:]; from awslambdaric.__main__ import main; main(sys.argv)"
-#: Seconds until the emulator has to listen.
-PATIENCE = 10.0
 
 
 @dataclass
@@ -52,7 +50,6 @@ class Function:
     output: Path
 
     def invoke(self, event: Mapping[str, Any]) -> Any:
-        """Invoke it; return its result, or Lambda's account of its error."""
         path = "/2015-03-31/functions/function/invocations"
         with closing(HTTPConnection("127.0.0.1", self.port, timeout=120)) as connection:
             connection.request("POST", path, json.dumps(event))
@@ -64,7 +61,6 @@ class Function:
 
     @property
     def log(self) -> str:
-        """Read the output of the function and the emulator."""
         return self.output.read_text()
 
     def milliseconds(self, phase: str, count: int = 1) -> float:
@@ -77,8 +73,7 @@ class Function:
 
     @property
     def pid(self) -> int:
-        """Find the Python process, which is the emulator's child."""
-        (pid,) = _children(self.process)
+        (pid,) = children(self.process)
         return pid
 
     @property
@@ -106,53 +101,27 @@ def function(
     if not RIE.is_file():
         raise StartError(f"{RIE} is missing: run `make test`, on Linux (RIE is made for no other system)")
     port, inner = free_port(), free_port()
-    emulator: list[str | Path] = [RIE, "--log-level", "info", "--runtime-api-address", f"127.0.0.1:{inner}"]
+    emulator = [RIE, "--log-level", "info", "--runtime-api-address", f"127.0.0.1:{inner}"]
     emulator += ["--runtime-interface-emulator-address", f"127.0.0.1:{port}"]
+    given = {
+        "PATH": os.environ["PATH"],
+        "LANG": "C.UTF-8",
+        "AWS_LAMBDA_FUNCTION_NAME": "usage-plan-key",
+        "AWS_LAMBDA_FUNCTION_TIMEOUT": str(timeout),
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512",
+        **dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), "eu-central-1"),
+        **dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "testing"),
+        **environment,
+    }
+    command = [*emulator, python, "-I", "-S", "-c", start, handler, artifact, runtime]
+
+    def ask() -> None:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         output = Path(folder, "output")
-        with output.open("wb") as sink:
-            process = subprocess.Popen(
-                [*emulator, python, "-I", "-S", "-c", start, handler, artifact, runtime],
-                cwd=artifact,
-                env={
-                    "PATH": os.environ["PATH"],
-                    "LANG": "C.UTF-8",
-                    "AWS_LAMBDA_FUNCTION_NAME": "usage-plan-key",
-                    "AWS_LAMBDA_FUNCTION_TIMEOUT": str(timeout),
-                    "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "512",
-                    **dict.fromkeys(("AWS_REGION", "AWS_DEFAULT_REGION"), "eu-central-1"),
-                    **dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "testing"),
-                    **environment,
-                },
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        try:
-            running = Function(process, port, output)
-            _wait(running)
-            yield running
-        finally:
-            # At once; the function is in a process group of its own.
-            for pid in (*_children(process), process.pid):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            process.wait()
-
-
-def _wait(running: Function) -> None:
-    ends = time.monotonic() + PATIENCE
-    while running.process.poll() is None and time.monotonic() < ends:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", running.port), timeout=1):
-            return
-        time.sleep(0.005)
-    raise StartError(f"Lambda's emulator did not start:\n{running.log}")
-
-
-def _children(process: subprocess.Popen[bytes]) -> list[int]:
-    lists = Path(f"/proc/{process.pid}/task").glob("*/children")
-    return [int(pid) for listed in lists for pid in listed.read_text().split()]
+        with started(command, artifact, given, output, ask) as process:
+            yield Function(process, port, output)
 
 
 class Api(Server):
@@ -161,15 +130,12 @@ class Api(Server):
     def __init__(self, gateway: ApiGateway, host: str = "127.0.0.1", certificate: Path | None = None) -> None:
         """Bind a free port of one address; with a certificate (after its key) use TLS."""
         super().__init__(_Handler, host, certificate)
-        self.gateway, self.url = gateway, self.place
+        self.gateway, self.url, self.table, self.queued = gateway, self.place, DynamoDb(), list[str]()
         self.hangs = False
         """Whether it answers byte after byte, for ever, so that no socket times out."""
         self.takes = 0.0
         """Seconds that each call to API Gateway takes; the other calls take none."""
-        self.lock = Lock()
-        self.table = DynamoDb()
-        self.queued: list[str] = []
-        self.stopped = Event()
+        self.lock, self.stopped = Lock(), Event()
 
     def __exit__(self, *_: object) -> None:
         self.stopped.set()
@@ -180,10 +146,13 @@ class _Handler(Handler):
     server: Api
 
     def do_GET(self) -> None:
-        """Serve any method alike."""
         api, body = self.server, self.body()
         if api.hangs:
-            self._trickle()
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nx-slow: ")
+            while not api.stopped.wait(0.5):
+                self.wfile.write(b".")
+                self.wfile.flush()
+            self.close_connection = True
             return
         with api.lock:
             status, answered = self._serve(json.loads(body) if body else {})
@@ -194,25 +163,15 @@ class _Handler(Handler):
 
     do_POST = do_DELETE = do_GET
 
-    def _trickle(self) -> None:
-        self.wfile.write(b"HTTP/1.1 200 OK\r\nx-slow: ")
-        while not self.server.stopped.wait(0.5):
-            self.wfile.write(b".")
-            self.wfile.flush()
-        self.close_connection = True
-
     def _serve(self, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         api, (_, _, operation) = self.server, self.headers.get("x-amz-target", "").partition(".")
         try:
-            match operation:
-                case "TransactGetItems":
-                    return 200, api.table.transact_get_items(**asked)
-                case "TransactWriteItems":
-                    return 200, api.table.transact_write_items(**asked)
-                case "SendMessage":
-                    api.queued.append(asked["MessageBody"])
-                    digest = md5(asked["MessageBody"].encode(), usedforsecurity=False).hexdigest()
-                    return 200, {"MessageId": str(len(api.queued)), "MD5OfMessageBody": digest}
+            if operation.startswith("Transact"):
+                return 200, getattr(api.table, xform_name(operation))(**asked)
+            if operation == "SendMessage":
+                api.queued.append(asked["MessageBody"])
+                digest = md5(asked["MessageBody"].encode(), usedforsecurity=False).hexdigest()
+                return 200, {"MessageId": str(len(api.queued)), "MD5OfMessageBody": digest}
             time.sleep(api.takes)
             answered = self._ask_gateway(api.gateway, asked)
         except ClientError as error:

@@ -29,7 +29,6 @@ class Put(NamedTuple):
 
     @property
     def answer(self) -> dict[str, Any]:
-        """Read the body as JSON."""
         return json.loads(self.body)  # type: ignore[no-any-return]  # an answer is an object
 
 
@@ -42,7 +41,6 @@ class Sink(Server):
         """Bind a free port of 127.0.0.1, with a certificate of its own or another sink's."""
         self.replies, self.puts = list(replies), list[Put]()
         self.connections: list[socket.socket] = []
-        """Every connection that a client made."""
         self._folder = tempfile.TemporaryDirectory()
         self.certificate = Path(self._folder.name, "sink.pem")
         """Clients trust it as SSL_CERT_FILE."""
@@ -58,7 +56,6 @@ class Sink(Server):
 
     @property
     def answers(self) -> list[dict[str, Any]]:
-        """Read the body of each PUT as JSON."""
         return [put.answer for put in self.puts]
 
     def wait(self, puts: int = 1, seconds: float = 5.0) -> bool:
@@ -75,7 +72,6 @@ class Sink(Server):
         self._folder.cleanup()
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept, and keep the connection."""
         connection, address = super().get_request()
         self.connections.append(connection)
         return connection, address
@@ -100,7 +96,6 @@ class _Handler(Handler):
     timeout = 30
 
     def do_PUT(self) -> None:
-        """Record it, and reply as the sink says."""
         headers = {name.lower(): value for name, value in self.headers.items()}
         reply = self.server.take(Put(self.path, headers, self.body()))
         if isinstance(reply, int):
@@ -115,7 +110,6 @@ class Proxy(Server):
     """A proxy for HTTPS_PROXY, with a sink behind it. It listens only inside `with`."""
 
     def __init__(self, sink: Sink) -> None:
-        """Bind a free port of 127.0.0.1."""
         super().__init__(_Tunnel)
         self.sink, self.connects = sink, list[tuple[str, str | None]]()
         """The target of each tunnel, and its Proxy-Authorization."""
@@ -125,7 +119,6 @@ class _Tunnel(Handler):
     server: Proxy
 
     def do_CONNECT(self) -> None:
-        """Go on as the sink would."""
         self.server.connects.append((self.path, self.headers["proxy-authorization"]))
         self.send_response_only(200)
         self.end_headers()

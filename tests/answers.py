@@ -1,7 +1,5 @@
 """Shared by the tests of answers: events, a listener on the log, and a server for the answers."""
 
-from __future__ import annotations
-
 import json
 import logging
 import time
@@ -26,10 +24,8 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    for name in ("https_proxy", "http_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+    proxies = ("https_proxy", "http_proxy", "all_proxy", "no_proxy")
+    for name in (*proxies, *map(str.upper, proxies), "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -66,41 +62,22 @@ def failed(reason: str = "The plan is full") -> Response:
     return Response(success=False, reason=reason)
 
 
-class Lines(logging.Handler):
-    """Collects every record that the loggers let through."""
-
-    def __init__(self) -> None:
-        super().__init__(level=1)
-        self.records: list[logging.LogRecord] = []
-        self.setFormatter(logging.Formatter())
-
-    def emit(self, record: logging.LogRecord) -> None:
-        record.text = self.format(record)
-        self.records.append(record)
-
-    @property
-    def messages(self) -> list[str]:
-        return [record.getMessage() for record in self.records]
-
-    @property
-    def errors(self) -> list[str]:
-        return [record.getMessage() for record in self.records if record.levelno == logging.ERROR]
-
-    def secrets(self, url: str) -> list[str]:
-        """Find the records that show a secret in their text, traceback or attributes."""
-        shown = [f"{record.name}: {record.__dict__}" for record in self.records]
-        return [line for line in shown if VALUE in line or SIGNATURE in line or url in line]
+Lines = pytest.LogCaptureFixture
 
 
 @pytest.fixture
-def everything() -> Iterator[Lines]:
+def everything(caplog: Lines) -> Lines:
     """Set the root logger to DEBUG, as Lambda's ApplicationLogLevel can, and collect all records."""
-    lines, root, package = Lines(), logging.getLogger(), logging.getLogger("usage_plan_key")
-    level, package_level = root.level, package.level
-    root.addHandler(lines)
-    root.setLevel(logging.DEBUG)
-    package.setLevel(logging.DEBUG)
-    yield lines
-    root.removeHandler(lines)
-    root.setLevel(level)
-    package.setLevel(package_level)
+    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, "usage_plan_key")
+    return caplog
+
+
+def errors(log: Lines) -> list[str]:
+    return [record.getMessage() for record in log.records if record.levelno == logging.ERROR]
+
+
+def secrets(log: Lines, url: str) -> list[str]:
+    """Find the records that show a secret in their text, traceback or attributes."""
+    shown = [f"{record.name}: {record.getMessage()} {record.__dict__}" for record in log.records]
+    return [line for line in shown if VALUE in line or SIGNATURE in line or url in line]

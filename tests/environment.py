@@ -1,4 +1,4 @@
-"""Sets up .venv, which every target of the Makefile runs on: python3 -I tests/environment.py, from the root.
+"""Sets up .venv, which every target of the Makefile runs on; make starts it, from the root.
 
 It has only the standard library. Its last step makes .venv/ready, so make never takes an interrupted set-up
 for a finished one, and begins anew. Several at once make one .venv: the others wait for it.
@@ -19,8 +19,7 @@ from pathlib import Path
 
 VENV = Path(".venv")
 READY, LOG, RUNTIME = VENV / "ready", VENV / "pip.log", VENV / "runtime"
-#: If one of these is newer than .venv, make makes .venv anew; the Makefile has the same list.
-NEEDS = ("tests/requirements.txt", "tests/runtime.txt", "handler/requirements.txt")
+
 #: urllib3, inside pip, begins with this to say why it tries again.
 BROKEN = "connection broken by "
 
@@ -31,8 +30,8 @@ def say(text: str) -> None:
 
 
 def is_ready() -> bool:
-    """Judge as make does."""
-    return READY.exists() and all(READY.stat().st_mtime >= Path(need).stat().st_mtime for need in NEEDS)
+    """Judge as make does, which names the files that .venv may not be older than."""
+    return READY.exists() and all(READY.stat().st_mtime >= Path(it).stat().st_mtime for it in sys.argv[1:])
 
 
 def set_up(lock: int) -> None:

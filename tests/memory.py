@@ -7,16 +7,17 @@ from usage_plan_key.retry import Deadline
 
 
 class Clock:
-    """Virtual time, in seconds."""
+    """Virtual time, in seconds, and the length of each sleep."""
 
     def __init__(self, now: float = 1_764_000_000.0) -> None:
-        self.now = now
+        self.now, self.slept = now, list[float]()
 
     def time(self) -> float:
         return self.now
 
     def sleep(self, seconds: float, /) -> None:
         self.now += seconds
+        self.slept.append(seconds)
 
 
 def within(seconds: float, clock: Clock, **more: Any) -> Deadline:

@@ -1,10 +1,6 @@
 """Runs sam as a person does: validates, builds, invokes every file in events/ and checks its answer.
 
-Needed: Linux, Docker, Python 3.13 on PATH, and aws-sam-cli in an environment of its own, because its
-    pins differ from this project's:
-
-    python3 -m venv /tmp/sam && /tmp/sam/bin/pip install aws-sam-cli
-    make sam-local ARGS="--sam /tmp/sam/bin/sam"
+Needed: Linux, Docker, and on PATH Python 3.13 and sam, in an environment of its own (docs/local.md).
 """
 
 from __future__ import annotations
@@ -50,14 +46,14 @@ def bridge() -> str:
     return network.get("Gateway") or str(ip_network(network["Subnet"])[1])
 
 
-def check(sam: str, api: Api, variables: Path) -> None:
+def check(api: Api, variables: Path) -> None:
     """Validate, build, and invoke each file in its situation; end at the first unexpected answer."""
-    ran(sam, "validate", "--lint")
-    ran(sam, "build")
+    ran("sam", "validate", "--lint")
+    ran("sam", "build")
     for name, (before, attached, _, then) in SITUATIONS.items():
         api.gateway.attached = attached | ({IN_FREE} if "create" in before else set())
-        invoke = ("local", "invoke", FUNCTION, "--event", f"events/{name}.json", "--env-vars", str(variables))
-        answer, expected = json.loads(ran(sam, *invoke).strip().splitlines()[-1]), whole(name)
+        invoke = ("sam", "local", "invoke", FUNCTION, "-e", f"events/{name}.json", "-n", str(variables))
+        answer, expected = json.loads(ran(*invoke).strip().splitlines()[-1]), whole(name)
         for reasoned in (expected, answer):  # A container's log stream has a name of its own.
             if "Reason" in reasoned:
                 reasoned["Reason"] = reasoned["Reason"].rpartition(" (log stream: ")[0]
@@ -80,15 +76,12 @@ def serve(api: Api, variables: Path) -> None:
 
 def main() -> None:
     """Start the strict API Gateway, and lead sam there."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--sam", default=shutil.which("sam"), help="the command")
+    parser = argparse.ArgumentParser(description=__doc__)
     serves = "only serve the strict API Gateway, for sam local invoke --env-vars FILE"
     parser.add_argument("--api", metavar="FILE", type=Path, help=serves)
     options = parser.parse_args()
-    if not options.api and not options.sam:
-        sys.exit("There is no sam on PATH, and none was named (--sam)")
+    if not options.api and not shutil.which("sam"):
+        sys.exit("There is no sam on PATH")
     given = json.loads((ROOT / "env.json").read_text())
     with tempfile.TemporaryDirectory() as folder, Api(gateway(), bridge()) as api:
         given[FUNCTION]["AWS_ENDPOINT_URL_API_GATEWAY"] = api.url
@@ -97,7 +90,7 @@ def main() -> None:
         if options.api:
             serve(api, variables)
         else:
-            check(options.sam, api, variables)
+            check(api, variables)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Every call to API Gateway, put through every kind of reply: boto3's own client, below it a script."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -14,8 +12,9 @@ from botocore import exceptions
 from botocore.awsrequest import AWSResponse
 from botocore.config import Config
 
+from emulators import rules
 from usage_plan_key.api_gateway import ApiGateway, InPlan
-from usage_plan_key.errors import FailedError, MissingError, OutOfTimeError, TurnOverError
+from usage_plan_key.errors import Again, FailedError, MissingError, OutOfTimeError, TurnOverError
 from usage_plan_key.model import Association, Key, Rival
 from usage_plan_key.retry import BEFORE_CALL
 
@@ -38,8 +37,12 @@ PLAN = "GET /usageplans/p9r0p1"
 PLANS = "GET /usageplans?keyId=a1b2c3d4e5&limit=500"
 
 
+def sends(body: bytes, kind: str = "application/json", status: int = 200) -> Reply:
+    return status, body, {"content-type": kind}
+
+
 def says(fields: object, status: int = 200) -> Reply:
-    return status, json.dumps(fields).encode(), {"content-type": "application/json"}
+    return sends(json.dumps(fields).encode(), status=status)
 
 
 def refuses(status: int, code: str, message: object = "", retry_after: str = "") -> Reply:
@@ -95,15 +98,15 @@ class Aws:
 
     @property
     def waited(self) -> float:
-        """The length of all sleeps, in seconds."""
-        return self.clock.now - self.began
+        return sum(self.clock.slept)
 
-    def does(self, what: str, *script: tuple[str, Reply], seconds: float = 600.0, **more: Any) -> Any:
-        """Have the function attach, look, detach or list, and hear this."""
+    def hears(self, script: Script, seconds: float = 600.0, **more: Any) -> Any:
+        """Have the function attach, look, detach or list, as the first request says."""
         self.script += script
         deadline = within(seconds, self.clock, dice=random.Random(0), **more)
-        if what == "list":
+        if self.script[0][0] == LIST:
             return self.api.keys_in("p9r0p1", deadline, lambda: None)
+        what = {CREATE: "attach", GET: "look", DELETE: "detach"}[self.script[0][0]]
         return getattr(self.api, what)(WANTED, deadline)
 
 
@@ -121,16 +124,20 @@ def aws(shared: Aws) -> Iterator[Aws]:
 
 
 class Call(NamedTuple):
-    """A request, what brings it about, and what a good reply to it means."""
+    """A request, and what a good reply to it means."""
 
     asked: str
     good: Reply
-    by: str
     result: Any
     what: str
     """How its Reasons begin."""
     before: Sequence[tuple[str, Reply]] = ()
     after: Sequence[tuple[str, Reply]] = ()
+
+    def meets(self, *replies: Reply) -> Script:
+        """The script in which it gets these replies, one after the other."""
+        ends = self.after if replies[-1] is self.good else ()
+        return [*self.before, *((self.asked, reply) for reply in replies), *ends]
 
 
 ATTACHING = "Could not attach API key a1b2c3d4e5 to usage plan p9r0p1 in eu-central-1"
@@ -141,73 +148,48 @@ ASKING = "Could not find out which usage plan keeps API key a1b2c3d4e5 from usag
 DUPLICATE = InPlan(ALICE, by_us=False, is_sure=False)
 KEYS = says({"item": [{"id": "a1b2c3d4e5", "value": VALUE}]})
 CALLS = {
-    "create": Call(CREATE, KEY, "attach", InPlan(ALICE, by_us=True), ATTACHING),
-    "get": Call(GET, KEY, "look", ALICE, LOOKING),
-    "delete": Call(DELETE, GONE, "detach", None, DETACHING),
-    "list": Call(LIST, KEYS, "list", {"a1b2c3d4e5"}, LISTING),
-    "why: the key": Call(GET, KEY, "attach", DUPLICATE, LOOKING, REFUSED),
-    "why: the plan": Call(PLAN, OURS, "attach", [FREE], ASKING, LOOKED, [(PLANS, RIVAL)]),
-    "why: all plans": Call(PLANS, RIVAL, "attach", [FREE], ASKING, [*LOOKED, (PLAN, OURS)]),
+    "create": Call(CREATE, KEY, InPlan(ALICE, by_us=True), ATTACHING),
+    "get": Call(GET, KEY, ALICE, LOOKING),
+    "delete": Call(DELETE, GONE, None, DETACHING),
+    "list": Call(LIST, KEYS, {"a1b2c3d4e5"}, LISTING),
+    "why: the key": Call(GET, KEY, DUPLICATE, LOOKING, REFUSED),
+    "why: the plan": Call(PLAN, OURS, [FREE], ASKING, LOOKED, [(PLANS, RIVAL)]),
+    "why: all plans": Call(PLANS, RIVAL, [FREE], ASKING, [*LOOKED, (PLAN, OURS)]),
 }
 each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
-
-EVERY = CREATE, GET, DELETE, LIST, PLAN, PLANS
-
-
-class Again(NamedTuple):
-    """A reply after which the function asks again."""
-
-    reply: Reply
-    waits: float = 0.5
-    """Seconds that it waits; up to 2 are at random."""
-    busy: bool = False
-    """Other requests should wait too."""
-    unclear: bool = False
-    """API Gateway may have done it."""
-    to: tuple[str, ...] = EVERY
-    """The calls that may get it."""
-
-
-def body(content: bytes, *to: str) -> Again:
-    """A body that these calls cannot read."""
-    return Again((200, content, {"content-type": "application/json"}), unclear=True, to=to)
-
-
-def unreached(kind: str) -> Again:
-    return Again(getattr(exceptions, kind)(endpoint_url="https://apigateway", proxy_url="http://p"))
-
-
-KEY_ = b'{"id": "a1b2c3d4e5"}'
-MODIFIED = "Unable to complete operation due to concurrent modification. Please try again later."
-AGAIN = {
-    "throttled": Again(refuses(429, "TooManyRequestsException"), 2, busy=True),
-    "throttled for a while": Again(refuses(429, "TooManyRequestsException", "", "33"), 33, busy=True),
-    "a rate that it calls a limit": Again(refuses(429, "LimitExceededException", "", "20"), 20, busy=True),
-    "an odd Retry-After": Again(refuses(429, "TooManyRequestsException", "", "soon"), 2, busy=True),
-    "throttled, with 400": Again(refuses(400, "ThrottlingException", "Rate exceeded"), 2, busy=True),
-    "busy": Again(refuses(409, "ConflictException", MODIFIED), 2, busy=True),
-    "busy, with 400": Again(refuses(400, "BadRequestException", "TRY AGAIN LATER"), 2, busy=True),
-    "perhaps a quota": Again(refuses(429, "LimitExceededException", "Maximum number reached")),
-    "down": Again(refuses(503, "ServiceUnavailable"), unclear=True),
-    "timed out, with 400": Again(refuses(400, "RequestTimeout"), unclear=True),
-    "lost": Again(LOST, unclear=True),
-    "no connection": unreached("EndpointConnectionError"),
-    "no connection in time": unreached("ConnectTimeoutError"),
-    "no proxy": unreached("ProxyConnectionError"),
-    "a proxy's page": Again((200, b"<html>", {"content-type": "text/html"}), unclear=True),
-    "such a page with a reply": Again((200, KEY_, {"content-type": "text/html; x"}), unclear=True),
-    "no object": body(b"[]", CREATE, GET, LIST, PLAN),
-    "an item without an id": body(b'{"item": [{}]}', CREATE, GET, LIST, PLAN),
-    "no UTF-8": body(b'{"id": "a1b2c3d4e5", "name": "\xff"}', CREATE, GET, LIST, PLAN),
-    # botocore takes these for an empty list.
-    "cut short": body(b'{"id": "a1b2c3d4e5", "na', CREATE, GET, PLAN),
-    "no JSON": body(b"hello", CREATE, GET, PLAN),
-    "empty": body(b"", CREATE, GET, PLAN),
-    "null": body(b"null", CREATE, GET, PLAN),
-    "of another key": body(b'{"id": "x1y2c3d4e5"}', CREATE, GET, PLAN),
+BUSY, ONCE_MORE, UNCLEAR = Again(busy=True), Again(), Again(unclear=True)
+#: Replies after which the function asks again, and how it judges them.
+AGAIN: dict[str, tuple[Reply, Again]] = {
+    "throttled": (refuses(429, "TooManyRequestsException"), BUSY),
+    "throttled for a while": (refuses(429, "TooManyRequestsException", "", "33"), Again(33, busy=True)),
+    "a rate that it calls a limit": (refuses(429, "LimitExceededException", "", "20"), Again(20, busy=True)),
+    "an odd Retry-After": (refuses(429, "TooManyRequestsException", "", "soon"), BUSY),
+    "throttled, with 400": (refuses(400, "ThrottlingException", "Rate exceeded"), BUSY),
+    "busy": (refuses(409, "ConflictException", rules.MODIFIED), BUSY),
+    "busy, with 400": (refuses(400, "BadRequestException", "TRY AGAIN LATER"), BUSY),
+    "perhaps a quota": (refuses(429, "LimitExceededException", "Maximum number reached"), ONCE_MORE),
+    "down": (refuses(503, "ServiceUnavailable"), UNCLEAR),
+    "timed out, with 400": (refuses(400, "RequestTimeout"), UNCLEAR),
+    "lost": (LOST, UNCLEAR),
+    **{
+        kind: (getattr(exceptions, kind)(endpoint_url="https://apigateway", proxy_url="http://p"), ONCE_MORE)
+        for kind in ("EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError")
+    },
+    "a proxy's page": (sends(b"<html>", "text/html"), UNCLEAR),
+    "such a page with a reply": (sends(b'{"id": "a1b2c3d4e5"}', "text/html; x"), UNCLEAR),
 }
-each_again = pytest.mark.parametrize("again", AGAIN.values(), ids=AGAIN)
+#: Bodies that cannot be read. Nobody reads a delete's, and botocore takes HALVES for an empty list.
+NONSENSE = [b"[]", b'{"item": [{}]}', b'{"id": "a1b2c3d4e5", "name": "\xff"}']
+HALVES = [b'{"id": "a1b2c3d4e5", "na', b"hello", b"", b"null", b'{"id": "x1y2c3d4e5"}']
+
+
+def again(call: Call) -> dict[str, tuple[Reply, Again]]:
+    """What a call may meet."""
+    read = {DELETE: [], PLANS: [], LIST: NONSENSE}.get(call.asked, NONSENSE + HALVES)
+    return AGAIN | {ascii(body): (sends(body), UNCLEAR) for body in read}
+
+
 PERMISSION = (
     "permission is missing. Allow the function's role apigateway:{} on "
     "arn:PARTITION:apigateway:eu-central-1::{}, then deploy again. AWS says: an SCP"
@@ -219,54 +201,66 @@ FINAL = {
     "no text": (refuses(403, "Odd", None), "Odd: "),
     "a number for a text": (refuses(403, "Odd", 5), "Odd: 5"),
     "a list for a text": (refuses(403, "Odd", [""]), "Odd: ['']"),
+    "a quota, with 400": (refuses(400, "LimitExceededException", "No"), "LimitExceededException: No"),
     "a conflict": (CONFLICT, "ConflictException: whatever"),
     "a bad request": (BAD, BAD_REQUEST),
     "unauthorized": (refuses(401, "UnauthorizedException", "an SCP"), PERMISSION),
     "denied": (refuses(403, "AccessDeniedException", "an SCP"), PERMISSION),
     "denied by IAM": (refuses(403, "AccessDenied", "an SCP"), PERMISSION),
 }
-#: TestAttach and TestOthers have these.
+#: TestWhatItMeets has these.
 LOOKED_INTO = ((CREATE, "a conflict"), (CREATE, "a bad request"), (DELETE, "a conflict"))
 
 
 class TestEveryCall:
     """Each call is made, made again and given up alike."""
 
-    @each_call
-    @each_again
-    def test_is_made_again(self, aws: Aws, call: Call, again: Again) -> None:
-        if call.asked not in again.to:
-            return
-        found = aws.does(
-            call.by, *call.before, (call.asked, again.reply), (call.asked, call.good), *call.after
-        )
-        assert found == call.result
-        assert 0 < aws.waited <= 2 >= again.waits or aws.waited == again.waits
-        held_back = max(0, aws.api.opens - aws.began)
-        assert held_back == min(again.waits, 30) or 1 <= held_back <= 2
-
-    @each_call
-    @pytest.mark.parametrize("final", FINAL)
-    def test_a_final_refusal_is_named(self, aws: Aws, call: Call, final: str) -> None:
-        reply, text = FINAL[final]
-        if (call.asked, final) in LOOKED_INTO:
-            return
+    @pytest.mark.parametrize(
+        ("call", "reply", "judged"),
+        [
+            pytest.param(call, *met, id=f"{name}-{what}")
+            for name, call in CALLS.items()
+            for what, met in again(call).items()
+        ],
+    )
+    def test_is_made_again(self, aws: Aws, call: Call, reply: Reply, judged: Again) -> None:
+        """Only an unclear reply may have changed something."""
+        assert aws.hears(call.meets(reply, call.good)) == call.result
+        low, high = (1, 2) if judged.busy else (0, 0.5)
+        assert low < aws.waited <= high or aws.waited == judged.after > 0
+        held_back = aws.api.opens - aws.began
+        assert held_back == min(judged.after, 30) or (not judged.after and 1 <= held_back <= 2)
         with pytest.raises(FailedError) as raised:
-            aws.does(call.by, *call.before, (call.asked, reply))
+            aws.hears(call.meets(reply, DENIED))
+        assert raised.value.nothing_changed is (not judged.unclear or call.before != ())
+
+    @pytest.mark.parametrize(
+        ("call", "reply", "text"),
+        [
+            pytest.param(call, *final, id=f"{name}-{what}")
+            for name, call in CALLS.items()
+            for what, final in FINAL.items()
+            if (call.asked, what) not in LOOKED_INTO
+        ],
+    )
+    def test_a_final_refusal_is_named(self, aws: Aws, call: Call, reply: Reply, text: str) -> None:
+        with pytest.raises(FailedError) as raised:
+            aws.hears(call.meets(reply))
         verb, path = call.asked.partition("?")[0].split()[:2]
         assert str(raised.value) == f"{call.what}: {text.format(verb, path)}"
         assert (raised.value.nothing_changed, aws.waited) == (True, 0)
 
     @each_call
     def test_is_made_once_when_all_is_well_and_given_up_in_the_end(self, aws: Aws, call: Call) -> None:
-        assert aws.does(call.by, *call.before, (call.asked, call.good), *call.after) == call.result
+        assert aws.hears(call.meets(call.good)) == call.result
         assert (aws.waited, aws.api.opens) == (0, 0)
         with pytest.raises(OutOfTimeError, match=f"^{call.what}: gave up after 1 attempts in 0 s") as raised:
-            aws.does(call.by, *call.before, (call.asked, THROTTLED))
+            aws.hears(call.meets(THROTTLED))
         assert raised.value.nothing_changed
         if not call.before:
             with pytest.raises(OutOfTimeError, match=f"^{call.what}: no time was left to begin"):
-                aws.does(call.by, seconds=BEFORE_CALL - 1)
+                aws.hears(call.meets(call.good), seconds=BEFORE_CALL - 1)
+            aws.script.clear()
 
 
 NO_GET, OUR_PLAN, BEGUN = (GET, NOT_THERE), (PLAN, OURS), (CREATE, LOST)
@@ -281,8 +275,8 @@ TWO = says({"item": [plan("f7r3e3", "api1:test", "api2:test", name="\ud800")], "
 BY_TWO = Rival(IN_FREE, "?", ("api1:test", "api2:test"))
 LAST = says({"item": [plan("o7h3r0", "api1:prod"), plan("b9a8d7", "api2:prod", name="Bad")]})
 BY_LAST = Rival(Association("a1b2c3d4e5", "b9a8d7"), "Bad", ("api2:prod",))
-#: What API Gateway answers to an attempt and to the looks after it, and what that comes to.
-ATTEMPTS: dict[str, tuple[Script, Any]] = {
+#: What API Gateway answers to a call and to the looks after it, and what that comes to.
+MET: dict[str, tuple[Script, Any]] = {
     "no such plan": ([(CREATE, NOT_THERE), (PLAN, NOT_THERE)], f"{ATTACHING}: {NO_PLAN}"),
     "no such key": ([(CREATE, NOT_THERE), OUR_PLAN], NO_KEY),
     "lost, no such key": ([BEGUN, (CREATE, NOT_THERE), OUR_PLAN], NO_KEY),
@@ -304,35 +298,44 @@ ATTEMPTS: dict[str, tuple[Script, Any]] = {
     "a bad request, no rival": ([(CREATE, BAD), *UNEXPLAINED[1:]], f"{ATTACHING}: {BAD_REQUEST}"),
     "lost, may not look": ([BEGUN, (CREATE, CONFLICT), (GET, DENIED)], f"{LOOKING}…"),
     "lost, cannot ask": ([BEGUN, *LOOKED, OUR_PLAN, (PLANS, THROTTLED)], f"{ASKING}…"),
+    "a look, not there": ([NO_GET], None),
+    "a look, lost, not there": ([(GET, LOST), NO_GET], None),
+    "a look, an odd name": ([(GET, says({"id": "a1b2c3d4e5", "name": "\ud800"}))], Key("?", None)),
+    "a look, no name": ([(GET, says({"id": "a1b2c3d4e5"}))], Key("", None)),
+    "a delete, not there": ([(DELETE, NOT_THERE)], None),
+    "a delete, lost, not there": ([(DELETE, LOST), (DELETE, NOT_THERE)], None),
+    "a delete, a passing conflict": ([(DELETE, CONFLICT), (DELETE, CONFLICT), (DELETE, GONE)], None),
+    "a delete, a conflict": (
+        [(DELETE, LOST), *[(DELETE, CONFLICT)] * 3],
+        f"{DETACHING}: ConflictException: whatever",
+    ),
+    "a list, no such plan": ([(LIST, NOT_THERE)], f"{LISTING}: there is no such usage plan"),
 }
 
 
-class TestAttach:
-    """CreateUsagePlanKey: what its refusals mean, and whether an attempt may have attached the key."""
+class TestWhatItMeets:
+    """What refusals mean, and whether an attempt may have changed something."""
 
-    @pytest.mark.parametrize(("script", "result"), ATTEMPTS.values(), ids=ATTEMPTS)
-    def test_an_attempt(self, aws: Aws, script: Script, result: Any) -> None:
-        """One whose reply is lost may have attached the key, unless there is no such key or plan."""
+    @pytest.mark.parametrize(("script", "result"), MET.values(), ids=MET)
+    def test_a_call(self, aws: Aws, script: Script, result: Any) -> None:
+        """One whose reply is lost may have taken effect, unless there is no such key or plan."""
+        asked, first = script[0]
+        pauses = [request for request, _ in script].count(asked) - 1
         if not isinstance(result, str):
-            assert aws.does("attach", *script) == result
-            return
-        with pytest.raises(FailedError) as raised:
-            aws.does("attach", *script)
-        told, is_missing = str(raised.value), "there is no" in result
-        assert told == result or (result.endswith("…") and told.startswith(result[:-1]))
-        assert isinstance(raised.value, MissingError) is is_missing
-        assert raised.value.nothing_changed is (is_missing or script[0] != BEGUN)
-        assert aws.waited <= (1.5 if script[0] == UNEXPLAINED[0] else 0.5)
+            assert aws.hears(script) == result
+        else:
+            with pytest.raises(FailedError) as raised:
+                aws.hears(script)
+            told, is_missing = str(raised.value), "there is no" in result
+            assert told == result or (result.endswith("…") and told.startswith(result[:-1]))
+            assert isinstance(raised.value, MissingError) is is_missing
+            assert raised.value.nothing_changed is (is_missing or first is not LOST)
+        assert 0 < aws.waited <= 0.5 * (2**pauses - 1) or aws.waited == pauses == 0
 
-    @each_again
-    def test_only_an_unclear_reply_may_have_done_it(self, aws: Aws, again: Again) -> None:
-        found = aws.does("attach", (CREATE, again.reply), (CREATE, CONFLICT), (GET, KEY))
-        assert found == InPlan(ALICE, by_us=again.unclear, is_sure=False)
-        for request, what in ((CREATE, "attach"), (DELETE, "detach")):
-            if request in again.to:
-                with pytest.raises(FailedError) as raised:
-                    aws.does(what, (request, again.reply), (request, DENIED))
-                assert raised.value.nothing_changed is not again.unclear
+    @pytest.mark.parametrize(("reply", "judged"), again(CALLS["create"]).values(), ids=again(CALLS["create"]))
+    def test_what_is_unclear_may_be_attached(self, aws: Aws, reply: Reply, judged: Again) -> None:
+        found = aws.hears([(CREATE, reply), (CREATE, CONFLICT), (GET, KEY)])
+        assert found == InPlan(ALICE, by_us=judged.unclear, is_sure=False)
 
     def test_an_earlier_attempt_may_have_attached_it(self, aws: Aws) -> None:
         aws.script += [(CREATE, CONFLICT), (GET, KEY)]
@@ -341,7 +344,7 @@ class TestAttach:
 
     def test_a_look_may_be_the_queues_to_repeat(self, aws: Aws) -> None:
         with pytest.raises(TurnOverError, match=LOOKING):
-            aws.does("attach", (CREATE, BAD), (GET, THROTTLED), seconds=99999, patience=aws.clock.now)
+            aws.hears([(CREATE, BAD), (GET, THROTTLED)], 99999, patience=aws.clock.now)
 
     def test_ids_that_have_each_others_length_may_be_swapped(self, aws: Aws) -> None:
         create = 'POST /usageplans/a1b2c3d4e5/keys {"keyId": "p9r0p1", "keyType": "API_KEY"}'
@@ -349,53 +352,25 @@ class TestAttach:
         with pytest.raises(MissingError, match=r"the region\. KeyId and UsagePlanId may be swapped$"):
             aws.api.attach(Association("p9r0p1", "a1b2c3d4e5"), within(600, aws.clock))
 
-    def test_a_name_and_a_value_may_be_absent_or_odd(self, aws: Aws) -> None:
-        """No text shows a value."""
-        odd = says({"id": "a1b2c3d4e5", "name": "\ud800", "value": VALUE})
-        assert aws.does("look", (GET, odd)) == Key("?", VALUE)
-        assert aws.does("look", (GET, says({"id": "a1b2c3d4e5"}))) == Key("", None)
-        assert "s3cr3t" not in f"{DUPLICATE}{ALICE!r}{ALICE}"
+    def test_no_text_shows_a_value(self) -> None:
+        assert VALUE not in f"{DUPLICATE}{ALICE!r}{ALICE}"
 
     @pytest.mark.parametrize("held", ["f7r3e3", "o7h3r0", "u7n5e3"])
     @pytest.mark.parametrize("wanted", [WANTED, IN_FREE, WANTED._replace(key_id="z9y8x7w6v5")])
     @pytest.mark.parametrize("seconds", [60, 60.1])
-    def test_a_rival_is_known_for_a_minute(
-        self, aws: Aws, held: str, wanted: Association, seconds: float
-    ) -> None:
+    def test_a_rival_is_remembered(self, aws: Aws, held: str, wanted: Association, seconds: float) -> None:
         """Not one of another stage, and none that was never seen."""
         items = [plan("f7r3e3", "api1:prod", name="Free"), plan("o7h3r0", "api1:test")]
-        aws.does("attach", *UNEXPLAINED[:3], (PLANS, says({"item": items})))
+        aws.hears([*UNEXPLAINED[:3], (PLANS, says({"item": items}))])
         aws.clock.sleep(seconds)
         known = aws.api.known_rival(IN_FREE._replace(plan_id=held), wanted, within(9, aws.clock))
         assert known == (FREE if (held, wanted, seconds) == ("f7r3e3", WANTED, 60) else None)
-
-    def test_a_rival_is_named_with_its_stages(self) -> None:
-        two = FREE._replace(stages=("api1:prod", "api2:prod"))
-        assert str(two) == "usage plan f7r3e3 (Free) for the API stage api1:prod, api2:prod"
-
-
-class TestOthers:
-    """GetUsagePlanKey, DeleteUsagePlanKey and GetUsagePlanKeys."""
-
-    @pytest.mark.parametrize("before", [[], [LOST]], ids=["", "lost before"])
-    def test_a_404_is_an_answer_but_for_a_list(self, aws: Aws, before: list[Reply]) -> None:
-        for request, what in ((GET, "look"), (DELETE, "detach")):
-            assert aws.does(what, *((request, reply) for reply in (*before, NOT_THERE))) is None
-        with pytest.raises(MissingError, match=f"^{LISTING}: there is no such usage plan$"):
-            aws.does("list", (LIST, NOT_THERE))
-
-    def test_a_conflict_of_a_delete_may_be_passing(self, aws: Aws) -> None:
-        aws.does("detach", (DELETE, CONFLICT), (DELETE, CONFLICT), (DELETE, GONE))
-        assert 0 < aws.waited <= 1.5
-        with pytest.raises(FailedError, match=f"^{DETACHING}: ConflictException: whatever$") as raised:
-            aws.does("detach", (DELETE, LOST), *[(DELETE, CONFLICT)] * 3)
-        assert not raised.value.nothing_changed
 
     def test_a_list_is_read_page_by_page_at_the_watchs_pace_without_values(self, aws: Aws) -> None:
         paced: list[int] = []
         pages: list[Any] = [{"item": [{"id": "a"}, {"id": "b"}], "position": "2"}, {"position": "3"}]
         pages += [{"item": [{"id": VALUE}]}]
         for page, position in zip(pages, ("", "&position=2", "&position=3"), strict=True):
-            aws.script += [(f"{LIST}{position}", AGAIN["down"].reply), (f"{LIST}{position}", says(page))]
+            aws.script += [(f"{LIST}{position}", AGAIN["down"][0]), (f"{LIST}{position}", says(page))]
         found = aws.api.keys_in("p9r0p1", within(600, aws.clock), lambda: paced.append(aws.sent))
         assert (found, paced) == ({"a", "b", "an id of 27 characters (b9eae2b8)"}, [*range(6)])

@@ -3,12 +3,9 @@
 What becomes of one request that waits or dies is told in test_deaths.py.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import threading
-from contextvars import copy_context
 from dataclasses import replace
 from unittest import mock
 
@@ -20,7 +17,7 @@ from usage_plan_key.request import Request
 from usage_plan_key.retry import BEFORE_DELIVERY, Deadline
 
 from .function import Death, Message, refusal
-from .story import REFUSALS, Story, _same, staged, stories
+from .story import REFUSALS, Story, _same, played, staged
 
 REFUSALS["quota"] = refusal(429, "LimitExceededException", "Limit exceeded")
 
@@ -36,36 +33,32 @@ class Batches(Story):
     received one=11@180   The next batch delivers one for the eleventh time, 180 seconds after the first time.
     """
 
+    failed: list[str] | None
+
     def __init__(self) -> None:
         super().__init__()
         self._step("queue")
-        self.batch: dict[str, Message] = {}
-        self.failed: list[str] | None = None
 
     def _arrivals(self, _: list[str]) -> None:
         self._steps("one: arrive create A free; two: arrive create Z gold; three: arrive create B bob:free")
 
     def _batch(self, names: list[str]) -> None:
-        self.ends, self.put, self.failed = self.now + self.seconds, [], None
+        self.put, self.failed = [], None
         self.calls.clear()
-        self.batch = {name: self.messages[name].received(self.now) for name in names}
-        self.messages |= self.batch
-        records = [message.record() for message in self.batch.values()]
         try:
-            reply = copy_context().run(self.function.on_batch, records, self)
+            self.failed = self._hand_out(names)
         except Death:
-            self._function()
             self.failed = ["dies"]
+            self._function()
         else:
             assert self.now < self.ends, "Lambda has the result in time"
-            self.failed = [item["itemIdentifier"] for item in reply["batchItemFailures"]]
         for answer in self.put:
             self._answered(answer["RequestId"], answer)
 
     def _back(self, words: list[str]) -> None:
         hidden = {
             name: f"{name}={int(self.messages[name].visible - self.now)}"
-            for name, message in self.batch.items()
+            for name, message in self.handed.items()
             if self.messages[name].visible != message.visible
         }
         came = hidden if self.failed is None else self.failed
@@ -82,7 +75,8 @@ class Batches(Story):
             self.messages[name] = self.messages[name]._replace(receives=int(count) - 1, first=first)
 
 
-@stories("""
+test_a_batch = played(
+    """
 all stacks are served, each in its order
     arrivals; batch one two three; served one two three; back nothing -> attached free gold bob:free
 a stack's order holds though an operator has sent a request in another message group
@@ -110,7 +104,7 @@ what has no time in this turn begins nothing, and is not hidden; a mark of its d
 what has no time in this turn goes back at once
     arrivals; seconds 30; batch one two; back one=0 two=0 at once; calls none -> attached nothing
 what SQS does not take back comes again
-    at create busy*; at hide denied; create A free = fails; log WARNING 1 messages come again when their
+    at create cut*; at hide denied; create A free = fails; log WARNING 1 messages come again when their
     visibility time-out is over: An error occurred (AccessDeniedException) -> attached nothing
 what SQS does not take back costs time, and the function returns in time
     arrivals; at create busy*; at hide {time 3}cut*; batch one two; back one two; log 1 messages come
@@ -142,6 +136,13 @@ it went back in time
 only the first of a stack counts
     arrivals; received three=2@180; batch one two three; served one two three -> attached free gold
     bob:free
+an error of one request costs its own stack only; it does not come again at once, and again and again
+    arrivals; at check crash; batch one two three; back one three; served two; log Not answered, so it comes
+    again when its visibility time-out is over; log DEBUG Its turn has come: Create alice:free, OnExisting
+    Fail -> attached gold
+an error after another stack has gone back: both come again, each in its time
+    arrivals; at check ok crash; at create throttled=7; batch one two three; back one=7 three=0 two ->
+    attached nothing
 giving a suspect back first leaves time to serve the others
     arrivals; received one=2@180 two=2@180; at hide {time 3}cut*; batch one two; served one; back two ->
     attached free
@@ -156,16 +157,15 @@ nobody can see it for long: the function returns in time
 a mark says until when this function can run
     create B free; at delete dies; delete B free = dies; time 146; create A free = waits 1-2; time 3;
     again = ATTACHED -> attached free
-""")
-def test_a_batch(line: str) -> None:
-    with staged(Batches()) as story:
-        story.play(line)
+""",
+    Batches,
+)
 
 
 def test_an_answer_that_hangs_holds_up_none_of_the_nine_others() -> None:
     """Lambda hands over ten messages at most. Here each delivery waits until all ten are under way."""
     names = [f"r{number}" for number in range(10)]
-    with staged(Batches()) as story:
+    with staged(Batches) as story:
         story.function = replace(story.function, background=_threads)
         together, put = threading.Barrier(10), story.deliver
 
@@ -179,21 +179,6 @@ def test_an_answer_that_hangs_holds_up_none_of_the_nine_others() -> None:
         assert {answer["RequestId"] for answer in story.put} == {*names}
 
 
-def test_an_error_of_one_request_costs_only_its_own_stack() -> None:
-    """The function gives nothing of it back at once; otherwise it would come again and again."""
-
-    def check(request: Request) -> None:
-        if request.id == "one":
-            raise RuntimeError("broken")
-
-    with staged(Batches()) as story:
-        story.play("arrivals")
-        story.check = check  # type: ignore[method-assign]  # it fails
-        story.play("batch one two three; back one three; served two -> attached gold")
-        story.play("log Not answered, so it comes again when its visibility time-out is over")
-        story.play("log DEBUG Its turn has come: Create alice:free, OnExisting Fail")
-
-
 @pytest.mark.parametrize(
     "body",
     [
@@ -205,32 +190,33 @@ def test_an_error_of_one_request_costs_only_its_own_stack() -> None:
 )
 def test_a_stray_comes_again_without_a_dead_letter_queue_and_the_rest_is_served(body: str) -> None:
     """SQS itself puts it aside in the end."""
-    with staged(Batches()) as story:
+    with staged(Batches) as story:
         story.play("arrivals")
         story.messages["stray"] = Message("stray", "group", body, story.now)
         story.play("batch one stray two; served one two; back stray -> attached free gold")
         story.play("log ERROR Message stray is no request: ")
 
 
-def test_a_stray_goes_to_the_dead_letter_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    with staged(Batches()) as story:
-        story.function = replace(story.function, queue=Queue(story.line(story), "queue", "aside"))
-        story.messages["stray"] = Message("stray", "group", "no request", story.now)
-        send = mock.Mock(return_value={"MessageId": "1"})
-        monkeypatch.setattr(story, "send_message", send)
-        story.play("batch stray; back nothing")
-        assert send.call_args.kwargs.items() >= {"QueueUrl": "aside", "MessageBody": "no request"}.items()
-
-
-@pytest.mark.parametrize(("seconds", "taken"), [(90, GIVING_TIME - BEFORE_DELIVERY), (6, 1)])
-def test_a_stray_takes_little_of_the_others_time(
-    seconds: int, taken: float, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("fate", "seconds", "back", "taken"),
+    [
+        ("ok", 90, "nothing", 0),
+        ("limit*", 90, "stray", GIVING_TIME - BEFORE_DELIVERY),
+        ("limit*", 6, "stray", 1),
+    ],
+)
+def test_a_stray_goes_to_the_dead_letter_queue_and_takes_little_of_the_others_time(
+    fate: str, seconds: int, back: str, taken: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with staged(Batches()) as story:
+    with staged(Batches) as story:
+        story.send_message = send = mock.Mock(return_value={"MessageId": "1"})  # type: ignore[method-assign]  # it tells
         queue, began = Queue(story.line(story), "queue", "aside"), story.now
         story.function = replace(story.function, queue=queue)
         story.messages["stray"] = Message("stray", "group", "no request", story.now)
-        story.play(f"seconds {seconds}; at send limit*; batch stray; back stray")
+        story.play(f"seconds {seconds}; at send {fate}; batch stray; back {back}")
         assert story.now - began == taken
-        story.play("log WARNING Message stray stays in the queue: Could not put a message aside: gave up")
+        if back == "stray":
+            story.play("log WARNING Message stray stays in the queue: Could not put a message aside: gave up")
+        else:
+            assert send.call_args.kwargs.items() >= {"QueueUrl": "aside", "MessageBody": "no request"}.items()
     assert json.loads(capsys.readouterr().out)["NoRequest"] == [1]

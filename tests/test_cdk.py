@@ -16,11 +16,12 @@ import pytest
 from emulators.ministack import Aws, Template
 from examples.demo import ROOT
 from usage_plan_key import request
-from usage_plan_key.model import LONGEST_ID, Association
+from usage_plan_key.model import Association
+
+from .test_request import ACCEPTED, FAULTS, event
 
 CDK = ROOT / ".venv" / "cdk"
 EXAMPLES = ROOT / "examples"
-EVENT = json.loads((ROOT / "events" / "create.json").read_text())
 KEY, PLAN = "a1b2c3d4e5", "f7r3e3"
 
 #: An app that tries all CASES, a line for each: the construct's path, its warnings, and what it has refused,
@@ -96,21 +97,9 @@ app.synth();
 """,
 }
 
-#: What somebody may give as an id.
-LITERALS = [
-    *(KEY, "a" * LONGEST_ID, "a" * (LONGEST_ID + 1), "a-b_c", "", f" {KEY}", f"{KEY}\n", "Acme's key"),
-    *(f"{KEY}:{PLAN}", f"arn:aws:apigateway:eu-central-1::/apikeys/{KEY}", "${Key}", "é", "null", "None"),
-    *(
-        "{{resolve:ssm-secure:/key}}",
-        "undefined",
-        "NaN",
-        "nil",
-        "False",
-        "true",
-        "[object Object]",
-        "nullify",
-    ),
-]
+#: What somebody may give as an id: the texts of the function's own table.
+LITERALS = [id_ for it, _ in (*FAULTS, *ACCEPTED) if isinstance(id_ := it.get("KeyId"), str)]
+LITERALS = [id_ for id_ in LITERALS if id_.isprintable() or id_.endswith("\n")]
 #: It does not show the id, which may be a key's value.
 NO_ID = (
     r"Customers/Tried\d+: (plan|api_?[kK]ey)\.\w+ is no id: an id has 1 to 19 letters, digits, - and _ "
@@ -120,7 +109,7 @@ NO_ID = (
 
 def by_function(key: str, plan: str) -> str:
     """What a construct says of literals: it refuses what the function refuses."""
-    parsed = request.parse(EVENT | {"ResourceProperties": {"KeyId": key, "UsagePlanId": plan}})
+    parsed = request.parse(event("Create", {"KeyId": key, "UsagePlanId": plan}))
     return r'\["Customers/Tried' if isinstance(parsed, request.Create) else NO_ID
 
 
@@ -158,16 +147,13 @@ app.synth()
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _cdk() -> None:
-    if not (CDK / "ready").exists():
-        pytest.skip("the CDK is not in .venv/cdk; `make cdk` fetches it")
-    if not shutil.which("node"):
-        pytest.skip("node is not installed")
+pytestmark = pytest.mark.skipif(
+    not (CDK / "ready").exists() or not shutil.which("node"),
+    reason="the CDK is not in .venv/cdk, or there is no node; `make cdk` fetches the CDK",
+)
 
 
 def tsc(place: Path, *arguments: str) -> None:
-    """Compile TypeScript."""
     (place / "node_modules").symlink_to(CDK / "node_modules")
     subprocess.run(["node", "node_modules/typescript/bin/tsc", *arguments], cwd=place, check=True)
 
@@ -207,7 +193,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Template:
 
 
 def unhashed(logical_id: str) -> str:
-    """A logical id without the CDK's hash."""
     return re.sub("(Key)?[0-9A-F]{8}$", "", logical_id)
 
 
@@ -217,7 +202,6 @@ def resolved(value: Any) -> str:
 
 
 def associations(template: Template) -> dict[str, dict[str, Any]]:
-    """The properties of each association, by its logical id."""
     resources = template["Resources"].items()
     return {id_: it["Properties"] for id_, it in resources if it["Type"] == "Custom::UsagePlanKey"}
 
@@ -238,7 +222,7 @@ def test_the_function_finds_no_fault_in_the_constructs_properties(template: Temp
     found, defaults = {}, {name: it.get("Default") for name, it in template["Parameters"].items()}
     for properties in associations(template).values():
         given = {name: resolved(value) for name, value in properties.items()}
-        it = request.parse(EVENT | {"ResourceProperties": given})
+        it = request.parse(event("Create", given))
         assert isinstance(it, request.Create)
         assert it.wanted == Association(given["KeyId"], given["UsagePlanId"])
         read, token = (it.on_existing, it.include_value, it.service_timeout), given["ServiceToken"]
@@ -267,7 +251,6 @@ def test_the_stack_deploys_and_a_value_goes_into_a_secret_only(aws: Aws, templat
 
 @pytest.fixture(scope="module", params=TRYING)
 def tried(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The app's lines for CASES, and its complaint."""
     app = TRYING[request.param].replace("CASES", json.dumps([*CASES]))
     return run(request.param, tmp_path_factory.mktemp("trying") / request.param, app)
 
@@ -292,19 +275,17 @@ def test_typescript_compiles_as_a_module_whose_types_can_be_stripped(tmp_path: P
     shutil.copy(EXAMPLES / "cdk-typescript" / "usage-plan-key.ts", tmp_path)
     (tmp_path / "package.json").write_text('{"type": "module"}')
     flags = (
-        "strict verbatimModuleSyntax erasableSyntaxOnly isolatedModules isolatedDeclarations declaration"
-        " exactOptionalPropertyTypes noUncheckedIndexedAccess noUnusedLocals noUnusedParameters"
-        " noImplicitOverride noPropertyAccessFromIndexSignature noEmit skipLibCheck"
+        "--strict --verbatimModuleSyntax --erasableSyntaxOnly --isolatedModules --isolatedDeclarations"
+        " --declaration --exactOptionalPropertyTypes --noUncheckedIndexedAccess --noUnusedLocals"
+        " --noUnusedParameters --noImplicitOverride --noPropertyAccessFromIndexSignature --noEmit"
+        " --skipLibCheck --module nodenext --target es2022"
     )
-    strict = [f"--{flag}" for flag in flags.split()]
-    tsc(tmp_path, "usage-plan-key.ts", "--module", "nodenext", "--target", "es2022", *strict)
+    tsc(tmp_path, "usage-plan-key.ts", *flags.split())
 
 
 def test_a_change_of_plan_keeps_the_id_under_the_key_or_the_stack_and_any_id_can_be_overridden(
     tmp_path: Path,
 ) -> None:
-    before, after = (
-        {*associations(template)} for template in synthesised(tmp_path, "python", "Free", "Pro", app=MOVING)
-    )
+    before, after = map(set, map(associations, synthesised(tmp_path, "python", "Free", "Pro", app=MOVING)))
     assert {unhashed(id_) for id_ in before & after} == {"AcmeInPlan", "Umbrella", "ApiFreeAcme"}
     assert len(before) == 6

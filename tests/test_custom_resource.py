@@ -1,14 +1,12 @@
 """Each override of custom_resource.py mends a defect that plain crhelper shows in the same test."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
@@ -29,17 +27,13 @@ from usage_plan_key.request import parse
 from usage_plan_key.response import Sender
 
 from . import answers
-from .answers import ATTACHED, ID, VALUE, WHERE, Context, Lines, asked, failed
+from .answers import ATTACHED, ID, VALUE, WHERE, Context, Lines, asked, errors, failed, secrets
 from .memory import Clock, within
 
 environment, sink, everything = answers.environment, answers.sink, answers.everything
 
 Serve = Callable[[], Response]
 NO_ANSWER = failed("No answer in time")
-
-
-def raises(error: Exception) -> Any:
-    raise error
 
 
 def prepared(
@@ -53,18 +47,9 @@ def prepared(
     return resource
 
 
-LOGGERS = [logging.getLogger(name) for name in (None, "boto", "boto3", "botocore", "urllib3", "crhelper")]
+LOGGERS = ("boto", "boto3", "botocore", "urllib3", "crhelper")
 #: The root logger's level. The others have none of their own, until somebody sets one.
 LEVEL = 5
-
-
-@pytest.fixture(autouse=True)
-def levels() -> Iterator[None]:
-    """Afterwards loggers have the levels that they had."""
-    before = [logger.level for logger in LOGGERS]
-    yield
-    for logger, level in zip(LOGGERS, before, strict=True):
-        logger.setLevel(level)
 
 
 DEFECT = [
@@ -83,13 +68,15 @@ class Ours:
         self.sink, self.log = sink, log
         self.naps, self.clients, self.contexts = Mock(), Mock(), Mock(wraps=ssl.create_default_context)
         patch.setattr("crhelper.resource_helper.CfnResource._wait_for_cwlogs.__defaults__", (self.naps,))
-        patch.setattr("crhelper.utils.time.sleep", self._sleep)
+        patch.setattr("crhelper.utils.time", SimpleNamespace(sleep=self._sleep))
         patch.setattr(boto3, "client", self.clients)
         patch.setattr(ssl, "create_default_context", self.contexts)
-        LOGGERS[0].setLevel(LEVEL)
+        for name in LOGGERS:
+            log.set_level(logging.NOTSET, name)  # So pytest sets back its level.
+        log.set_level(LEVEL)
         patch.setattr(custom_resource, "_FRESH", custom_resource._fresh())
-        for logger in LOGGERS[1:]:
-            logger.setLevel(logging.NOTSET)
+        for name in LOGGERS:
+            logging.getLogger(name).setLevel(logging.NOTSET)
         self._helper = self.make()
 
     @property
@@ -154,13 +141,13 @@ LONG_REASON = failed("What matters. " + "€" * 5000)
 MENDED: dict[str, tuple[str, Any, list[Any], Callable[[Ours], Any], Any]] = {
     "a Delete does not sleep": ("delete", ATTACHED, [], lambda it: it.naps.call_count, 0),
     "no boto3 client is made": ("create", ATTACHED, [], lambda it: it.clients.call_count, 0),
-    "the root logger's level stays": ("create", ATTACHED, [], lambda _: LOGGERS[0].level, LEVEL),
-    "no secret is logged": (EACH, WITH_VALUE, [], lambda it: it.log.secrets(it.sink.url), []),
-    "nor at a refusal": (EACH, WITH_VALUE, [403] * 3, lambda it: it.log.secrets(it.sink.url), []),
+    "the root logger's level stays": ("create", ATTACHED, [], lambda _: logging.getLogger().level, LEVEL),
+    "no secret is logged": (EACH, WITH_VALUE, [], lambda it: secrets(it.log, it.sink.url), []),
+    "nor at a refusal": (EACH, WITH_VALUE, [403] * 3, lambda it: secrets(it.log, it.sink.url), []),
     "NoEcho is set anew": (EACH, WITH_VALUE, [], lambda it: it("create") and it.last["NoEcho"], False),
     "each URL has its own answer": ("create", ATTACHED, [], lambda it: it("create", StackId=""), [SUCCESS]),
     "a 5xx is tried again": ("create", ATTACHED, [503, 500], lambda it: len(it.sink.puts), 3),
-    "a 4xx is an error": ("create", ATTACHED, [403], lambda it: len(it.log.errors), 1),
+    "a 4xx is an error": ("create", ATTACHED, [403], lambda it: len(errors(it.log)), 1),
     "network errors end": ("create", ATTACHED, ["close"] * 999, lambda it: len(it.sink.puts) < 99, True),
     "the guard answers once": ("create", "hangs", [], lambda it: it("delete", "hangs"), [FAILED] * 2),
     "a failed Create has its id": ("create", "fails", [], lambda it: it("delete", "fails"), [FAILED] * 2),
@@ -195,9 +182,7 @@ def answers_to(serve: Serve, context: Any = None) -> list[Any]:
     [(object(), 900_000, "TypeError: "), ("alice", "soon", "unsupported operand")],
     ids=["an answer without a body", "a context without a time"],
 )
-def test_an_unexpected_error_is_answered(
-    key_name: Any, left: Any, reason: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unexpected_error_is_answered(key_name: Any, left: Any, reason: str, caplog: Lines) -> None:
     context = SimpleNamespace(get_remaining_time_in_millis=lambda: left)
     (told,) = answers_to(lambda: ATTACHED._replace(key_name=key_name), context)
     assert (told["Status"], told["PhysicalResourceId"]) == FAILED
@@ -217,9 +202,7 @@ def test_sam_locals_variable_stays_as_it_was(before: str | None, monkeypatch: py
 class TestGuard:
     """The guard answers when a call hangs until the function's time is nearly up."""
 
-    def test_an_invocation_lasts_until_its_answer_is_delivered(
-        self, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_an_invocation_lasts_until_its_answer_is_delivered(self, caplog: Lines) -> None:
         """The call returns meanwhile. Lambda freezes every thread when the handler returns."""
         about: ContextVar[str] = ContextVar("about", default="nothing")
         struck, delivered = threading.Event(), list[bytes]()
@@ -239,9 +222,7 @@ class TestGuard:
         assert [json.loads(one)["Status"] for one in delivered] == ["FAILED"]
         assert "The function's time is nearly up, and a call hangs" in caplog.messages
 
-    def test_its_timer_keeps_no_process_alive_and_leaves_its_time_to_answer(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_its_timer_keeps_no_process_alive(self, monkeypatch: pytest.MonkeyPatch) -> None:
         timer = Mock()
         monkeypatch.setattr(threading, "Timer", timer)
         answers_to(lambda: ATTACHED)
@@ -255,7 +236,7 @@ class TestGuard:
         [
             (CustomResource._timeout, id, "No answer in time"),
             (lambda it: it._put_together(lambda: NO_ANSWER), id, "No answer in time"),
-            (lambda it: it._put_together(partial(raises, ValueError("broken"))), id, "ValueError: broken"),
+            (lambda it: it._put_together(Mock(side_effect=ValueError("broken"))), id, "ValueError: broken"),
             (id, CustomResource._timeout, "none"),
         ],
         ids=["during the call", "just before its end", "with a fault of its own", "during the delivery"],
@@ -282,6 +263,6 @@ class TestGuard:
             resource._timeout()
             return ATTACHED
 
-        resource = prepared(asked(), serve, lambda _: raises(UndeliveredError("no time is left")))
+        resource = prepared(asked(), serve, Mock(side_effect=UndeliveredError("no time is left")))
         with pytest.raises(UndeliveredError):
             resource.answer(asked(), Context())

@@ -1,14 +1,6 @@
 """A Delete detaches the keys that only its resource holds; what may go, and what stays."""
 
-from __future__ import annotations
-
-from usage_plan_key.ledger import Table
-from usage_plan_key.model import Association, Belief, Hold, Snapshot
-from usage_plan_key.retry import Deadline
-
-from .story import holder_of, played, staged
-
-HOLDER = holder_of("A")
+from .story import played
 
 test_a_delete = played("""
 the last holder detaches it with one call, and the ledger forgets it
@@ -30,6 +22,10 @@ refused half way: the Reason does not name what is detached
 a conflict that nothing explains is tried three times
     create A free; at delete odd*3; delete A free = FAILED Conflict|Still attached; calls delete=3; held
     free=A -> attached free
+more than a transaction takes, left by Updates: it lets go of everything, with as few calls as ever
+    queue; create A free; crowd; update A free gold = ATTACHED; ledger 1R 2W; update A gold nowhere = FAILED
+    there is no; update A gold gold = VERIFIED; delete A gold; held free=A; beliefs A free=left; delete A
+    free -> attached nothing
 nobody knows whether it is detached: the mark stays, and another Delete finishes it
     create A free; at delete lost denied; delete A free = FAILED apigateway:DELETE; held free=A+detaching;
     delete A free; held nothing -> attached nothing
@@ -103,25 +99,3 @@ another stack has joined the new plan during the deploy: X may not detach it, so
     LOST; held free=A+away pro=A,Z; delete A pro; held free=A+away pro=Z; delete Z pro; delete A free;
     held nothing -> attached nothing
 """)
-
-
-def test_a_resource_may_have_left_more_than_a_transaction_takes() -> None:
-    """Its requests are served with as few calls as any, and its Delete lets go of everything."""
-    many = [Association("alice", f"plan{number}") for number in range(120)]
-    with staged() as story:
-        story.play("queue; one: create A free")
-        table = Table(story.db, "ledger")  # type: ignore[arg-type]  # a fake
-
-        def moved(state: Snapshot) -> Snapshot:
-            for one in state.entries:
-                state = state.held(HOLDER, one, Hold("one", Belief.LEFT, marked_by="one"))
-                state = state.with_entry(one, away=True)
-            return state
-
-        for part in (many[:60], many[60:]):
-            table.change(HOLDER, part, moved, Deadline(ends=1e12))
-        story.play(
-            "update A free gold = ATTACHED; ledger 1R 2W; update A gold nowhere = FAILED there is no;"
-            "update A gold gold = VERIFIED; delete A gold; held free=A; beliefs A free=left;"
-            "delete A free -> attached nothing"
-        )

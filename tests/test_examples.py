@@ -1,4 +1,9 @@
-"""Every template in examples/ deploys on MiniStack; every snippet of docs/use-from.md is in its file."""
+"""template.yaml's function on MiniStack: roles and queues, under API Gateway's own rules; and every example.
+
+The demo plays whole deploys and checks each step. Other tests send requests to the function themselves, as
+CloudFormation does: asynchronously and with a pre-signed ResponseURL. Every template in examples/ deploys,
+and every snippet of docs/use-from.md is in its file.
+"""
 
 import json
 import os
@@ -8,24 +13,29 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 from samtranslator.yaml_helper import yaml_parse
 
-from emulators.ministack import CODE_BUCKET, Aws, Template
-from examples.demo import ROOT, Customers
+from emulators.ministack import CODE_BUCKET, REGION, Aws, Template, packaged
+from examples import demo
+from examples.demo import FUNCTION, PROVIDER, ROOT, Customers
 
+from .answers import EVENTS
+from .test_docs import BLOCKS
 from .test_migrate import STEPS, Migration, shown
-from .test_stack import customers
 
 EXAMPLES = ROOT / "examples"
 DOCUMENT = ROOT / "docs" / "use-from.md"
 NUMBERS = count(1)
 NESTED = "AWS::CloudFormation::Stack"
+INVENTED = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 
 
 class Names(dict[str, str]):
@@ -35,9 +45,17 @@ class Names(dict[str, str]):
         return "somebody"
 
 
+def customers(aws: Aws, name: str) -> Customers:
+    """The main example's plans and keys, and nobody in a plan. The plans share a stage."""
+    stack, template = Customers(aws, name), demo.example()
+    kept = {name: it for name, it in template["Resources"].items() if it["Type"] != "Custom::UsagePlanKey"}
+    template = {"Parameters": template["Parameters"], "Resources": kept}
+    assert stack.deploy(template).status == "CREATE_COMPLETE"
+    return stack
+
+
 @pytest.fixture(scope="module")
 def main(aws: Aws) -> Customers:
-    """The main example's two plans, which share a stage."""
     return customers(aws, "plans")
 
 
@@ -51,6 +69,88 @@ def stack(main: Customers) -> Iterator[Customers]:
         assert stack.delete().status == "DELETE_COMPLETE"
     assert not any(stack.plans().values())
     assert stack.leaked() == []
+
+
+# --- The function's stack ---
+
+
+def test_the_demo_is_as_promised_and_as_the_manual_shows_it(
+    aws: Aws, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It checks after each deploy: requests, answers, plans, what was detached, the log and the ledger."""
+    demo.tell(demo.Story(), Customers(aws))
+    told = re.sub("(?m)^   Deploying.*\n", "", capsys.readouterr().out)
+    assert [line for line in told.splitlines() if len(line) > 80 or line.endswith("-")] == []
+    steps = [re.sub("(?m)^   Deploying.*\n", "", text) for *_, text in BLOCKS if "   Stack: " in text]
+    assert steps
+    assert [step for step in steps if step not in told] == []
+
+
+@pytest.fixture(scope="module")
+def gated(aws: Aws) -> Customers:
+    """Customers of a second stack of template.yaml, which is for one plan and has the watch."""
+    stack = customers(aws, "gated-customers")
+    parameters = {
+        "UsagePlanId": stack.id("Free"),
+        "WatchSchedule": "rate(1 day)",
+        "ApiGatewayEndpoint": aws.proxy.url,
+        "FunctionArnParameterName": "",  # The SSM parameter is the first stack's.
+    }
+    template = packaged(ROOT / "template.yaml", aws.upload(ROOT / "handler"))
+    deployment = aws.deploy("gated", template, **parameters)
+    assert deployment.status == "CREATE_COMPLETE", deployment.failures
+    stack.function = aws.physical_ids("gated")[FUNCTION]
+    return stack
+
+
+def asking(stack: Customers, association: str, **more: str) -> dict[str, Any]:
+    key, plan = stack.id(association).split(":")
+    return {"ResourceProperties": {"KeyId": key, "UsagePlanId": plan, **more}}
+
+
+def test_a_dead_letter_that_the_command_puts_back_is_answered(aws: Aws) -> None:
+    """tools/redrive.py, as an operator runs it, with Lambda's record of a failed invocation."""
+    stack = customers(aws, "letters")
+    event = aws.addressed(StackId=aws.stack_id(stack.name), **asking(stack, "alice in Free"))
+    event = EVENTS["create"] | event
+    record = {"version": "1.0", "timestamp": f"{datetime.now(UTC):%FT%TZ}", "requestPayload": event}
+    unanswered = aws.physical_ids(PROVIDER)["Unanswered"]
+    aws.client("sqs").send_message(QueueUrl=unanswered, MessageBody=json.dumps(record))
+    command = ["tools/redrive.py", "--region", REGION, "--stack", PROVIDER, "--send"]
+    place = {"AWS_ENDPOINT_URL": f"https://localhost:{aws.port}", "AWS_CA_BUNDLE": str(aws.certificate)}
+    environment = place | INVENTED
+    told = subprocess.check_output([sys.executable, *command], cwd=ROOT, env=environment, text=True)
+    assert "Unanswered: 1 sent, 0 still there" in told
+    assert aws.answer(event)["Data"]["Outcome"] == "ATTACHED"
+    assert stack.leaked() == []
+
+
+@pytest.mark.parametrize(
+    ("association", "more", "said"),
+    [
+        ("carol in Free", {}, "ATTACHED"),
+        ("dora in Pro", {}, "apigateway:POST"),  # It is not its one plan.
+        ("dora in Free", {"IncludeValue": "true"}, "localhost"),  # Only CloudFormation's host gets a value.
+    ],
+)
+def test_the_function_can_be_narrowed_to_one_plan(
+    gated: Customers, association: str, more: dict[str, str], said: str
+) -> None:
+    """MiniStack holds a role to its policy: this shows that it is enough, and no more."""
+    assert said in str(gated.send("Create", "Somebody", association, **asking(gated, association, **more)))
+
+
+def test_the_watch_finds_a_key_that_somebody_attached_with_its_own_roles_policy(gated: Customers) -> None:
+    gated.send("Create", "Alice", "alice in Free")
+    api, (bob, free) = gated.aws.client("apigateway"), gated.id("bob in Free").split(":")
+    api.create_usage_plan_key(usagePlanId=free, keyId=bob, keyType="API_KEY")
+    gated.function = gated.aws.physical_ids("gated")["WatchFunction"]
+    found = gated.aws.invoke(gated.function, {})
+    assert [found[each] for each in ("plans", "missing", "unheld", "gone", "repairs")] == [1, 0, 1, 0, 0]
+    assert gated.leaked() == []
+
+
+# --- The examples ---
 
 
 def deployed(stack: Customers, template: Template, **parameters: str) -> str:
@@ -110,16 +210,9 @@ def test_each_deploy_of_a_template_puts_the_keys_where_it_says(stack: Customers,
 
 
 def test_each_template_has_a_test() -> None:
-    """The main example is the demo's; the other two of these have tests of their own."""
-    told = {
-        "customers.yaml",
-        "adopt.yaml",
-        "secret.yaml",
-        "depends-on.yaml",
-        "nested-customer.yaml",
-        *DEPLOYS,
-    }
-    assert {path.name for path in EXAMPLES.glob("*.yaml")} <= told
+    """The main example is the demo's."""
+    own = {"customers.yaml", "adopt.yaml", "secret.yaml", "depends-on.yaml", "nested-customer.yaml"}
+    assert {path.name for path in EXAMPLES.glob("*.yaml")} <= own | DEPLOYS.keys()
 
 
 def test_secret_the_value_is_in_the_secret_and_nowhere_in_the_stack(stack: Customers) -> None:
@@ -205,16 +298,11 @@ def test_serverless_the_framework_makes_these_plans_and_retains_its_keys(tmp_pat
     (tmp_path / "serverless.json").write_text(json.dumps(given))
     shutil.copy(EXAMPLES / "serverless" / "hello.py", tmp_path)
     off = {"SLS_TELEMETRY_DISABLED": "1", "SLS_NOTIFICATIONS_MODE": "off", "SLS_OFFLINE": "1"}
-    invented = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-    subprocess.run(["serverless", "package"], cwd=tmp_path, env=os.environ | off | invented, check=True)
+    subprocess.run(["serverless", "package"], cwd=tmp_path, env=os.environ | off | INVENTED, check=True)
     text = (tmp_path / ".serverless" / "cloudformation-template-update-stack.json").read_text()
     made = json.loads(text)["Resources"]
     plans = [made[f"ApiGatewayUsagePlan{plan}"]["Properties"] for plan in ("Free", "Pro", "Gold")]
-    assert [it["UsagePlanName"] for it in plans] == [
-        "customers-Free-dev",
-        "customers-Pro-dev",
-        "customers-gold-dev",
-    ]
+    assert [it["UsagePlanName"] for it in plans] == [f"customers-{it}-dev" for it in ("Free", "Pro", "gold")]
     assert {made[id_]["DeletionPolicy"] for id_ in keys} == {"Retain"}
     assert {id_: made[id_] for id_ in own} == own
 

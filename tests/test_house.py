@@ -35,16 +35,14 @@ FOLDERS = {
 
 
 def imports(source: Path) -> set[str]:
-    """Name the modules that a file imports when Python loads it."""
     named: set[str] = set()
     for node in ast.parse(source.read_text()).body:
         match node:
-            case ast.Import(names=names):
-                named |= {name.name for name in names}
-            case ast.ImportFrom(module=None, names=names):
-                named |= {f".{name.name}" for name in names}
             case ast.ImportFrom(module=str(module), level=level):
                 named.add("." * level + module)
+            case ast.Import(names=names) | ast.ImportFrom(names=names):
+                dots = "." * getattr(node, "level", 0)
+                named |= {f"{dots}{name.name}" for name in names}
     return named
 
 

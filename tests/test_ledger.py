@@ -1,7 +1,5 @@
 """The ledger on DynamoDB: its pages and its races. The stories tell its calls and its refusals."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,25 +12,12 @@ from moto import mock_aws
 from samtranslator.yaml_helper import yaml_parse
 
 from emulators.dynamodb import DynamoDb
-from tests.function import refusal
 from tests.memory import Clock, within
+from usage_plan_key import model
 from usage_plan_key.errors import FailedError, OutOfTimeError
 from usage_plan_key.ledger import DETACHED_KEPT, FORMAT, Table
-from usage_plan_key.model import (
-    REMEMBERED,
-    Association,
-    AssociationRecord,
-    Belief,
-    Hold,
-    Holder,
-    Mark,
-    Note,
-    Origin,
-    ResourceRecord,
-    Response,
-    Snapshot,
-)
-from usage_plan_key.retry import BEFORE_SHORT_CALL, Deadline
+from usage_plan_key.model import Association, AssociationRecord, Hold, Holder, Note, ResourceRecord, Snapshot
+from usage_plan_key.retry import Deadline
 
 DECLARED: dict[str, Any] = yaml_parse((Path(__file__).parents[1] / "template.yaml").read_text())["Resources"][
     "Ledger"
@@ -81,8 +66,8 @@ def table(db: DynamoDb) -> Table:
     return Table(db, NAME)  # type: ignore[arg-type]  # a fake
 
 
-def deadline(seconds: float = 60.0, clock: Clock | None = None) -> Deadline:
-    return within(seconds, clock or Clock(NOW))
+def deadline() -> Deadline:
+    return within(60, Clock(NOW))
 
 
 def hold(holder: Holder, association: Association = FREE) -> Rule:
@@ -101,22 +86,42 @@ def written(page: dict[str, Any]) -> dict[str, Any]:
     return {name: TypeSerializer().serialize(value) for name, value in page.items()}
 
 
-def damaged(pk: str = PAGE_A, **fields: Any) -> dict[str, Any]:
+def page(pk: str = PAGE_A, **fields: Any) -> dict[str, Any]:
     return written({"pk": pk, "version": "v", "format": FORMAT, "origin": "ours", **fields})
 
 
-def holding(**hold: Any) -> dict[str, Any]:
-    return damaged(holds={FREE.id: hold})
+#: Pages that nobody can read, and that stay as they are.
+DAMAGED = {
+    "newer": page(format=FORMAT + 1),
+    "no number of a format": page(format=None),
+    "no version": page(version=None),
+    "a version that is no text": page(version=7),
+    "no belief": page(holds={FREE.id: {"request": "r", "belief": "x"}}),
+    "a field more": page(holds={FREE.id: {"request": "r", "belief": "open", "new": 1}}),
+    "a field less": page(holds={FREE.id: {"belief": "open"}}),
+    "no association": page(holds={"alice": {"request": "r", "belief": "open"}}),
+    "another type": page(holds="all"),
+    "no answer": page(notes=[{"id": "r", "answer": 7}]),
+    "notes that are a text": page(notes="r"),
+    "foreign ids that are a text": page(foreign="former"),
+    "holders that are a text": page(PAGE_FREE, holders="text"),
+    "requests that are a text": page(PAGE_FREE, attaching="text"),
+}
 
 
 class TestPages:
     """The ledger reads each page as it wrote it."""
 
+    def test_that_leave_something_out_have_nothing_there(self, table: Table, db: DynamoDb) -> None:
+        db.items = {PAGE_A: page(), PAGE_FREE: page(PAGE_FREE)}
+        assert read(table, FREE).record == ResourceRecord()
+        assert read(table, FREE).entry(FREE) == AssociationRecord(origin=model.Origin.OURS)
+
     def test_of_format_1(self, table: Table, db: DynamoDb) -> None:
         """From 1.0 on every later version of the function reads these, as they stand here."""
-        answered = Response(success=True, outcome="ATTACHED", key_name="Alice", at=NOW)
+        answered = model.Response(success=True, outcome="ATTACHED", key_name="Alice", at=NOW)
         record = ResourceRecord(
-            holds={FREE: Hold("r1", Belief.LEFT, 6, "r2", "Alice")},
+            holds={FREE: Hold("r1", model.Belief.LEFT, 6, "r2", "Alice")},
             notes=(Note("r1", 7, answer=answered), Note("r2", 8, True, None, False, 1, 2, 3, 4, 5)),
             wants=PRO,
             foreign=frozenset({"d1"}),
@@ -124,7 +129,9 @@ class TestPages:
             digest="d2",
             former="d3",
         )
-        entry = AssociationRecord(frozenset({A}), Origin.TAKEN, frozenset({"r1"}), Mark("r2", 9), True, 10)
+        entry = AssociationRecord(
+            frozenset({A}), model.Origin.TAKEN, frozenset({"r1"}), model.Mark("r2", 9), True, 10
+        )
         pages = {PAGE_A: RESOURCE, PAGE_FREE: ASSOCIATION}
         db.items = {pk: written({"pk": pk, "version": f"v of {pk}", **page}) for pk, page in pages.items()}
         assert read(table, FREE) == Snapshot(record, {FREE: entry}, {pk: f"v of {pk}" for pk in pages})
@@ -135,41 +142,20 @@ class TestPages:
             pk: {**written({"pk": pk, **page}), "version": versions[pk]} for pk, page in pages.items()
         }
 
-    @pytest.mark.parametrize(
-        "page",
-        [
-            pytest.param(damaged(format=FORMAT + 1), id="newer"),
-            pytest.param(damaged(format=None), id="no number of a format"),
-            pytest.param(damaged(version=None), id="no version"),
-            pytest.param(damaged(version=7), id="a version that is no text"),
-            pytest.param(holding(request="r", belief="x"), id="no belief"),
-            pytest.param(holding(request="r", belief="open", new=1), id="a field more"),
-            pytest.param(holding(belief="open"), id="a field less"),
-            pytest.param(damaged(holds={"alice": {"request": "r", "belief": "open"}}), id="no association"),
-            pytest.param(damaged(holds="all"), id="another type"),
-            pytest.param(damaged(notes=[{"id": "r", "answer": 7}]), id="no answer"),
-            pytest.param(damaged(notes="r"), id="notes that are a text"),
-            pytest.param(damaged(foreign="former"), id="foreign ids that are a text"),
-            pytest.param(damaged(PAGE_FREE, holders="text"), id="holders that are a text"),
-            pytest.param(damaged(PAGE_FREE, attaching="text"), id="requests that are a text"),
-        ],
-    )
-    def test_that_cannot_be_read_is_refused_and_left_as_it_is(
-        self, table: Table, db: DynamoDb, page: dict[str, Any]
-    ) -> None:
+    @pytest.mark.parametrize("page", DAMAGED.values(), ids=DAMAGED)
+    def test_that_cannot_be_read_is_refused(self, table: Table, db: DynamoDb, page: dict[str, Any]) -> None:
         pk = page["pk"]["S"]
         db.items = before = {pk: page}
         newer = page["format"] == {"N": str(FORMAT + 1)}
         says = "a newer version of the function has written it" if newer else "it is damaged"
         where = f"Could not read page {pk} of the ledger {NAME} in eu-west-1: {says}"
-        with pytest.raises(FailedError, match=re.escape(where)):
-            table.change(A, [FREE], hold(A), deadline())
+        for asked in ([FREE], []):  # At once, or when the rule asks for it.
+            with pytest.raises(FailedError, match=re.escape(where)):
+                table.change(A, asked, hold(A), deadline())
         assert db.items == before
         assert table.pages(deadline()).unread[0].startswith(f"{pk}: {where}")
 
-    def test_go_when_they_say_nothing_and_expire_when_they_say_little(
-        self, table: Table, db: DynamoDb
-    ) -> None:
+    def test_go_or_expire_when_they_say_little(self, table: Table, db: DynamoDb) -> None:
         """A holder without holds stays for a day, and a detached association for an hour."""
         ttl = DECLARED["TimeToLiveSpecification"]["AttributeName"]
         assert DECLARED["TimeToLiveSpecification"]["Enabled"]
@@ -177,24 +163,9 @@ class TestPages:
         for rule in (hold(A), lambda state: state.with_entry(FREE, detached=NOW).let_go(A, FREE), hold(A)):
             table.change(A, [FREE], rule, deadline())
             seen.append([db.items[pk].get(ttl, {}).get("N") for pk in (PAGE_A, PAGE_FREE)])
-        assert seen == [[None, None], [str(NOW + REMEMBERED), str(NOW + DETACHED_KEPT)], [None, None]]
+        assert seen == [[None, None], [str(NOW + model.REMEMBERED), str(NOW + DETACHED_KEPT)], [None, None]]
         table.change(A, [FREE], lambda state: state.with_entry(FREE, detached=0).let_go(A, FREE), deadline())
         assert set(db.items) == {PAGE_A}
-
-    def test_all_of_them_come_1_mb_a_call(
-        self, table: Table, db: DynamoDb, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """The first reply is damaged."""
-        table.change(A, [FREE], hold(A), deadline())
-        table.change(B, [FREE], hold(B), deadline())
-        monkeypatch.setattr("emulators.dynamodb.MOST_SCANNED", 1)
-        scan = db.scan
-        replies: list[dict[str, Any]] = [{}]
-        monkeypatch.setattr(db, "scan", lambda **named: replies.pop() if replies else scan(**named))
-        found = table.pages(deadline())
-        assert (set(found.records), found.unread) == ({A, B}, [])
-        assert found.entries == {FREE: AssociationRecord(frozenset({A, B}))}
-        assert table.associations(deadline()) == {FREE}
 
 
 class TestChanges:
@@ -229,25 +200,3 @@ class TestChanges:
         what = f"write the ledger {NAME} in eu-west-1: gave up after .* others keep changing"
         with pytest.raises(OutOfTimeError, match=what):
             table.change(A, [], never, deadline())
-
-    def test_nothing_is_taken_for_seen_that_was_not(self, table: Table) -> None:
-        _, seen = table.change(A, [FREE], hold(A), deadline())
-        table.change(A, [PRO], hold(A, PRO), deadline(), seen)
-        table.change(B, [FREE], hold(B), deadline())
-        table.change(A, [FREE], noted("r"), deadline(), seen)
-        assert read(table, FREE, PRO).entries == {
-            FREE: AssociationRecord(frozenset({A, B})),
-            PRO: AssociationRecord(frozenset({A})),
-        }
-
-    def test_the_last_attempt_comes_at_the_last_moment(
-        self, table: Table, db: DynamoDb, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def throttled(**_: Any) -> None:
-            raise refusal(400, "ThrottlingException")
-
-        clock = Clock(NOW)
-        monkeypatch.setattr(db, "transact_get_items", throttled)
-        with pytest.raises(OutOfTimeError):
-            table.change(A, [FREE], hold(A), deadline(BEFORE_SHORT_CALL + 20, clock))
-        assert clock.now == NOW + 20

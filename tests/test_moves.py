@@ -1,7 +1,5 @@
 """An Update moves a key between plans that share a stage, with a way back, and only where it may."""
 
-from __future__ import annotations
-
 import pytest
 
 from .story import played

@@ -1,7 +1,5 @@
 """The newest request wins, the same request has the same answer, and each ends in time."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from unittest import mock
 
@@ -32,6 +30,9 @@ one that nobody can fence fails
     queue; late: issue create A free; put late; at write denied; serve late = FAILED Could not write the
     ledger; calls none; bye: issue delete A free; put bye; at write denied; serve bye = FAILED Could not
     write the ledger|Still attached: alice:free, if it was -> attached nothing
+a late Delete ends no belief, and a late Create begins no life
+    create A free; bye: issue delete A free; new: issue create A free; update A free gold = ATTACHED; arrive
+    bye; arrive new; beliefs A free=left gold=given; delete A free; delete A gold -> attached nothing
 a request that arrives again passes nothing
     queue; create A free; one: issue update A free pro; back: issue update A free free with=one; arrive
     one; arrive back; arrive one; serve one = FAILED Superseded; serve back = VERIFIED -> attached free
@@ -42,6 +43,9 @@ SUCCESS stays SUCCESS, whatever came later, and nothing is touched
     one: issue create A free; serve one = ATTACHED; delete A free; again one = ATTACHED; calls none; held
     nothing; log The function answered this request before; log the same answer goes out again -> attached
     nothing
+a Delete's, after its resource was made anew: nobody reads more than its page
+    create A free; one: issue delete A free; serve one; create A free; again one; calls none; ledger 1R 0W
+    -> attached free
 FAILED stays FAILED, though it would succeed by now
     one: issue create A nope; serve one = FAILED there is no usage plan nope; plan nope c:prod; again one
     = FAILED there is no usage plan nope; calls none -> attached nothing

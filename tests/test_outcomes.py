@@ -1,7 +1,5 @@
 """What a Create or an Update comes to: the outcome, the calls, and the Reason of a refusal."""
 
-from __future__ import annotations
-
 from .story import played
 
 test_an_outcome = played("""
@@ -39,7 +37,7 @@ sibling among strangers, present, Fail: joined
     create A free; create Z free Adopt = JOINED; create B free = JOINED; held free=A,B,Z -> attached free
 strangers, before, taken, Take still said by the last one
     hand+ free; create A free Take; update A free free Take = TAKEN; create Z free Adopt; delete A free
-    Take; held free=Z!taken; delete Z free -> attached free
+    Take; held free=Z!taken; excuse free; delete Z free -> attached free
 a plan that is not there: named with the region, and nothing is held
     create A nope = FAILED Could not attach API key alice to usage plan nope in eu-west-1: there is no
     usage plan nope in eu-west-1. Check the id; held nothing; beliefs A -> attached nothing
@@ -56,8 +54,9 @@ test_api_gateway_refuses = played("""
 a joiner that cannot look holds nothing
     create B free; at get denied; create A free = FAILED apigateway:GET; held free=B -> attached free
 broken to the end, and perhaps attached: the hold stays, and its Delete detaches it
-    at create lost busy*; create A free = FAILED gave up after ; held free=A!wanted+attaching; beliefs A
-    free=failed; at create; delete A free -> attached nothing
+    at create lost broken*; create A free = FAILED gave up after ; held free=A!wanted+attaching; beliefs A
+    free=failed; at create unsigned; delete A free; create A free = FAILED Error when retrieving ->
+    attached nothing
 a lost reply finds its own
     at create lost; create A free = ATTACHED; calls create=2 get=1; held free=A; delete A free -> attached
     nothing

@@ -1,7 +1,5 @@
 """The queue gets the right calls, and the function reads its messages."""
 
-from __future__ import annotations
-
 import json
 import math
 from hashlib import sha256
@@ -42,13 +40,10 @@ class TestMessages:
         assert repr(read({"event": "a secret"})) == "Message('message-7')", "a traceback shows it"
 
     @pytest.mark.parametrize(
-        ("arrived", "found"),
-        [("5", 5), ("0.5", 0.5), ("0", 0), ("12", 9), ("Infinity", 9), ("NaN", 9), ('"5"', 9), ("null", 9)]
-        + [pytest.param(f"{sign}{10**400}", 9, id=f"{sign}no float holds it") for sign in ("", "-")],
+        ("arrived", "found"), [("0", 0), ("0.5", 0.5), ("12", 9), ("Infinity", 9), ("NaN", 9), ('"5"', 9)]
     )
     def test_a_request_arrived_before_its_message_was_sent(self, arrived: str, found: float) -> None:
-        message = read(f'{{"event": {{}}, "arrived": {arrived}}}', SentTimestamp="9000")
-        assert (message.arrived, message.fenced) == (found, True)
+        assert read(f'{{"arrived": {arrived}}}', SentTimestamp="9000").arrived == found
         assert read('{"arrived": Infinity}', SentTimestamp="0").arrived == 0
 
     @pytest.mark.parametrize(("timestamp", "found"), [("1970-01-01T00:00:05Z", 5), ("5", 9), (5, 9)])

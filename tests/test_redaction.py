@@ -1,44 +1,14 @@
 """No text that is not our own brings a secret into a Reason or a log line."""
 
-from __future__ import annotations
-
-import json
-import logging
-from unittest.mock import Mock
 from urllib.parse import quote
 
 import pytest
-from botocore import exceptions as aws
-from botocore.parsers import ResponseParserError
-from urllib3.connectionpool import HTTPConnectionPool
-from urllib3.exceptions import LocationParseError, MaxRetryError, ProtocolError
 
-from usage_plan_key.api_gateway import ApiGateway
-from usage_plan_key.cloudformation import stack_is_gone
-from usage_plan_key.errors import FailedError, OutOfTimeError, TurnOverError
-from usage_plan_key.ledger import Table
-from usage_plan_key.model import Association, Holder
-from usage_plan_key.queue import Queue
+from usage_plan_key.errors import FailedError
 from usage_plan_key.redaction import response_url, shown, traceback, without_secrets
-from usage_plan_key.retry import Deadline, code, message
-
-from .memory import Clock, within
 
 SIGNATURE, VALUE = "5f1c" * 16, "s3cr3t_value-of-a-key"
 URL = f"https://b.s3.eu-west-1.amazonaws.com/path?X-Amz-Date=20261123T101112Z&X-Amz-Signature={SIGNATURE}"
-PAGE = json.dumps({"echo": {"ResponseURL": URL.replace("&", "\\u0026"), "Value": VALUE}})
-IN_FREE = Association("alice", "free")
-STACK = "arn:aws:cloudformation:eu-west-1:1:stack/one/0"
-FUNCTION = "arn:aws:lambda:eu-west-1:1:function:usage-plan-key"
-ERRORS: list[Exception] = [
-    aws.ClientError({"Error": {"Code": VALUE, "Message": PAGE}}, "Call"),
-    *(kind(endpoint_url=PAGE) for kind in (aws.EndpointConnectionError, aws.ReadTimeoutError)),
-    aws.SSLError(endpoint_url=PAGE, error=Exception(PAGE)),
-    *(kind(error=PAGE, proxy_url=PAGE) for kind in (aws.HTTPClientError, aws.ProxyConnectionError)),
-    aws.ParamValidationError(report=PAGE),
-    *(kind(PAGE) for kind in (ResponseParserError, ProtocolError, LocationParseError, ValueError, KeyError)),
-    MaxRetryError(HTTPConnectionPool("b"), PAGE, ProtocolError(PAGE)),
-]
 NAMES = ("Signature", "AWSAccessKeyId", "Expires", "X-Amz-Security-Token")
 URLS = [
     *(URL, quote(URL, safe=""), URL.replace("&", "&amp;"), URL.replace("&", "\\u0026")),
@@ -83,6 +53,11 @@ def test_a_secret_is_taken_out_and_the_rest_stays(text: str, left: str) -> None:
     assert shown(FailedError(text)) == shown(text) == text
 
 
+def test_an_error_of_several_lines_is_shown_in_one() -> None:
+    """Botocore's ParamValidationError has a line for each fault, and a Reason has one."""
+    assert shown(ValueError("Validation failed:\n  too short")) == "Validation failed: too short"
+
+
 def test_a_traceback_keeps_its_frames() -> None:
     frames = (
         "Traceback (most recent call last):\n"
@@ -91,29 +66,3 @@ def test_a_traceback_keeps_its_frames() -> None:
     )
     text = f"{frames}\nValueError: {VALUE}\n  {VALUE}\n\n{frames}\nx: {VALUE}"
     assert traceback(text) == text.replace(VALUE, "(not shown: 21 characters)")
-
-
-@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_no_error_shows_one(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
-    """Whatever botocore and urllib3 raise: neither its text, nor its neighbour's Reason, nor a log line."""
-    caplog.set_level(logging.DEBUG, "usage_plan_key")
-    client = Mock()
-    client.meta.region_name = "eu-west-1"
-    for call in ("get_usage_plan_key", "transact_get_items", "send_message", "describe_stacks"):
-        getattr(client, call).side_effect = error
-
-    def soon() -> Deadline:
-        return within(20, Clock())
-
-    said = [shown(error), message(error), code(error), str(OutOfTimeError.told("x", 1, 2, error))]
-    for ask in (
-        lambda: ApiGateway(client).look(IN_FREE, soon()),
-        lambda: Table(client, "ledger").read([(Holder("s", "Alice"), [IN_FREE])], soon()),
-        lambda: Queue(client, "https://queue").put({"StackId": "s", "RequestId": "r"}, 5, soon()),
-        lambda: stack_is_gone(client, STACK, FUNCTION, soon()),
-    ):
-        with pytest.raises(Exception) as failed:  # noqa: PT011  # `provider` answers with any
-            ask()
-        said.append(shown(failed.value))
-    said += [str(TurnOverError("x", error)), *caplog.messages]
-    assert [text for text in said if SIGNATURE in text or VALUE in text] == []

@@ -1,15 +1,13 @@
 """tools/redrive.py puts dead letters back, each once, in their order, and deletes only what it has sent.
 
-moto plays SQS. tests/test_stack.py plays the command against the function itself.
+moto plays SQS. tests/test_examples.py plays the command against the function itself.
 """
 
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -22,7 +20,9 @@ from tools import redrive
 from usage_plan_key.queue import Queue, messages
 from usage_plan_key.retry import Deadline
 
-EVENT = json.loads((Path(__file__).parents[1] / "events" / "create.json").read_text())
+from .answers import EVENTS
+
+EVENT = EVENTS["create"]
 STACK = EVENT["StackId"]
 GROUP = sha256(STACK.encode()).hexdigest()
 """The message group of the stack, as the function names it."""
@@ -33,24 +33,20 @@ class Letters:
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         sqs: Any = boto3.client("sqs", "eu-central-1", aws_access_key_id="-", aws_secret_access_key="-")
-        self.sqs, self._capsys, self.missing = mock.Mock(wraps=sqs), capsys, ""
+        self.sqs, self._capsys = mock.Mock(wraps=sqs), capsys
         # Nobody else sends meanwhile, so nobody has to wait.
         receive = self.sqs.receive_message
         receive.side_effect = lambda **given: sqs.receive_message(**given | {"WaitTimeSeconds": 0})
-        fifo: Any = {"FifoQueue": "true"}
-        make = self.sqs.create_queue
-        self.urls: dict[str, str] = {
-            name: make(QueueName=f"{name}.fifo", Attributes=fifo)["QueueUrl"]
-            for name in ("Requests", "Undelivered")
-        }
-        self.urls["Unanswered"] = make(QueueName="unanswered")["QueueUrl"]
+        self.urls = {"Unanswered": sqs.create_queue(QueueName="unanswered")["QueueUrl"]}
+        for name in ("Requests", "Undelivered"):
+            fifo = sqs.create_queue(QueueName=f"{name}.fifo", Attributes={"FifoQueue": "true"})
+            self.urls[name] = fifo["QueueUrl"]
 
     def client(self, service: str) -> Any:
         return self.sqs if service == "sqs" else self
 
     def describe_stacks(self, StackName: str) -> Any:
-        there = {f"{name}QueueUrl": url for name, url in self.urls.items() if name != self.missing}
-        outputs = [{"OutputKey": key, "OutputValue": url} for key, url in there.items()]
+        outputs = [{"OutputKey": f"{name}QueueUrl", "OutputValue": url} for name, url in self.urls.items()]
         return {"Stacks": [{"StackId": STACK, "Outputs": outputs}]}
 
     def put(self, source: str, name: str, issued: str = "", stack: str = STACK) -> None:
@@ -68,7 +64,6 @@ class Letters:
             self.sqs.send_message(QueueUrl=self.urls[source], MessageBody=json.dumps(record))
 
     def redrive(self, *arguments: str, status: int = 0) -> str:
-        """Run the command; return all that it prints."""
         with mock.patch("tools.redrive.boto3.Session", return_value=self):
             assert redrive.main([*arguments]) == status
         return "".join(self._capsys.readouterr())
@@ -85,20 +80,6 @@ class Letters:
                 found.setdefault(read.group, []).append(read.event["LogicalResourceId"])
                 self.sqs.delete_message(QueueUrl=self.urls[queue], ReceiptHandle=it["ReceiptHandle"])
         return found
-
-    @contextmanager
-    def failing(self, operation: str, after: int) -> Iterator[dict[str, Any]]:
-        """Let a call of the command fail from this one on; yield what the last one is called with."""
-        real, calls, failed = getattr(self.sqs, operation), iter(range(1000)), dict[str, Any]()
-
-        def call(**given: Any) -> Any:
-            if next(calls) >= after:
-                failed.update(given)
-                raise ClientError({"Error": {"Code": "AccessDenied"}}, operation)
-            return real(**given)
-
-        with mock.patch.object(self.sqs, operation, call):
-            yield failed
 
 
 @pytest.fixture
@@ -143,14 +124,14 @@ def test_requests_go_back_in_their_order_and_in_their_stacks_group(letters: Lett
     assert letters.there("Undelivered") == letters.there("Unanswered") == {}
 
 
-FAILURES = [
-    ("Undelivered", "send_message", 1),
-    ("Unanswered", "send_message", 1),
-    ("Unanswered", "delete_message", 0),
-]
-
-
-@pytest.mark.parametrize(("source", "operation", "after"), FAILURES)
+@pytest.mark.parametrize(
+    ("source", "operation", "after"),
+    [
+        ("Undelivered", "send_message", 1),
+        ("Unanswered", "send_message", 1),
+        ("Unanswered", "delete_message", 0),
+    ],
+)
 def test_a_failed_call_loses_nothing_and_sends_nothing_behind_it_or_twice(
     letters: Letters, source: str, operation: str, after: int
 ) -> None:
@@ -160,12 +141,16 @@ def test_a_failed_call_loses_nothing_and_sends_nothing_behind_it_or_twice(
     """
     for number in range(3):
         letters.put(source, f"Key{number}", f"20261129T10110{number}Z")
-    with letters.failing(operation, after) as failed:
-        told = letters.redrive("--send", status=1)
+    call = getattr(letters.sqs, operation)
+    call.side_effect = [mock.DEFAULT] * after + [ClientError({"Error": {"Code": "AccessDenied"}}, operation)]
+    told = letters.redrive("--send", status=1)
     assert f"{source}: 1 sent, 2 still there" in told
     assert "AccessDenied" in told
+    call.side_effect = None
     if operation == "delete_message":
-        letters.sqs.change_message_visibility(**failed, VisibilityTimeout=0)  # its time is over
+        letters.sqs.change_message_visibility(
+            **call.call_args.kwargs, VisibilityTimeout=0
+        )  # its time is over
     letters.redrive("--send")
     assert letters.there("Requests") == {GROUP: ["Key0", "Key1", "Key2"]}
     assert letters.there(source) == {}
@@ -173,10 +158,9 @@ def test_a_failed_call_loses_nothing_and_sends_nothing_behind_it_or_twice(
 
 def test_without_the_stacks_outputs_the_command_touches_no_queue(letters: Letters) -> None:
     """It reads where the requests go before it takes any."""
-    letters.missing = "Requests"
-    with letters.failing("receive_message", after=0) as touched:
-        told = letters.redrive("--send", "--stack", "customers", status=1)
-    assert touched == {}
+    del letters.urls["Requests"]
+    told = letters.redrive("--send", "--stack", "customers", status=1)
+    letters.sqs.receive_message.assert_not_called()
     assert "the stack customers has no output 'RequestsQueueUrl': is it the function's?\n" in told
 
 

@@ -1,7 +1,5 @@
 """The built artifact answers every file in events/ under Lambda's runtime, cold, warm and out of time."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from botocore.exceptions import ClientError
@@ -36,11 +36,12 @@ STORY: list[tuple[str, Any]] = [
 ]
 
 
-class Api:
-    """One of the two: its client, and the ids of plans and keys by their names."""
+class Api(NamedTuple):
+    """One of the two: its client, the ids of plans and keys by their names, and what keeps the rules."""
 
-    def __init__(self, client: Any, ids: dict[str, str], strict: Any) -> None:
-        self.client, self.ids, self.strict = client, ids, strict
+    client: Any
+    ids: dict[str, str]
+    strict: Any
 
     def call(self, line: str) -> Any:
         """Make a call of the story: a status, the names of plans, or a refusal."""
@@ -63,31 +64,25 @@ class Api:
         return made["ResponseMetadata"]["HTTPStatusCode"]
 
 
-@pytest.fixture
-def faked() -> Api:
-    api = ApiGateway()
-    api.plans = {name: Plan(name, tuple(it.split(":") for it in of)) for name, of in STAGES.items()}  # type: ignore[misc]  # two parts
-    api.keys = {name: Key(name.title(), "secret") for name in ("alice", "bob")}
-    return Api(api, {name: name for name in (*api.plans, *api.keys)}, api)
-
-
-@pytest.fixture
-def proxied(aws: Aws) -> Iterator[Api]:
-    """A proxy of its own, with a full bucket."""
+@pytest.fixture(params=["faked", "proxied"])
+def api(request: pytest.FixtureRequest) -> Iterator[Api]:
+    """The proxy is its own, with a full bucket."""
+    stages = {name: [tuple(it.split(":")) for it in of] for name, of in STAGES.items()}
+    if request.param == "faked":
+        fake, keys = ApiGateway(), ("alice", "bob")
+        fake.plans = {name: Plan(name, (*of,)) for name, of in stages.items()}  # type: ignore[arg-type]  # two parts
+        fake.keys = {name: Key(name.title(), "secret") for name in keys}
+        yield Api(fake, {name: name for name in (*stages, *keys)}, fake)
+        return
+    aws: Aws = request.getfixturevalue("aws")
     behind, ids = aws.client("apigateway"), {}
-    for name, of in STAGES.items():
-        stages = [dict(zip(("apiId", "stage"), it.split(":"), strict=True)) for it in of]
-        ids[name] = behind.create_usage_plan(name=name, apiStages=stages)["id"]
+    for name, of in stages.items():
+        covered = [{"apiId": api, "stage": stage} for api, stage in of]
+        ids[name] = behind.create_usage_plan(name=name, apiStages=covered)["id"]
     for name in ("alice", "bob"):
         ids[name] = behind.create_api_key(name=name.title())["id"]
     with Proxy(behind, aws.port, aws.certificate) as proxy:
         yield Api(aws.client("apigateway", proxy.url), ids, proxy)
-
-
-@pytest.fixture(params=["faked", "proxied"])
-def api(request: pytest.FixtureRequest) -> Api:
-    found: Api = request.getfixturevalue(request.param)
-    return found
 
 
 @pytest.mark.usefixtures("either_conflict")

@@ -1,12 +1,14 @@
-"""The artifact: pinned packages and no others, botocore cut down, the same bytes each time, and light."""
+"""The artifact: pinned packages and no others, botocore cut down, the same bytes each time. Its release."""
 
 import gzip
+import hashlib
 import json
 import re
 import runpy
 import shutil
 import subprocess
 import sys
+import zipfile
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,13 @@ import botocore
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from samtranslator.yaml_helper import yaml_parse
 
 from prune import OPERATIONS
 
+from .answers import EVENTS
 from .conftest import ROOT, Contents, build, contents
-from .test_template import FUNCTION, SERVICES, WATCH, called
+from .test_template import FUNCTION, SERVICES, TEMPLATE, WATCH, called
 
 HANDLER = ROOT / "handler"
 #: Markers apply to Lambda.
@@ -41,9 +45,8 @@ def test_the_artifact_has_the_pinned_packages_and_every_package_that_one_needs(a
     needed = [Requirement(line) for it in there for line in it.requires or ()]
     needed = [it for it in needed if it.marker is None or it.marker.evaluate(LAMBDA)]
     assert needed
-    assert [
-        it for it in needed if not it.specifier.contains(versions.get(canonicalize_name(it.name), "0"))
-    ] == []
+    there_not = [it for it in needed if versions.get(canonicalize_name(it.name), "0") not in it.specifier]
+    assert there_not == []
     assert not list(artifact.rglob("*.so")), "it would not fit both architectures"
 
 
@@ -99,12 +102,8 @@ def test_pruning_keeps_the_same_of_a_whole_botocore(
     shutil.copy(theirs / "endpoints.json", data)
     monkeypatch.setattr(sys, "argv", ["prune.py", str(tmp_path)])
     runpy.run_path(str(HANDLER / "prune.py"), run_name="__main__")
-    made, built = (
-        {path: it[2] for path, it in contents(there).items()}
-        for there in (data, artifact / "botocore" / "data")
-    )
-    assert made
-    assert made.items() <= built.items()
+    for path in data.rglob("*.json*"):
+        assert path.read_bytes() == (artifact / "botocore" / "data" / path.relative_to(data)).read_bytes()
 
 
 def run(artifact: Path, code: str, **environment: str) -> list[str]:
@@ -131,7 +130,6 @@ for region in {regions!r}:
 
 def test_init_is_light(artifact: Path) -> None:
     """`make cold` has the figures; this test holds their causes, in counts that no machine changes."""
-    event = json.loads((ROOT / "events" / "create.json").read_text())
     code = f"""
 import gc, ssl
 loaded = []
@@ -145,7 +143,7 @@ loaded.clear()
 import usage_plan_key.app
 print(len(loaded), gc.isenabled(), *made, *(name for name in sys.modules if name == "usage_plan_key.watch"))
 from usage_plan_key.request import parse
-assert not getattr(parse({event!r}), "faults", None)
+assert not getattr(parse({EVENTS["create"]!r}), "faults", None)
 roots = {{name.partition(".")[0] for name in sys.modules}}
 print(*roots & {{"pydantic", "aws_xray_sdk", "difflib", "unittest", "asyncio"}})
 import usage_plan_key.watch
@@ -180,3 +178,49 @@ def test_each_file_and_test_that_security_md_names_exists() -> None:
     assert len(files) > 3 < len(tests)
     assert [file for file in files if not (ROOT / file).exists()] == []
     assert [test for test in tests if not re.search(rf"{test}(?:\(| = )", sources)] == []
+
+
+# --- The release ---
+
+release = runpy.run_path(str(ROOT / ".ci" / "release.py"))["release"]
+ABOUT = TEMPLATE["Metadata"]["AWS::ServerlessRepo::Application"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A release of the handler, which is enough of an artifact."""
+    folder: Path = release(ROOT / "handler", tmp_path_factory.mktemp("release"))
+    return folder
+
+
+def test_the_sums_are_those_of_every_file(made: Path) -> None:
+    assert made.name == f"usage-plan-key-{ABOUT['SemanticVersion']}"
+    names = sorted([f"{made.name}.zip", "template.yaml", ABOUT["LicenseUrl"], ABOUT["ReadmeUrl"]])
+    assert sorted(path.name for path in made.iterdir()) == sorted([*names, "SHA256SUMS"])
+    sums = [f"{hashlib.sha256((made / name).read_bytes()).hexdigest()}  {name}" for name in names]
+    assert (made / "SHA256SUMS").read_text().splitlines() == sums
+
+
+def test_a_copy_with_other_times_and_modes_has_the_same_bytes(made: Path, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "handler", tmp_path / "copy", copy_function=shutil.copyfile)
+    for path in (tmp_path / "copy").rglob("*.py"):
+        path.chmod(0o600)
+    again = release(tmp_path / "copy", tmp_path)
+    assert (again / "SHA256SUMS").read_bytes() == (made / "SHA256SUMS").read_bytes()
+
+
+def test_the_template_is_the_projects_but_for_code_and_build(made: Path) -> None:
+    """Both functions have the zip, which Lambda can read, and each handler is in it."""
+    with zipfile.ZipFile(made / f"{made.name}.zip") as zipped:
+        for entry in zipped.infolist():
+            assert zipped.read(entry) == (ROOT / "handler" / entry.filename).read_bytes()
+            assert (entry.external_attr >> 16, entry.compress_type) == (0o100644, zipfile.ZIP_DEFLATED)
+    packed = yaml_parse((made / "template.yaml").read_text())
+    for name in ("UsagePlanKeyFunction", "WatchFunction"):
+        function = packed["Resources"][name]
+        assert function["Properties"]["CodeUri"] == f"{made.name}.zip"
+        module = function["Properties"]["Handler"].removesuffix(".handler").replace(".", "/")
+        assert f"{module}.py" in zipped.namelist()
+        function["Properties"]["CodeUri"] = "handler/"
+        function["Metadata"]["BuildMethod"] = "makefile"
+    assert packed == TEMPLATE

@@ -1,7 +1,5 @@
 """Whose a key is: the function detaches what it has attached or taken over, and leaves nothing unheld."""
 
-from __future__ import annotations
-
 from .story import played
 
 test_whose_a_key_is = played("""
@@ -29,15 +27,6 @@ no repair of what was deleted, answered or not
     queue; create A free; at delete denied*3; delete A free = FAILED Still attached; delete A free =
     FAILED; delete A free = FAILED; hand- free; time 7200; repair A free = not no answer has said that it
     is attached; calls none -> attached nothing
-a repair
-    queue; create A free; hand- free; repair A free; calls create=1 get=1; log Repaired: alice:free for A
-    of stack one; held free=A -> attached free
-a repair finds it there
-    queue; create A free; repair A free = not its key is there again; calls get=1; held free=A -> attached
-    free
-no repair of what was there before
-    queue; hand+ free; create A free Adopt; hand- free; repair A free = not it was there before the stack,
-    so somebody else may have removed it for good; calls none -> attached nothing
 no repair of what was moved away from
     queue; create A free; update A free pro; repair A free = not the resource does not hold it any more,
     or no answer has said -> attached pro
@@ -55,7 +44,8 @@ a repair with an internal error
     queue; create A free; hand- free; at create crash; repair A free = not an internal error, please
     report it; held free=A+attaching; delete A free -> attached nothing
 an operator lets go of it while a repair attaches it: an ERROR says what to do
-    queue; create A free; hand- free; at create ok{letgo A; excuse free}; repair A free; held nothing; log
+    queue; create A free; hand- free; stack one none; at create ok{letgo A =
+    ok; excuse free}; repair A free; held nothing; log
     ERROR Attached, and the resource does not hold it any more: detach alice:free by hand -> attached free
 a repair in order more than a day after its answer
     queue; create A free; update A free nope = FAILED there is no; time 180000; hand- free; repair A free;
@@ -69,6 +59,10 @@ a repair that another plan blocks
 a repair that API Gateway is too busy for comes again
     queue; create A free; hand- free; at create busy*; fix: repair A free = waits; at create; time 3;
     again fix; held free=A -> attached free
+a repair that waits gives way at once to a request of its resource
+    queue; create A free; hand- free; at create broken*; fix: repair A free = waits 2; arrive update A free
+    free; again fix = not a request of the resource is pending; log Not repaired: alice:free for A of stack
+    one: a request of the resource is pending -> attached nothing
 a 202 that comes into force later: who adopts it waits, and attaches it anew
     create A free; at delete later=5; delete A free; create Z free Adopt = ATTACHED; held free=Z; delete Z
     free -> attached nothing

@@ -392,7 +392,7 @@ def _note_page(note: Note) -> dict[str, Any]:
     answer = note.answer and _some(note.answer._replace(value=None)._asdict())
     # That a function has given it back is not the same as that none has begun it.
     begun = {} if note.begun is None else {"begun": note.begun}
-    return _some({**note._asdict(), "answer": answer, "begun": None}) | begun
+    return _some({**note._asdict(), "answer": answer}) | begun
 
 
 def _association(id_: str) -> Association:

@@ -31,9 +31,9 @@ _VALUE: Final = re.compile(
 
 
 def shown(error: object) -> str:
-    """Give an error's text without secrets. Our own errors' texts, and our sentences, hold none."""
+    """Give an error as one line without secrets. Our own errors' texts, and our sentences, hold none."""
     own = isinstance(error, str) or type(error).__module__.startswith(f"{__package__}.")
-    return str(error) if own else without_secrets(str(error))
+    return str(error) if own else without_secrets(" ".join(str(error).split()))
 
 
 def without_secrets(text: str) -> str:

@@ -584,7 +584,7 @@ def answered(record: ResourceRecord, request: Request, answer: Response) -> Reso
     if note.answer is not None:
         return record
     # Functions may die at the delivery too, so the mark stands until then.
-    record = record.noted(note._replace(answer=answer._replace(value=None), until=0))
+    record = record.noted(note._replace(answer=answer._replace(value=None)))
     if isinstance(request, Delete):
         return record
     if answer.success and isinstance(request, Create | Update):
