@@ -120,6 +120,7 @@ HEADER = {"ResponseMetadata": {"HTTPHeaders": {"retry-after": "3"}}, "retryAfter
     ("response", "found"),
     [
         ({"Error": {"Code": "X", "Message": "no"}}, ("X", "no", 0)),
+        ({"Error": {"Code": "X", "Message": "no,\n  and no"}}, ("X", "no, and no", 0)),
         ({"Error": {"Message": None}, "retryAfterSeconds": "soon"}, ("", "", 0)),
         ({}, ("", "", 0)),
         (HEADER, ("", "", 3)),

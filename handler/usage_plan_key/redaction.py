@@ -33,7 +33,12 @@ _VALUE: Final = re.compile(
 def shown(error: object) -> str:
     """Give an error as one line without secrets. Our own errors' texts, and our sentences, hold none."""
     own = isinstance(error, str) or type(error).__module__.startswith(f"{__package__}.")
-    return str(error) if own else without_secrets(" ".join(str(error).split()))
+    return str(error) if own else one_line(str(error))
+
+
+def one_line(text: str) -> str:
+    """Give somebody else's text as one line without secrets."""
+    return without_secrets(" ".join(text.split()))
 
 
 def without_secrets(text: str) -> str:

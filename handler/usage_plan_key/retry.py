@@ -21,7 +21,7 @@ from botocore.exceptions import ConnectionError as NoConnectionError
 from botocore.parsers import ResponseParserError
 
 from .errors import Again, FailedError, NotBegunError, OutOfTimeError, TurnOverError, UnreadableError
-from .redaction import shown, without_secrets
+from .redaction import one_line, shown
 
 #: Seconds that one call to AWS may take: to connect, and then to wait for the reply.
 CONNECT_TIMEOUT: Final = 2.0
@@ -283,14 +283,14 @@ def code(error: BaseException) -> str:
     """Name an error: AWS's code, else its class."""
     if not isinstance(error, ClientError):
         return type(error).__name__
-    return without_secrets(str(error.response.get("Error", {}).get("Code", "")))
+    return one_line(str(error.response.get("Error", {}).get("Code", "")))
 
 
 def message(error: Exception) -> str:
     """Give AWS's text of an error, else its own, without secrets."""
     if not isinstance(error, ClientError):
         return shown(error)
-    return without_secrets(str(error.response.get("Error", {}).get("Message") or ""))  # It may hold null.
+    return one_line(str(error.response.get("Error", {}).get("Message") or ""))  # It may hold null.
 
 
 def retry_after(error: ClientError) -> float:

@@ -218,7 +218,7 @@ def begin(record: ResourceRecord, request: Request) -> ResourceRecord:
 
 
 def _noted(record: ResourceRecord, request: Request) -> tuple[ResourceRecord, Note]:
-    """Give back the note of a request. A fence may have failed, or noted no repair: it is the oldest then."""
+    """Give back the note of a request; the oldest one, if no fence has noted it: a repair, a failed fence."""
     note = record.note(request.id)
     if note is None:
         note = Note(request.id, request.issued or 0)
